@@ -1,0 +1,76 @@
+"""gspo_core: Group Sequence Policy Optimization and its family, once, against the Array API.
+
+Works on the arrays you have (NumPy, PyTorch, JAX, anything that follows the standard) and imports no
+framework itself.
+
+    import gspo_core as gspo
+
+    advantages = gspo.group_advantages(rewards, groups)
+    out = gspo.gspo_loss(logp, old_logp, advantages, mask)
+    out.loss, out.metrics["clip_fraction"]
+"""
+
+from .aggregation import Aggregation, AggregateSum, aggregate, aggregate_sum
+from .backend import Backend, backend_of
+from .correction import Correction
+from .gradient import policy_gradient
+from .loss import (
+    PolicyLoss,
+    PolicyLossSum,
+    gspo_loss,
+    gspo_token_loss,
+    grpo_loss,
+    policy_loss,
+    policy_loss_sum,
+    ppo_loss,
+)
+from .objective import Objective
+from .penalty import Penalty, kl_penalty
+from .ratio import (
+    gspo_token_ratio,
+    sequence_log_ratio,
+    sequence_ratio,
+    token_log_ratio,
+    token_ratio,
+)
+from .sequences import Packed, Padded
+from .surrogate import Cispo, Clip, Gmpo, Reinforce, Sapo, Unclipped, Vespo, clipped_surrogate
+from .validation import value_checks
+
+__all__ = [
+    "AggregateSum",
+    "Aggregation",
+    "Backend",
+    "Cispo",
+    "Clip",
+    "Correction",
+    "Gmpo",
+    "Objective",
+    "Packed",
+    "Padded",
+    "Penalty",
+    "PolicyLoss",
+    "PolicyLossSum",
+    "Reinforce",
+    "Sapo",
+    "Unclipped",
+    "Vespo",
+    "aggregate",
+    "aggregate_sum",
+    "backend_of",
+    "clipped_surrogate",
+    "grpo_loss",
+    "gspo_loss",
+    "gspo_token_loss",
+    "gspo_token_ratio",
+    "kl_penalty",
+    "policy_gradient",
+    "policy_loss",
+    "policy_loss_sum",
+    "ppo_loss",
+    "sequence_log_ratio",
+    "sequence_ratio",
+    "token_log_ratio",
+    "token_ratio",
+    "value_checks",
+]

@@ -1,0 +1,188 @@
+"""From values per token to one number: L = (1/M) Σ_i ω_i Σ_t l_{i,t}.
+
+The weight ω_i of a token of response i and the normaliser M are the whole difference between the
+aggregations in use (GSPO-AGG-1 to GSPO-AGG-7). A value per response counts as that value at each of
+its tokens. The numerator and M are available apart, so that the parts of a step add (GSPO-AGG-8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .arrays import Array, Namespace, compute_dtype, namespace_of
+from .sequences import Layout, Sequences, bind_sequences
+from .validation import (
+    check_array,
+    check_choice,
+    check_floating,
+    check_integer,
+    check_number,
+    check_same_namespace,
+    check_shape,
+)
+
+MODES = (
+    "sequence_mean_token_mean",
+    "sequence_mean_token_sum",
+    "token_mean",
+    "token_sum",
+    "group_token_mean",
+)
+COUNTS = ("all", "non_empty", "given")
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How token losses become the loss: a mode, which responses (or groups) count in M, and a length constant.
+
+    `constant` divides token sums (`sequence_mean_token_sum`, `token_sum`). `count` "given" demands a
+    `normalizer` from the caller.
+    """
+
+    mode: str = "sequence_mean_token_mean"
+    count: str = "all"
+    constant: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, MODES)
+        check_choice("count", self.count, COUNTS)
+        check_number("constant", self.constant, low=0.0, strict=True)
+
+
+class Weights(NamedTuple):
+    """ω `[num_sequences]`, the normaliser M (0-d), and the lengths T `[num_sequences]`."""
+
+    omega: Array
+    count: Array
+    lengths: Array
+
+
+class AggregateSum(NamedTuple):
+    """The numerator Σ ω l and the normaliser M of an aggregation; both add over the parts of a step."""
+
+    sum: Array
+    count: Array
+
+
+def as_aggregation(mode: Any) -> Aggregation:
+    """An `Aggregation`, or the name of its mode."""
+    if isinstance(mode, Aggregation):
+        return mode
+    if not isinstance(mode, str):
+        raise TypeError(f"aggregation: expected an Aggregation or a mode name, got {type(mode).__name__}")
+    return Aggregation(mode)
+
+
+def token_weights(aggregation: Aggregation, layout: Layout, groups: Array | None, normalizer: Any, dtype: Any) -> Weights:
+    """ω and M for `aggregation` over `layout`; `normalizer` replaces M."""
+    lengths = layout.lengths(dtype)
+    xp = layout.xp
+    nonempty = xp.astype(lengths > 0, dtype)
+    if aggregation.mode == "sequence_mean_token_mean":
+        omega, count = nonempty / _nonzero(lengths), _responses(xp, aggregation, nonempty)
+    elif aggregation.mode == "sequence_mean_token_sum":
+        omega, count = xp.ones_like(lengths) / aggregation.constant, _responses(xp, aggregation, nonempty)
+    elif aggregation.mode == "token_mean":
+        omega, count = xp.ones_like(lengths), xp.sum(lengths)
+    elif aggregation.mode == "token_sum":
+        omega, count = xp.ones_like(lengths) / aggregation.constant, xp.ones_like(lengths[0])
+    else:
+        omega, count = _group_weights(xp, aggregation, lengths, groups)
+    return Weights(omega, _given(aggregation, normalizer, count), lengths)
+
+
+def divide(total: Array, count: Array) -> Array:
+    """total / M, and 0 where M is 0, which happens only when nothing counts."""
+    return total / _nonzero(count)
+
+
+def aggregate_sum(
+    values: Array,
+    sequences: Sequences | Array,
+    mode: str | Aggregation = "sequence_mean_token_mean",
+    *,
+    groups: Array | None = None,
+    normalizer: Any = None,
+) -> AggregateSum:
+    """(Σ_i ω_i Σ_t l_{i,t}, M): the unreduced form of `aggregate`. Clause GSPO-AGG-8.
+
+    The sums of the parts of a step add, and so do the counts, as long as no group is split for
+    `group_token_mean`; total loss = sum of sums / sum of counts.
+    """
+    xp = check_array("values", values)
+    check_floating("values", values)
+    layout = bind_sequences(sequences, tuple(values.shape), "values")
+    check_same_namespace(xp, sequences=layout.counted, groups=groups)
+    check_groups(groups, layout)
+    values = layout.clean(xp.astype(values, compute_dtype(values)))
+    weights = token_weights(as_aggregation(mode), layout, groups, normalizer, values.dtype)
+    return AggregateSum(xp.sum(weights.omega * layout.sum_tokens(values)), weights.count)
+
+
+def aggregate(
+    values: Array,
+    sequences: Sequences | Array,
+    mode: str | Aggregation = "sequence_mean_token_mean",
+    *,
+    groups: Array | None = None,
+    normalizer: Any = None,
+) -> Array:
+    """(1/M) Σ_i ω_i Σ_t l_{i,t} over counted tokens. Clauses GSPO-AGG-1 to GSPO-AGG-8.
+
+    Args: `values` per token, `[B, T]` or `[N]`; `mode` an `Aggregation` or the name of a mode;
+    `groups` `[num_sequences]` integer ids for `group_token_mean` (one group where None);
+    `normalizer` replaces M.
+
+    >>> import numpy as np
+    >>> mask = np.asarray([[1, 0, 0], [1, 1, 1]])
+    >>> float(aggregate(np.asarray([[1.0, 9, 9], [4, 4, 4]]), mask)), float(aggregate(np.ones((2, 3)), mask, "token_sum"))
+    (2.5, 4.0)
+    """
+    parts = aggregate_sum(values, sequences, mode, groups=groups, normalizer=normalizer)
+    return divide(parts.sum, parts.count)
+
+
+def check_groups(groups: Array | None, layout: Layout) -> None:
+    """Integer ids, one per sequence."""
+    if groups is not None:
+        check_integer("groups", groups)
+        check_shape("groups", groups, (layout.num_sequences,), "one id per sequence")
+
+
+def _nonzero(values: Array) -> Array:
+    xp = namespace_of(values)
+    return xp.where(values > 0, values, xp.ones_like(values))
+
+
+def _responses(xp: Namespace, aggregation: Aggregation, nonempty: Array) -> Array:
+    return xp.sum(nonempty if aggregation.count == "non_empty" else xp.ones_like(nonempty))
+
+
+def _given(aggregation: Aggregation, normalizer: Any, count: Array) -> Array:
+    if normalizer is None:
+        if aggregation.count == "given":
+            raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
+        return count
+    if isinstance(normalizer, (int, float)):
+        check_number("normalizer", normalizer, low=0.0, strict=True)
+        return namespace_of(count).zeros_like(count) + normalizer
+    xp = check_array("normalizer", normalizer)
+    check_same_namespace(namespace_of(count), normalizer=normalizer)
+    check_shape("normalizer", normalizer, (), "one number")
+    return xp.astype(normalizer, count.dtype)
+
+
+def _group_weights(xp: Namespace, aggregation: Aggregation, lengths: Array, groups: Array | None) -> tuple[Array, Array]:
+    if groups is None:
+        groups = xp.astype(xp.zeros_like(lengths), xp.int32)
+    order = xp.argsort(groups, stable=True)
+    ids = xp.take(groups, order, axis=0)
+    # Token counts are integers: their cumulative sums are exact, and so are the differences.
+    counts = xp.astype(xp.take(lengths, order, axis=0), xp.int32)
+    running = xp.cumulative_sum(counts, include_initial=True)
+    first, last = xp.searchsorted(ids, groups, side="left"), xp.searchsorted(ids, groups, side="right")
+    totals = xp.astype(xp.take(running, last, axis=0) - xp.take(running, first, axis=0), lengths.dtype)
+    members = xp.astype(last - first, lengths.dtype)
+    counted = xp.ones_like(totals) if aggregation.count != "non_empty" else xp.astype(totals > 0, lengths.dtype)
+    return xp.astype(totals > 0, lengths.dtype) / _nonzero(totals), xp.round(xp.sum(counted / members))

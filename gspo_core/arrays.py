@@ -1,0 +1,32 @@
+"""Arrays of any framework: their namespace, and the dtype that the mathematics runs in.
+
+The rules of this package: array functions come from the namespace of the caller's arrays, in-place
+operations and data-dependent shapes are not used, and no framework is imported that the caller did
+not import first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from array_api_compat import array_namespace
+
+Array: TypeAlias = Any
+Namespace: TypeAlias = Any
+
+_NAMESPACES: dict[type, Namespace] = {}
+
+
+def namespace_of(array: Array) -> Namespace:
+    """The Array API namespace of `array`, looked up once per array type."""
+    kind = type(array)
+    if kind not in _NAMESPACES:
+        _NAMESPACES[kind] = array_namespace(array)
+    return _NAMESPACES[kind]
+
+
+def compute_dtype(*arrays: Array) -> Any:
+    """float64 if any array is float64, else float32: the ratio never runs in less (GSPO-NUM-1, GSPO-NUM-2)."""
+    xp = namespace_of(arrays[0])
+    wide = any(array is not None and array.dtype == xp.float64 for array in arrays)
+    return xp.float64 if wide else xp.float32

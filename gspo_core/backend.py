@@ -1,0 +1,82 @@
+"""The primitives that the Array API standard lacks, one small class per framework.
+
+A backend must obey four rules:
+
+* `stop_gradient` returns the same values and blocks differentiation.
+* `segment_sum` adds without differences of cumulative sums and without a matrix product, so that a
+  NaN or an overflow in one segment never reaches another (GSPO-NUM-3).
+* `all_reduce_sum` adds over the ranks of a group, differentiably, and is the identity without one.
+* `can_inspect` is True only where reading a value costs no synchronisation and breaks no trace.
+
+Backends are found by the root module of the array's namespace, through the entry-point group
+`gspo_core.backends`; a framework without an entry uses the standard fallback below.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from array_api_compat import device as array_device
+
+from .arrays import Array, Namespace, namespace_of
+
+_ENTRY_POINT_GROUP = "gspo_core.backends"
+_BACKENDS: dict[str, Backend] = {}
+
+
+class Backend:
+    """The fallback in pure Array API terms: no autodiff, one rank, values always readable."""
+
+    name = "standard"
+
+    def stop_gradient(self, values: Array) -> Array:
+        """sg[x]: the values of x with a derivative of zero."""
+        return values
+
+    def segment_sum(self, values: Array, offsets: Array, max_length: int) -> Array:
+        """Σ_{t in segment i} v_t for `values` `[N]` and `offsets` `[S+1]`, by gathering to `[S, max_length]`."""
+        xp = namespace_of(values)
+        if max_length == 0 or values.shape[0] == 0:
+            return xp.zeros_like(offsets[1:], dtype=values.dtype)
+        starts, ends = offsets[:-1, None], offsets[1:, None]
+        columns = xp.arange(max_length, dtype=offsets.dtype, device=device_of(values))[None, :]
+        positions = starts + columns
+        inside = positions < ends
+        flat = xp.reshape(xp.where(inside, positions, xp.zeros_like(positions)), (-1,))
+        gathered = xp.reshape(xp.take(values, flat, axis=0), positions.shape)
+        return xp.sum(xp.where(inside, gathered, xp.zeros_like(gathered)), axis=1)
+
+    def all_reduce_sum(self, values: Array, group: Any) -> Array:
+        """Σ over the ranks of `group`."""
+        if group is not None:
+            raise ValueError(f"the {self.name} backend has no ranks to sum over, got a group: {group!r}")
+        return values
+
+    def can_inspect(self, values: Array) -> bool:
+        """Whether `values` may be read here without a device synchronisation or a broken trace."""
+        return True
+
+
+def device_of(values: Array) -> Any:
+    """The device of `values`, as the array functions of its namespace take it."""
+    return array_device(values)
+
+
+def _root_module(xp: Namespace) -> str:
+    return xp.__name__.removeprefix("array_api_compat.").split(".")[0]
+
+
+def _load(root: str) -> Backend:
+    for entry in entry_points(group=_ENTRY_POINT_GROUP):
+        if entry.name == root:
+            return entry.load()
+    return Backend()
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend registered for the framework of `array`, loaded at its first use."""
+    root = _root_module(namespace_of(array))
+    if root not in _BACKENDS:
+        _BACKENDS[root] = Backend() if root == "numpy" else _load(root)
+    return _BACKENDS[root]

@@ -1,0 +1,218 @@
+"""An objective: independent axes with named presets, validated, frozen, to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from .aggregation import Aggregation, as_aggregation
+from .correction import Correction
+from .penalty import Penalty
+from .surrogate import Cispo, Clip, Gmpo, Reinforce, Sapo, Surrogate, Unclipped, Vespo
+from .validation import check_choice, check_number
+
+RATIOS = ("token", "sequence", "gspo_token", "product")
+SEQUENCE_RATIOS = ("sequence", "product")
+_KINDS: dict[str, type[Any]] = {
+    "clip": Clip,
+    "unclipped": Unclipped,
+    "reinforce": Reinforce,
+    "cispo": Cispo,
+    "gmpo": Gmpo,
+    "sapo": Sapo,
+    "vespo": Vespo,
+}
+PAPER_CLIP = Clip(3e-4, 4e-4)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training step maximises, as independent axes; the loss is its negative.
+
+    `ratio`: "sequence" (GSPO), "gspo_token", "token" (PPO, GRPO) or "product" (no length normalisation).
+    `surrogate`: `Clip`, `Unclipped`, `Reinforce`, `Cispo`, `Gmpo`, `Sapo` or `Vespo`.
+    `aggregation`: an `Aggregation` or the name of a mode. `penalty`: a KL term in the loss, or None.
+    `correction`: a `Correction`, or several, for off-policy sampling. `log_ratio_cap`: None in the paper.
+
+    >>> Objective.gspo().ratio, Objective.gspo().surrogate
+    ('sequence', Clip(low=0.0003, high=0.0004, dual=None))
+    >>> Objective.from_json(Objective.dapo().to_json()) == Objective.dapo()
+    True
+    """
+
+    ratio: str
+    surrogate: Surrogate
+    aggregation: Aggregation = Aggregation()
+    penalty: Penalty | None = None
+    correction: tuple[Correction, ...] = ()
+    log_ratio_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("ratio", self.ratio, RATIOS)
+        object.__setattr__(self, "aggregation", as_aggregation(self.aggregation))
+        corrections = (self.correction,) if isinstance(self.correction, Correction) else tuple(self.correction or ())
+        object.__setattr__(self, "correction", corrections)
+        self._check_types()
+        if self.log_ratio_cap is not None:
+            check_number("log_ratio_cap", self.log_ratio_cap)
+        if isinstance(self.surrogate, Gmpo) and self.ratio != "token":
+            raise ValueError(f"ratio: expected 'token' with the Gmpo surrogate, which clips tokens, got {self.ratio!r}")
+
+    def _check_types(self) -> None:
+        if not isinstance(self.surrogate, tuple(_KINDS.values())):
+            raise TypeError(f"surrogate: expected one of {', '.join(_KINDS)}, got {type(self.surrogate).__name__}")
+        if self.penalty is not None and not isinstance(self.penalty, Penalty):
+            raise TypeError(f"penalty: expected a Penalty or None, got {type(self.penalty).__name__}")
+        for item in self.correction:
+            if not isinstance(item, Correction):
+                raise TypeError(f"correction: expected Correction entries, got {type(item).__name__}")
+
+    @property
+    def per_sequence(self) -> bool:
+        """Whether the surrogate has one value per response rather than one per token."""
+        weighted = isinstance(self.surrogate, (Reinforce, Cispo, Vespo))
+        return isinstance(self.surrogate, Gmpo) or (self.ratio in SEQUENCE_RATIOS and not weighted)
+
+    @property
+    def allows_token_advantages(self) -> bool:
+        """Whether `advantages` may vary within a response (GSPO-ADV-14)."""
+        return not self.per_sequence
+
+    def replace(self, **changes: Any) -> Objective:
+        """A copy with some axes changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the surrogate carries its `kind`."""
+        fields = dataclasses.asdict(self)
+        kind = next(kind for kind, cls in _KINDS.items() if type(self.surrogate) is cls)
+        return fields | {"surrogate": {"kind": kind} | fields["surrogate"], "correction": list(fields["correction"])}
+
+    def to_json(self) -> str:
+        """The objective as one JSON object."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Objective:
+        """The inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Objective:
+        """The inverse of `to_dict`; an unknown or missing field is an error."""
+        values = _known("objective", cls, fields)
+        aggregation, penalty = values.get("aggregation"), values.get("penalty")
+        values["surrogate"] = _surrogate(values.get("surrogate"))
+        values["aggregation"] = Aggregation() if aggregation is None else _build("aggregation", Aggregation, aggregation)
+        values["penalty"] = None if penalty is None else _penalty(penalty)
+        values["correction"] = tuple(_build("correction", Correction, item) for item in values.get("correction", ()))
+        return cls(**values)
+
+    @classmethod
+    def gspo(cls, clip: Clip = PAPER_CLIP) -> Objective:
+        """GSPO, eq. 5: one length-normalised ratio, one clip decision and one weight per response."""
+        return cls("sequence", clip)
+
+    @classmethod
+    def gspo_token(cls, clip: Clip = PAPER_CLIP) -> Objective:
+        """GSPO-token, eq. 13: GSPO with advantages that may vary by token."""
+        return cls("gspo_token", clip)
+
+    @classmethod
+    def grpo(cls, clip: Clip = Clip(0.2, 0.27)) -> Objective:
+        """GRPO, eq. 2, with the clip range of the GSPO paper's baseline and no KL term."""
+        return cls("token", clip)
+
+    @classmethod
+    def ppo(cls, clip: Clip = Clip(0.2, 0.2)) -> Objective:
+        """PPO, eq. 1."""
+        return cls("token", clip)
+
+    @classmethod
+    def dr_grpo(cls, constant: float = 1.0, clip: Clip = Clip(0.2, 0.2)) -> Objective:
+        """Dr. GRPO (arXiv 2503.20783): no 1/|y_i|; token sums over a constant."""
+        return cls("token", clip, Aggregation("sequence_mean_token_sum", constant=constant))
+
+    @classmethod
+    def dapo(cls, clip: Clip = Clip(0.2, 0.28)) -> Objective:
+        """DAPO (arXiv 2503.14476): token mean within each group."""
+        return cls("token", clip, Aggregation("group_token_mean"))
+
+    @classmethod
+    def rloo(cls) -> Objective:
+        """RLOO (arXiv 2402.14740): REINFORCE on whole responses; advantages are leave-one-out."""
+        return cls("token", Reinforce(), Aggregation("sequence_mean_token_sum"))
+
+    @classmethod
+    def reinforce_pp(cls, clip: Clip = Clip(0.2, 0.2)) -> Objective:
+        """REINFORCE++ (arXiv 2501.03262): PPO's clip, token mean; advantages are whitened returns."""
+        return cls("token", clip, Aggregation("token_mean"))
+
+    @classmethod
+    def gmpo(cls, surrogate: Gmpo = Gmpo()) -> Objective:
+        """GMPO (arXiv 2507.20673): geometric mean of clipped token ratios."""
+        return cls("token", surrogate)
+
+    @classmethod
+    def cispo(cls, surrogate: Cispo = Cispo()) -> Objective:
+        """CISPO (arXiv 2506.13585): clipped weights, never clipped gradients."""
+        return cls("token", surrogate, Aggregation("group_token_mean"))
+
+    @classmethod
+    def sapo(cls, surrogate: Sapo = Sapo()) -> Objective:
+        """SAPO (arXiv 2511.20347): a soft gate on the token ratio."""
+        return cls("token", surrogate)
+
+    @classmethod
+    def luspo(cls, clip: Clip = PAPER_CLIP) -> Objective:
+        """LUSPO (arXiv 2602.05261): GSPO times |y_i|."""
+        return cls("sequence", clip, Aggregation("sequence_mean_token_sum"))
+
+    @classmethod
+    def decoupled(cls, clip: Clip = Clip(0.2, 0.2), cap: float = 5.0) -> Objective:
+        """Decoupled PPO (arXiv 2110.00641): ratio to the proximal policy, tokens above the behaviour cap dropped."""
+        return cls("token", clip, Aggregation("token_mean"), correction=(Correction("token", "mask", high=cap),))
+
+    @classmethod
+    def vespo(cls, surrogate: Vespo = Vespo()) -> Objective:
+        """VESPO (arXiv 2602.10693): a smooth kernel on the un-normalised sequence ratio."""
+        return cls("product", surrogate, Aggregation("token_mean"))
+
+    @classmethod
+    def minirl(cls, gate: Clip = Clip(0.2, 0.27), cap: float = 5.0) -> Objective:
+        """MiniRL (arXiv 2512.01374): gated REINFORCE with truncated π/μ weights, token sums."""
+        weight = Correction("token", "clamp", high=cap, numerator="current")
+        return cls("token", Reinforce(gate), Aggregation("sequence_mean_token_sum"), correction=(weight,))
+
+
+def _known(name: str, cls: type[Any], fields: Any) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise TypeError(f"{name}: expected a JSON object, got {type(fields).__name__}")
+    known = [field.name for field in dataclasses.fields(cls)]
+    for field in fields:
+        check_choice(f"{name} field", field, tuple(known))
+    return dict(fields)
+
+
+def _build(name: str, cls: type[Any], fields: Any) -> Any:
+    return cls(**_known(name, cls, fields))
+
+
+def _surrogate(fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        raise TypeError(f"surrogate: expected a JSON object with a kind, got {type(fields).__name__}")
+    values = dict(fields)
+    kind = values.pop("kind", None)
+    check_choice("surrogate kind", kind, tuple(_KINDS))
+    if kind == "reinforce" and values.get("gate") is not None:
+        values["gate"] = _build("gate", Clip, values["gate"])
+    return _build("surrogate", _KINDS[kind], values)
+
+
+def _penalty(fields: Any) -> Penalty:
+    values = _known("penalty", Penalty, fields)
+    if values.get("aggregation") is not None:
+        values["aggregation"] = _build("aggregation", Aggregation, values["aggregation"])
+    return Penalty(**values)

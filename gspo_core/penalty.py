@@ -1,0 +1,133 @@
+"""KL penalties on sampled tokens: the estimators, their derivatives, and the importance-corrected forms.
+
+z_t = log π_θ(y_t) - log π_ref(y_t). The paper has no KL term (GSPO-KL-7); where one is used it stays
+outside the gate, the minimum and the advantage (GSPO-KL-6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .aggregation import Aggregation
+from .arrays import Array, compute_dtype, namespace_of
+from .backend import backend_of
+from .sequences import Layout
+from .validation import check_array, check_choice, check_floating, check_number, check_same_namespace, check_shape
+
+ESTIMATORS = ("k1", "k2", "k3", "k3_plus", "abs")
+IMPORTANCE = (None, "token", "sequence")
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """+ coefficient · aggregate(KL_t), in the loss. Clauses GSPO-KL-1 to GSPO-KL-8.
+
+    `importance` multiplies each token's KL by the differentiable token ratio or sequence ratio.
+    `aggregation` None is the objective's own. Clamps hold the value and cut the gradient outside.
+    """
+
+    estimator: str = "k3"
+    coefficient: float = 0.001
+    importance: str | None = None
+    aggregation: Aggregation | None = None
+    log_ratio_clamp: float | None = None
+    value_clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        check_choice("importance", self.importance, IMPORTANCE)
+        check_number("coefficient", self.coefficient, low=0.0)
+        for name in ("log_ratio_clamp", "value_clamp"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), low=0.0, strict=True)
+
+
+def kl_penalty(logp: Array, ref_logp: Array, estimator: str = "k3") -> Array:
+    """Per token: k1 = z, k2 = z²/2, k3 = e^{-z} + z - 1, k3_plus (value k3, gradient k2), abs = |z|.
+
+    Clauses GSPO-KL-1 to GSPO-KL-4. Args: `logp`, `ref_logp` of one shape.
+
+    >>> import numpy as np
+    >>> kl_penalty(np.asarray([-1.0]), np.asarray([-3.0]), "k2")
+    array([2.])
+    """
+    xp = check_array("logp", logp)
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_same_namespace(xp, ref_logp=ref_logp)
+    check_floating("logp", logp)
+    check_floating("ref_logp", ref_logp)
+    check_shape("ref_logp", ref_logp, tuple(logp.shape), "like logp")
+    dtype = compute_dtype(logp, ref_logp)
+    return estimate(estimator, xp.astype(logp, dtype) - xp.astype(ref_logp, dtype))
+
+
+def estimate(estimator: str, z: Array) -> Array:
+    """The value of an estimator, differentiable in z; `expm1` keeps the digits that e^{-z} - 1 cancels."""
+    xp = namespace_of(z)
+    if estimator == "k1":
+        return z
+    if estimator == "k2":
+        return z * z / 2
+    if estimator == "abs":
+        return xp.sign(z) * z
+    k3 = xp.expm1(-z) + z
+    if estimator == "k3":
+        return k3
+    stop = backend_of(z).stop_gradient
+    k2 = z * z / 2
+    return stop(k3) + (k2 - stop(k2))
+
+
+def estimate_slope(estimator: str, z: Array) -> Array:
+    """d(estimator)/dz: 1, z, 1 - e^{-z}, z, sign z."""
+    xp = namespace_of(z)
+    if estimator == "k1":
+        return xp.ones_like(z)
+    if estimator == "abs":
+        return xp.sign(z)
+    return -xp.expm1(-z) if estimator == "k3" else z
+
+
+def penalty_values(penalty: Penalty, layout: Layout, logp: Array, old_logp: Array, ref_logp: Array) -> Array:
+    """The KL of each counted token, differentiable in `logp`; arrays are clean (0 at uncounted positions)."""
+    xp = layout.xp
+    z, inside = _clamped(penalty, logp - ref_logp)
+    values = estimate(penalty.estimator, z)
+    if penalty.value_clamp is not None:
+        held = xp.clip(layout.backend.stop_gradient(values), -penalty.value_clamp, penalty.value_clamp)
+        values = xp.where(inside, values, held)
+    return layout.clean(values * _importance(penalty, layout, logp - old_logp))
+
+
+def penalty_slope(penalty: Penalty, layout: Layout, logp: Array, old_logp: Array, ref_logp: Array) -> Array:
+    """dΣ_t KL_t / d log π_θ(y_u) within the sequence of u, in closed form."""
+    xp, log_ratio = layout.xp, logp - old_logp
+    z, inside = _clamped(penalty, logp - ref_logp)
+    slope = xp.where(inside, estimate_slope(penalty.estimator, z), xp.zeros_like(z))
+    if penalty.importance is None:
+        return layout.clean(slope)
+    values = penalty_values(penalty, layout, logp, old_logp, ref_logp)
+    own = layout.clean(slope * _importance(penalty, layout, log_ratio))
+    if penalty.importance == "token":
+        return own + values
+    return layout.clean(own + layout.spread(layout.mean_tokens(values)))
+
+
+def _clamped(penalty: Penalty, z: Array) -> tuple[Array, Array]:
+    """z held to the log-ratio clamp (no gradient outside), and where a gradient flows at all."""
+    xp = namespace_of(z)
+    inside = xp.ones_like(z, dtype=xp.bool)
+    if penalty.log_ratio_clamp is not None:
+        inside = xp.abs(z) <= penalty.log_ratio_clamp
+        z = xp.where(inside, z, xp.sign(backend_of(z).stop_gradient(z)) * penalty.log_ratio_clamp)
+    if penalty.value_clamp is not None:
+        inside = inside & (xp.abs(estimate(penalty.estimator, z)) <= penalty.value_clamp)
+    return z, inside
+
+
+def _importance(penalty: Penalty, layout: Layout, log_ratio: Array) -> Array | float:
+    if penalty.importance is None:
+        return 1.0
+    if penalty.importance == "token":
+        return layout.xp.exp(log_ratio)
+    return layout.spread(layout.xp.exp(layout.mean_tokens(log_ratio)))

@@ -1,0 +1,206 @@
+"""Where tokens live: rows of a padded batch, or segments of a packed one.
+
+Both layouts answer the same four questions: which tokens count, how many each sequence has, what a
+sum or mean over a sequence's counted tokens is, and how a per-sequence value is laid back on tokens.
+`T_i`, the length |y_i| of the paper, is the number of *counted* tokens (GSPO-DATA-1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, TypeAlias
+
+from .arrays import Array, Namespace, namespace_of
+from .backend import Backend, backend_of, device_of
+from .validation import check_array, check_binary, check_integer, check_shape, reads_values
+
+
+def _as_boolean(name: str, mask: Array) -> Array:
+    xp = namespace_of(mask)
+    if mask.dtype == xp.bool:
+        return mask
+    check_binary(name, mask)
+    return mask != 0
+
+
+class Layout:
+    """Sequences over an array of tokens; the two layouts differ in how they reduce and how they spread."""
+
+    counted: Array
+    context: Any
+    num_sequences: int
+
+    @property
+    def xp(self) -> Namespace:
+        return namespace_of(self.counted)
+
+    @property
+    def backend(self) -> Backend:
+        return backend_of(self.counted)
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        return tuple(self.counted.shape)
+
+    def _sum(self, values: Array) -> Array:
+        raise NotImplementedError
+
+    def spread(self, per_sequence: Array) -> Array:
+        """v_i at every token of sequence i, in the shape of the tokens."""
+        raise NotImplementedError
+
+    def clean(self, values: Array) -> Array:
+        """v_t where the token counts, else 0: a selection, so that 0·NaN and 0·inf never arise (GSPO-NUM-5)."""
+        return self.xp.where(self.counted, values, self.xp.zeros_like(values))
+
+    def sum_tokens(self, values: Array) -> Array:
+        """Σ_t v_t over the counted tokens of each sequence, `[num_sequences]`."""
+        return self.backend.all_reduce_sum(self._sum(self.clean(values)), self.context)
+
+    def lengths(self, dtype: Any) -> Array:
+        """T_i, the number of counted tokens of each sequence, as `dtype`."""
+        return self.sum_tokens(self.xp.astype(self.counted, dtype))
+
+    def mean_tokens(self, values: Array) -> Array:
+        """(1/T_i) Σ_t v_t over the counted tokens of each sequence; 0 for an empty sequence (GSPO-DATA-3)."""
+        lengths = self.lengths(values.dtype)
+        return self.sum_tokens(values) / self.xp.where(lengths > 0, lengths, self.xp.ones_like(lengths))
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """One sequence per row: `mask` `[B, T]` is true (or 1) at the tokens that count.
+
+    `context` is the group of ranks that each hold a part of every row, for context parallelism: what
+    the backend's `all_reduce_sum` understands.
+    """
+
+    mask: Array
+    _: KW_ONLY
+    context: Any = None
+
+    def __post_init__(self) -> None:
+        check_array("mask", self.mask)
+        if self.mask.ndim != 2 or self.mask.shape[0] == 0:
+            raise ValueError(f"mask: expected shape [B, T] with at least one sequence, got {tuple(self.mask.shape)}")
+        object.__setattr__(self, "mask", _as_boolean("mask", self.mask))
+
+    def bind(self, token_shape: tuple[int, ...], name: str = "logp") -> _Rows:
+        """These sequences over an array of `token_shape`; raises where the two do not fit."""
+        if len(token_shape) != 2:
+            raise ValueError(f"{name}: expected 2 dimensions [B, T] with padded sequences, got shape {token_shape}")
+        if tuple(self.mask.shape) != token_shape:
+            raise ValueError(f"mask: expected shape {token_shape} like {name}, got {tuple(self.mask.shape)}")
+        return _Rows(self)
+
+
+class _Rows(Layout):
+    """`Padded` sequences over an array of tokens."""
+
+    def __init__(self, padded: Padded) -> None:
+        self.counted = padded.mask
+        self.context = padded.context
+        self.num_sequences = padded.mask.shape[0]
+
+    def _sum(self, values: Array) -> Array:
+        return self.xp.sum(values, axis=1, dtype=values.dtype)
+
+    def spread(self, per_sequence: Array) -> Array:
+        return self.xp.broadcast_to(per_sequence[:, None], self.token_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Sequences laid end to end in `[N]` tokens: sequence i owns `offsets[i]` to `offsets[i+1]`.
+
+    Segments may be empty. Tokens past `offsets[-1]` are padding. `mask` `[N]` says which tokens of a
+    segment count; all of them where it is None. `max_length` is a bound on the longest segment, a
+    Python integer: needed where `offsets` cannot be read (under `jax.jit`), found out elsewhere.
+    """
+
+    offsets: Array
+    _: KW_ONLY
+    mask: Array | None = None
+    max_length: int | None = None
+    context: Any = None
+
+    def __post_init__(self) -> None:
+        check_array("offsets", self.offsets)
+        check_integer("offsets", self.offsets)
+        if self.offsets.ndim != 1 or self.offsets.shape[0] < 2:
+            raise ValueError(
+                f"offsets: expected shape [num_sequences + 1] with at least one sequence, "
+                f"got {tuple(self.offsets.shape)}"
+            )
+        if self.mask is not None:
+            check_array("mask", self.mask)
+            if self.mask.ndim != 1:
+                raise ValueError(f"mask: expected 1 dimension [N], got shape {tuple(self.mask.shape)}")
+            object.__setattr__(self, "mask", _as_boolean("mask", self.mask))
+        if reads_values(self.offsets):
+            self._check_offsets()
+
+    def _check_offsets(self) -> None:
+        xp, offsets = namespace_of(self.offsets), self.offsets
+        if int(offsets[0]) != 0:
+            raise ValueError(f"offsets: expected the first to be 0, got {int(offsets[0])}")
+        steps = offsets[1:] - offsets[:-1]
+        if int(xp.min(steps)) < 0:
+            raise ValueError(f"offsets: expected a non-decreasing sequence, got a step of {int(xp.min(steps))}")
+        longest = int(xp.max(steps))
+        if self.max_length is not None and longest > self.max_length:
+            raise ValueError(f"max_length: expected at least the longest segment, {longest}, got {self.max_length}")
+
+    def bind(self, token_shape: tuple[int, ...], name: str = "logp") -> _Segments:
+        """These sequences over an array of `token_shape`; raises where the two do not fit."""
+        if len(token_shape) != 1:
+            raise ValueError(f"{name}: expected 1 dimension [N] with packed sequences, got shape {token_shape}")
+        if self.mask is not None:
+            check_shape("mask", self.mask, token_shape, f"like {name}")
+        if reads_values(self.offsets) and int(self.offsets[-1]) > token_shape[0]:
+            raise ValueError(
+                f"offsets: expected the last to be at most {token_shape[0]}, the number of tokens in {name}, "
+                f"got {int(self.offsets[-1])}"
+            )
+        return _Segments(self, token_shape[0])
+
+
+class _Segments(Layout):
+    """`Packed` sequences over a known number of tokens."""
+
+    def __init__(self, packed: Packed, num_tokens: int) -> None:
+        self.offsets = packed.offsets
+        self.context = packed.context
+        self.num_sequences = packed.offsets.shape[0] - 1
+        self.max_length = _longest(packed, num_tokens)
+        xp = namespace_of(packed.offsets)
+        position = xp.arange(num_tokens, dtype=packed.offsets.dtype, device=device_of(packed.offsets))
+        inside = position < packed.offsets[-1]
+        self.counted = inside if packed.mask is None else inside & packed.mask
+        owner = xp.searchsorted(packed.offsets[1:], position, side="right")
+        self._owner = xp.where(inside, owner, xp.zeros_like(owner))
+
+    def _sum(self, values: Array) -> Array:
+        return self.backend.segment_sum(values, self.offsets, self.max_length)
+
+    def spread(self, per_sequence: Array) -> Array:
+        return self.xp.take(per_sequence, self._owner, axis=0)
+
+
+def _longest(packed: Packed, num_tokens: int) -> int:
+    if packed.max_length is not None:
+        return min(packed.max_length, num_tokens)
+    if not backend_of(packed.offsets).can_inspect(packed.offsets):
+        return num_tokens
+    return int(namespace_of(packed.offsets).max(packed.offsets[1:] - packed.offsets[:-1]))
+
+
+Sequences: TypeAlias = Padded | Packed
+
+
+def bind_sequences(sequences: Any, token_shape: tuple[int, ...], name: str = "logp") -> Layout:
+    """`sequences`, or a plain `[B, T]` mask which means `Padded(mask)`, over an array of `token_shape`."""
+    if not isinstance(sequences, (Padded, Packed)):
+        check_array("sequences", sequences)
+        sequences = Padded(sequences)
+    return sequences.bind(token_shape, name)

@@ -1,0 +1,289 @@
+"""What is maximised, per unit of the ratio: J as a function of the log-ratio ℓ, the ratio x = e^ℓ and the advantage A.
+
+A *unit* is a token, or a whole response where the ratio is one scalar per sequence. Two families:
+
+* `RatioSurrogate`: J is a function of x, differentiated through it; `slope` is dJ/dℓ in closed form.
+* `LogProbSurrogate`: J = sg[weight(x, A)] · A · log π_θ(y_t), always per token; d J / d log π_θ = weight · A.
+
+`min` and `clip` are written as a selection by the gate, never as `minimum` and `clip`: frameworks
+disagree on the derivative of those at a tie, the gate does not (GSPO-SURR-4). The selection happens
+before `exp`, because a branch that is not taken still spoils a derivative when it overflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from .arrays import Array, namespace_of
+from .validation import check_array, check_floating, check_number, check_same_namespace, check_shape
+
+StopGradient: TypeAlias = Callable[[Array], Array]
+
+
+class Clipped(NamedTuple):
+    """Which units are clipped, by cause; three boolean arrays."""
+
+    low: Array
+    high: Array
+    dual: Array
+
+
+@dataclass(frozen=True)
+class Clip:
+    """J = min(x A, clip(x, 1-low, 1+high) A), and for A < 0 at least dual·A where `dual` is given.
+
+    Clauses GSPO-SURR-1 to GSPO-SURR-5. The gate is one-sided: A > 0 is clipped above, A < 0 below.
+    """
+
+    low: float
+    high: float
+    dual: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high)
+        if self.dual is not None:
+            check_number("dual", self.dual, low=1.0, strict=True)
+
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+        """Where the gate is 0: strictly outside the range, on the side where J would grow (GSPO-SURR-2)."""
+        negative = advantages < 0
+        high = (advantages > 0) & (ratio > 1 + self.high)
+        low = negative & (ratio < 1 - self.low)
+        dual = negative & (ratio > self.dual) if self.dual is not None else negative & (ratio < 0)
+        return Clipped(low, high, dual)
+
+    def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
+        """J, differentiable in `log_ratio`."""
+        xp = namespace_of(log_ratio)
+        clipped = self.clipped(xp.exp(stop(log_ratio)), advantages)
+        open_ = _open(clipped, advantages)
+        ratio = xp.exp(xp.where(open_, log_ratio, xp.zeros_like(log_ratio)))
+        return xp.where(open_, ratio, self._bound(clipped, ratio)) * advantages
+
+    def slope(self, log_ratio: Array, advantages: Array) -> Array:
+        """dJ/dℓ = x A gate(x, A)."""
+        xp = namespace_of(log_ratio)
+        ratio = xp.exp(log_ratio)
+        open_ = _open(self.clipped(ratio, advantages), advantages)
+        return xp.where(open_, ratio, xp.zeros_like(ratio)) * advantages
+
+    def _bound(self, clipped: Clipped, like: Array) -> Array:
+        xp = namespace_of(like)
+        bound = xp.where(clipped.low, 1 - self.low, xp.zeros_like(like))
+        bound = xp.where(clipped.high, 1 + self.high, bound)
+        return bound if self.dual is None else xp.where(clipped.dual, self.dual, bound)
+
+
+@dataclass(frozen=True)
+class Unclipped:
+    """J = x A: importance weighting alone. Clause GSPO-SURR-6."""
+
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+        """Nothing is."""
+        return _nothing(ratio, advantages)
+
+    def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
+        """J, differentiable in `log_ratio`; exactly 0 where A is 0."""
+        xp = namespace_of(log_ratio)
+        return xp.exp(xp.where(advantages != 0, log_ratio, xp.zeros_like(log_ratio))) * advantages
+
+    def slope(self, log_ratio: Array, advantages: Array) -> Array:
+        """dJ/dℓ = x A."""
+        return self.value(log_ratio, advantages, lambda values: values)
+
+
+@dataclass(frozen=True)
+class Gmpo:
+    """J_i = exp((1/|y_i|) Σ_t n_t) A_i, n_t = min(d_t, high) for A > 0 and max(d_t, -low) for A < 0.
+
+    Clause GSPO-SURR-9 (arXiv 2507.20673). The clip acts on each token in log space, before the mean;
+    a clipped token keeps its bound in the mean and gets no gradient.
+    """
+
+    low: float = 0.4
+    high: float = 0.4
+
+    def __post_init__(self) -> None:
+        check_number("low", self.low, low=0.0)
+        check_number("high", self.high, low=0.0)
+
+    def clipped_tokens(self, log_ratio: Array, advantages: Array) -> Clipped:
+        """Which tokens are held at a bound."""
+        low = (advantages < 0) & (log_ratio < -self.low)
+        high = (advantages > 0) & (log_ratio > self.high)
+        return Clipped(low, high, low & high)
+
+    def clip_tokens(self, log_ratio: Array, advantages: Array) -> Array:
+        """n_t, differentiable in d_t inside the range only."""
+        xp = namespace_of(log_ratio)
+        clipped = self.clipped_tokens(log_ratio, advantages)
+        held = xp.where(clipped.low, -self.low, log_ratio)
+        return xp.where(clipped.high, self.high, held)
+
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+        """No whole response is."""
+        return _nothing(ratio, advantages)
+
+    value = Unclipped.value
+    slope = Unclipped.slope
+
+
+@dataclass(frozen=True)
+class Sapo:
+    """J = (4/τ) σ(τ (x - 1)) A, τ = tau_pos for A > 0 and tau_neg for A < 0. Clause GSPO-SURR-10 (arXiv 2511.20347)."""
+
+    tau_pos: float = 1.0
+    tau_neg: float = 1.05
+
+    def __post_init__(self) -> None:
+        check_number("tau_pos", self.tau_pos, low=0.0, strict=True)
+        check_number("tau_neg", self.tau_neg, low=0.0, strict=True)
+
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+        """The gate is soft: nothing is."""
+        return _nothing(ratio, advantages)
+
+    def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
+        """J, differentiable in `log_ratio`."""
+        xp = namespace_of(log_ratio)
+        tau = self._tau(log_ratio, advantages)
+        log_ratio = xp.where(self._moves(log_ratio, advantages, stop), log_ratio, stop(_below(log_ratio)))
+        return 4 / tau / (1 + xp.exp(-tau * (xp.exp(log_ratio) - 1))) * advantages
+
+    def slope(self, log_ratio: Array, advantages: Array) -> Array:
+        """dJ/dℓ = 4 p (1 - p) x A, p = σ(τ (x - 1))."""
+        xp = namespace_of(log_ratio)
+        tau = self._tau(log_ratio, advantages)
+        ratio = xp.exp(_below(log_ratio))
+        falling = xp.exp(-tau * (ratio - 1))
+        return 4 * falling / (1 + falling) ** 2 * ratio * advantages
+
+    def _tau(self, like: Array, advantages: Array) -> Array:
+        xp = namespace_of(like)
+        return xp.where(advantages > 0, self.tau_pos, xp.full_like(like, self.tau_neg))
+
+    def _moves(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
+        return (advantages != 0) & (stop(log_ratio) <= _SATURATED)
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """J = sg[gate(x, A)] A log π_θ(y_t): REINFORCE, with the gate of `gate` where one is given. Clause GSPO-SURR-7."""
+
+    gate: Clip | None = None
+
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+        """Where the gate is 0."""
+        return _nothing(ratio, advantages) if self.gate is None else self.gate.clipped(ratio, advantages)
+
+    def weight(self, log_ratio: Array, advantages: Array) -> Array:
+        """1, or the gate."""
+        xp = namespace_of(log_ratio)
+        ones = xp.ones_like(log_ratio)
+        if self.gate is None:
+            return ones
+        return xp.where(_open(self.clipped(xp.exp(log_ratio), advantages), advantages), ones, xp.zeros_like(ones))
+
+
+@dataclass(frozen=True)
+class Cispo:
+    """J = sg[clip(x, 1-low, 1+high)] A log π_θ(y_t): the weight is clipped, the gradient never. Clause GSPO-SURR-8.
+
+    `low` None is no lower bound (arXiv 2506.13585).
+    """
+
+    low: float | None = None
+    high: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.low is not None:
+            check_number("low", self.low, low=0.0)
+        check_number("high", self.high, low=0.0)
+
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+        """Where the weight is held at a bound, whatever the sign of A; A = 0 is not counted."""
+        moved = advantages != 0
+        none = moved & (ratio < 0)
+        low = none if self.low is None else moved & (ratio < 1 - self.low)
+        return Clipped(low, moved & (ratio > 1 + self.high), none)
+
+    def weight(self, log_ratio: Array, advantages: Array) -> Array:
+        """clip(x, 1-low, 1+high)."""
+        xp = namespace_of(log_ratio)
+        low = None if self.low is None else 1 - self.low
+        return xp.clip(xp.exp(log_ratio), low, 1 + self.high)
+
+
+@dataclass(frozen=True)
+class Vespo:
+    """J = sg[x^k e^{λ(1-x)}] A log π_θ(y_t), (k, λ) by the sign of A. Clause GSPO-SURR-11 (arXiv 2602.10693)."""
+
+    k_pos: float = 2.0
+    lam_pos: float = 3.0
+    k_neg: float = 3.0
+    lam_neg: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("k_pos", "lam_pos", "k_neg", "lam_neg"):
+            check_number(name, getattr(self, name), low=0.0)
+
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+        """The kernel is smooth: nothing is."""
+        return _nothing(ratio, advantages)
+
+    def weight(self, log_ratio: Array, advantages: Array) -> Array:
+        """x^k e^{λ(1-x)}, in log space; it vanishes where x is too large for the dtype."""
+        xp = namespace_of(log_ratio)
+        positive = advantages >= 0
+        k = xp.where(positive, self.k_pos, xp.full_like(log_ratio, self.k_neg))
+        lam = xp.where(positive, self.lam_pos, xp.full_like(log_ratio, self.lam_neg))
+        return xp.exp(k * log_ratio + lam * (1 - xp.exp(log_ratio)))
+
+
+RatioSurrogate: TypeAlias = Clip | Unclipped | Gmpo | Sapo
+LogProbSurrogate: TypeAlias = Reinforce | Cispo | Vespo
+Surrogate: TypeAlias = RatioSurrogate | LogProbSurrogate
+
+# e^30 is far past where σ(τ(x-1)) is 1 in float64 for every τ worth using, and far below overflow.
+_SATURATED = 30.0
+
+
+def clipped_surrogate(ratio: Array, advantages: Array, clip: Clip) -> Array:
+    """min(x A, clip(x, 1-low, 1+high) A), with `clip.dual` for A < 0; to be maximised.
+
+    Clauses GSPO-SURR-1 to GSPO-SURR-5. Args: `ratio`, `advantages` of one shape. At a bound the
+    derivative in `ratio` is A, strictly outside it is 0, in every framework.
+
+    >>> import numpy as np
+    >>> clipped_surrogate(np.asarray([0.5, 1.5, 0.5, 1.5]), np.asarray([1.0, 1.0, -1.0, -1.0]), Clip(0.2, 0.3))
+    array([ 0.5,  1.3, -0.8, -1.5])
+    """
+    xp = check_array("ratio", ratio)
+    check_same_namespace(xp, advantages=advantages)
+    check_floating("ratio", ratio)
+    check_floating("advantages", advantages)
+    check_shape("advantages", advantages, tuple(ratio.shape), "like ratio")
+    clipped = clip.clipped(ratio, advantages)
+    open_ = _open(clipped, advantages)
+    return xp.where(open_, ratio, clip._bound(clipped, ratio)) * advantages  # pyright: ignore[reportPrivateUsage]
+
+
+def _open(clipped: Clipped, advantages: Array) -> Array:
+    return (advantages != 0) & ~(clipped.low | clipped.high | clipped.dual)
+
+
+def _nothing(ratio: Array, advantages: Array) -> Clipped:
+    none = (advantages != 0) & (ratio < 0)
+    return Clipped(none, none, none)
+
+
+def _below(log_ratio: Array) -> Array:
+    xp = namespace_of(log_ratio)
+    return xp.where(log_ratio <= _SATURATED, log_ratio, _SATURATED)
+
+
+def _check_range(low: float, high: float) -> None:
+    check_number("low", low, low=0.0)
+    check_number("high", high, low=0.0)

@@ -1,0 +1,133 @@
+"""Checks at the public edge: one clear error that names the argument, what was expected and what came.
+
+Checks of shape and dtype always run. Checks that read values run only where the backend says that
+reading is free (`Backend.can_inspect`), and only while `value_checks` is on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .arrays import Array, Namespace, namespace_of
+from .backend import backend_of
+
+_switch = {"value_checks": True}
+
+
+@contextmanager
+def value_checks(enabled: bool) -> Iterator[None]:
+    """Turns checks that read values on or off inside a `with` block; shapes and dtypes are always checked."""
+    before = _switch["value_checks"]
+    _switch["value_checks"] = enabled
+    try:
+        yield
+    finally:
+        _switch["value_checks"] = before
+
+
+def reads_values(array: Array) -> bool:
+    """Whether checks may look at the values of `array` here."""
+    return backend_of(array).can_inspect(array) and _switch["value_checks"]
+
+
+def check_array(name: str, value: Any) -> Namespace:
+    """The namespace of `value`, or a TypeError where it is not an array."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
+    try:
+        return namespace_of(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an Array API array, got {type(value).__name__}") from None
+
+
+def check_same_namespace(xp: Namespace, **arrays: Any) -> None:
+    """Every array that is given belongs to the framework `xp`."""
+    for name, value in arrays.items():
+        if value is None:
+            continue
+        found = check_array(name, value)
+        if found is not xp:
+            raise TypeError(f"{name}: expected an array of {xp.__name__}, got one of {found.__name__}")
+
+
+def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:
+    """`array.shape == shape`; nothing is broadcast."""
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)} ({meaning}), got {tuple(array.shape)}")
+
+
+def check_floating(name: str, array: Array) -> None:
+    """A real floating-point dtype; bfloat16 and float16 count, although the standard does not list them."""
+    xp = namespace_of(array)
+    if array.dtype == xp.bool or xp.isdtype(array.dtype, ("integral", "complex floating")):
+        raise TypeError(f"{name}: expected a real floating-point dtype, got {array.dtype}")
+
+
+def check_integer(name: str, array: Array) -> None:
+    """An integer dtype."""
+    xp = namespace_of(array)
+    if not xp.isdtype(array.dtype, "integral"):
+        raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
+
+
+def check_no_nan(name: str, array: Array, counted: Array | None = None) -> None:
+    """No NaN among the (counted) entries; read only where reading is free."""
+    if not reads_values(array):
+        return
+    xp = namespace_of(array)
+    bad = xp.isnan(array) if counted is None else xp.isnan(array) & counted
+    if bool(xp.any(bad)):
+        where = "" if counted is None else " at counted positions"
+        raise ValueError(f"{name}: expected numbers{where}, got {_count(xp, bad)} NaN, {_first(xp, bad)}")
+
+
+def check_finite(name: str, array: Array, counted: Array | None = None) -> None:
+    """Finite (counted) entries; read only where reading is free."""
+    if not reads_values(array):
+        return
+    xp = namespace_of(array)
+    bad = ~xp.isfinite(array) if counted is None else ~xp.isfinite(array) & counted
+    if bool(xp.any(bad)):
+        where = "" if counted is None else " at counted positions"
+        raise ValueError(f"{name}: expected finite numbers{where}, got {_count(xp, bad)} NaN or inf, {_first(xp, bad)}")
+
+
+def check_binary(name: str, array: Array) -> None:
+    """Entries 0 and 1 only; read only where reading is free."""
+    if not reads_values(array):
+        return
+    xp = namespace_of(array)
+    bad = (array != 0) & (array != 1)
+    if bool(xp.any(bad)):
+        raise ValueError(f"{name}: expected only 0 and 1, got {_count(xp, bad)} other values, {_first(xp, bad)}")
+
+
+def check_number(name: str, value: Any, *, low: float | None = None, strict: bool = False) -> None:
+    """A finite Python number, at least `low` (above it where `strict`)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if low is not None and (value < low or (strict and value == low)):
+        raise ValueError(f"{name}: expected a number {'>' if strict else '>='} {low:g}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _count(xp: Namespace, bad: Array) -> int:
+    return int(xp.sum(xp.astype(bad, xp.int32)))
+
+
+def _first(xp: Namespace, bad: Array) -> str:
+    flat = int(xp.argmax(xp.astype(xp.reshape(bad, (-1,)), xp.int32)))
+    index: list[int] = []
+    for size in reversed(bad.shape):
+        flat, at = divmod(flat, size)
+        index.insert(0, at)
+    return f"the first at index {tuple(index)}"
