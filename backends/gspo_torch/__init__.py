@@ -1,0 +1,16 @@
+"""gspo_torch: `gspo_core` made native in PyTorch.
+
+The mathematics is the core's; this package adds what PyTorch can do with it.
+
+    import gspo_torch as gspo
+
+    out = gspo.gspo_loss(logp, old_logp, advantages, mask)
+    out.loss.backward()
+"""
+
+import gspo_core
+from gspo_core import *  # noqa: F403
+
+from .backend import backend
+
+__all__ = sorted([*gspo_core.__all__, "backend"])

@@ -1,0 +1,75 @@
+"""The primitives that `gspo_core` asks of a backend, in PyTorch.
+
+Nothing here waits for a device: no `.item()`, no shape that depends on values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gspo_core import Backend
+from torch import Tensor
+
+# Two levels of at most this many additions each way keep the error of a sum near sqrt(256) roundings.
+_BLOCK = 256
+
+
+class TorchBackend(Backend):
+    """`gspo_core` on `torch.Tensor`, with autograd, `torch.compile`, `torch.func` and `torch.distributed`."""
+
+    name = "torch"
+
+    def stop_gradient(self, values: Tensor) -> Tensor:
+        """sg[x] is `detach`."""
+        return values.detach()
+
+    def segment_sum(self, values: Tensor, offsets: Tensor, max_length: int) -> Tensor:
+        """Σ_{t in segment i} v_t by two scatter-additions; memory O(N) whatever the longest segment."""
+        num_tokens, num_segments = values.shape[0], offsets.shape[0] - 1
+        position = torch.arange(num_tokens, device=values.device)
+        owner = torch.searchsorted(offsets[1:], position, right=True)
+        # Segment and block both grow along the tokens, so that their sum names the pair.
+        part = owner + position // _BLOCK
+        partial = values.new_zeros(num_tokens // _BLOCK + num_segments + 1).index_add(0, part, values)
+        starts = torch.arange(num_segments + 1, device=values.device) + offsets // _BLOCK
+        parts = torch.arange(partial.shape[0], device=values.device)
+        whole = torch.searchsorted(starts, parts, right=True) - 1
+        return values.new_zeros(num_segments + 1).index_add(0, whole, partial)[:num_segments]
+
+    def all_reduce_sum(self, values: Tensor, group: Any) -> Tensor:
+        """Σ over the ranks of `group`, a `ProcessGroup` or a one-dimensional `DeviceMesh`.
+
+        The backward pass adds the gradients of all ranks: what is differentiated is the sum of the
+        ranks' results, as with `torch.distributed.nn.functional.all_reduce`.
+        """
+        return values if group is None else _AllReduceSum.apply(values, group)
+
+    def can_inspect(self, values: Tensor) -> bool:
+        """True for a plain tensor in host memory that nothing traces or transforms."""
+        if torch.compiler.is_compiling() or type(values) not in (Tensor, torch.nn.Parameter):
+            return False
+        return values.device.type == "cpu" and not _transformed()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+        from torch.distributed._functional_collectives import all_reduce
+
+        ctx.group = group
+        # Reading the result once makes a plain tensor of the asynchronous one.
+        return all_reduce(values.contiguous(), "sum", group).view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _AllReduceSum.apply(gradient, ctx.group), None
+
+
+def _transformed() -> bool:
+    """Whether `torch.func` or a tracer of `torch.fx` is at work."""
+    tracer = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return torch._C._functorch.peek_interpreter_stack() is not None or tracer is not None
+
+
+backend = TorchBackend()
