@@ -22,6 +22,7 @@ from array_api_compat import device as array_device
 from .arrays import Array, Namespace, namespace_of
 
 _ENTRY_POINT_GROUP = "gspo_core.backends"
+_NEEDS_AN_ENTRY = ("torch", "jax")
 _BACKENDS: dict[str, Backend] = {}
 
 
@@ -71,6 +72,11 @@ def _load(root: str) -> Backend:
     for entry in entry_points(group=_ENTRY_POINT_GROUP):
         if entry.name == root:
             return entry.load()
+    if root in _NEEDS_AN_ENTRY:
+        raise ImportError(
+            f"{root}: expected a backend in the entry-point group {_ENTRY_POINT_GROUP!r}, found none; "
+            f"without one, stop-gradients would be ignored. Install it with: pip install 'gspo[{root}]'"
+        )
     return Backend()
 
 

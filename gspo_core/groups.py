@@ -1,0 +1,232 @@
+"""Reductions over the responses of one prompt, by group id: any integers, any order, unequal sizes.
+
+Ids are sorted once (stably); reductions run over the sorted members, and results go back to the order
+of the caller. Memory is proportional to the number of responses, even where one group holds half of
+them and the others one each. No shape depends on data, so everything runs under `jax.jit`.
+
+A group is what the caller passes. Where the responses of a prompt are spread over micro-batches or
+ranks, gather `rewards` and `groups` first, and keep your own part of the result (GSPO-DIST-4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from .arrays import Array, Namespace, compute_dtype, namespace_of
+from .backend import backend_of, device_of
+from .scan import add, longest_segment, merge_moments, segmented_scan
+from .validation import (
+    check_array,
+    check_binary,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_number,
+    check_same_namespace,
+    check_shape,
+)
+
+
+class Over(Protocol):
+    """A set of values to reduce over; every result broadcasts against the values."""
+
+    def sum(self, values: Array) -> Array:
+        """Σ v."""
+        ...
+
+    def extent(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """(min, max) of two copies of the values, filled where they do not count."""
+        ...
+
+
+class Whole:
+    """All entries of an array as one set."""
+
+    def sum(self, values: Array) -> Array:
+        """Σ v, 0-d."""
+        return namespace_of(values).sum(values, dtype=values.dtype)
+
+    def extent(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """(min, max), 0-d."""
+        xp = namespace_of(low)
+        return xp.min(low), xp.max(high)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupIndex:
+    """Members sorted by group id; `before` and `behind` count the members on either side in the group."""
+
+    order: Array
+    rank: Array
+    before: Array
+    behind: Array
+    last: Array
+    longest: int
+
+    def sort(self, values: Array) -> Array:
+        """`values` in the order of the sorted ids."""
+        return namespace_of(values).take(values, self.order, axis=0)
+
+    def restore(self, values: Array) -> Array:
+        """Sorted `values` back in the order of the caller."""
+        return namespace_of(values).take(values, self.rank, axis=0)
+
+    def sum(self, values: Array) -> Array:
+        """Σ_{j in group(i)} v_j for every member i, sorted."""
+        (total,) = segmented_scan(add, (values,), self.before, self.longest)
+        return namespace_of(values).take(total, self.last, axis=0)
+
+    def extent(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """(min, max) over the group of every member, sorted."""
+        xp = namespace_of(low)
+        low, high = segmented_scan(
+            lambda a, b: (xp.minimum(a[0], b[0]), xp.maximum(a[1], b[1])), (low, high), self.before, self.longest
+        )
+        return xp.take(low, self.last, axis=0), xp.take(high, self.last, axis=0)
+
+
+def index_groups(groups: Array) -> GroupIndex:
+    """The sorted view of group ids `[n]`."""
+    xp, size = namespace_of(groups), groups.shape[0]
+    order = xp.argsort(groups, stable=True)
+    ids = xp.take(groups, order, axis=0)
+    first = xp.searchsorted(ids, ids, side="left")
+    last = xp.searchsorted(ids, ids, side="right") - 1
+    place = xp.arange(size, dtype=first.dtype, device=device_of(groups))
+    before = place - first
+    return GroupIndex(order, xp.argsort(order, stable=True), before, last - place, last, longest_segment(before, size))
+
+
+class Moments(NamedTuple):
+    """n, the mean, x - mean (0 where x does not count), and max - min of a set of values."""
+
+    count: Array
+    mean: Array
+    deviation: Array
+    extent: Array
+
+
+def moments(values: Array, counted: Array, over: Over) -> Moments:
+    """n, μ = Σx/n, x - μ and max - min over the counted values; equal values deviate by exactly 0 (GSPO-ADV-3).
+
+    The rounded mean is held between min and max, so it equals equal values; what it still misses is
+    the mean of the deviations, which is taken off a second time.
+    """
+    xp = namespace_of(values)
+    zero = xp.zeros_like(values)
+    count = over.sum(xp.astype(counted, values.dtype))
+    members = at_least_one(count)
+    low, high = over.extent(xp.where(counted, values, xp.inf), xp.where(counted, values, -xp.inf))
+    low, high = xp.where(count > 0, low, xp.zeros_like(low)), xp.where(count > 0, high, xp.zeros_like(high))
+    mean = xp.maximum(xp.minimum(over.sum(xp.where(counted, values, zero)) / members, high), low)
+    deviation = xp.where(counted, values - mean, zero)
+    missed = over.sum(deviation) / members
+    return Moments(count, mean + missed, xp.where(counted, deviation - missed, zero), high - low)
+
+
+def spread_of(stats: Moments, over: Over, ddof: float) -> Array:
+    """σ = √(Σ(x - μ)² / (n - ddof)); 0 where n <= ddof. In units of max - min, so no square over- or underflows."""
+    xp = namespace_of(stats.deviation)
+    unit = _positive(stats.extent)
+    z = stats.deviation / unit
+    freedom = stats.count - ddof
+    variance = over.sum(z * z) / _positive(freedom)
+    return xp.where(freedom > 0, unit * xp.sqrt(variance), xp.zeros_like(variance))
+
+
+def spread_of_others(stats: Moments, index: GroupIndex, counted: Array, ddof: float) -> Array:
+    """σ over the other members of each group: those before i merged with those behind i, without cancellation."""
+    xp = namespace_of(stats.deviation)
+    unit = _positive(stats.extent)
+    z = stats.deviation / unit
+    state = (xp.astype(counted, z.dtype), z, xp.zeros_like(z))
+    sides: list[tuple[Array, ...]] = []
+    for reach, backward in ((index.before, False), (index.behind, True)):
+        ends = segmented_scan(merge_moments, state, reach, index.longest, backward=backward)
+        shifted = (xp.roll(end, -1 if backward else 1, axis=0) for end in ends)
+        sides.append(tuple(xp.where(reach > 0, end, xp.zeros_like(end)) for end in shifted))
+    count, _, squares = merge_moments(sides[0], sides[1])
+    freedom = count - ddof
+    return xp.where(freedom > 0, unit * xp.sqrt(squares / _positive(freedom)), xp.zeros_like(unit))
+
+
+def at_least_one(count: Array) -> Array:
+    """max(n, 1)."""
+    return namespace_of(count).maximum(count, namespace_of(count).ones_like(count))
+
+
+def divide_by_spread(values: Array, spread: Array, eps: float, placement: str = "std") -> Array:
+    """x / (σ + ε), or x / √(σ² + ε) for placement "variance"; x itself where σ is 0 or undefined."""
+    xp = namespace_of(values)
+    padded = spread + eps if placement == "std" else xp.hypot(spread, xp.zeros_like(spread) + eps**0.5)
+    return values / xp.where(spread > 0, padded, xp.ones_like(padded))
+
+
+def informative_groups(
+    rewards: Array,
+    groups: Array,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    valid: Array | None = None,
+) -> Array:
+    """max_g r > min_g r, and low < mean_g r < high where bounds are given: DAPO's dynamic sampling.
+
+    Clause GSPO-REWARD-6. A group that is not informative has advantage exactly 0 throughout.
+
+    Args: `rewards` `[n]`; `groups` `[n]` integer ids; `valid` `[n]` members that count (all where None).
+    Returns `[n]` booleans, the same for every valid member of a group and False for an invalid one.
+
+    >>> import numpy as np
+    >>> informative_groups(np.asarray([1.0, 1, 0, 1]), np.asarray([7, 7, 2, 2]))
+    array([False, False,  True,  True])
+    """
+    rewards, counted = prepare(rewards, groups, valid)
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None:
+            check_number(name, bound)
+    index = index_groups(groups)
+    counted = index.sort(counted)
+    stats = moments(index.sort(rewards), counted, index)
+    keep = counted & (stats.extent > 0)
+    keep = keep if low is None else keep & (stats.mean > low)
+    return index.restore(keep if high is None else keep & (stats.mean < high))
+
+
+def prepare(rewards: Array, groups: Array | None, valid: Array | None) -> tuple[Array, Array]:
+    """Checked `rewards` as constants in the compute dtype, 0 where invalid, and which of them count."""
+    xp = check_rewards(rewards)
+    check_same_namespace(xp, groups=groups, valid=valid)
+    if groups is not None:
+        check_integer("groups", groups)
+        check_shape("groups", groups, tuple(rewards.shape), "one id per response")
+    counted = _valid(xp, rewards, valid)
+    check_finite("rewards", rewards, counted)
+    rewards = xp.astype(rewards, compute_dtype(rewards))
+    rewards = xp.where(counted, rewards, xp.zeros_like(rewards))
+    return backend_of(rewards).stop_gradient(rewards), counted
+
+
+def check_rewards(rewards: Array) -> Namespace:
+    """One real floating-point reward per response, and at least one response."""
+    xp = check_array("rewards", rewards)
+    check_floating("rewards", rewards)
+    if rewards.ndim != 1 or rewards.shape[0] == 0:
+        raise ValueError(f"rewards: expected shape [n] with at least one response, got {tuple(rewards.shape)}")
+    return xp
+
+
+def _valid(xp: Namespace, rewards: Array, valid: Array | None) -> Array:
+    if valid is None:
+        return xp.ones_like(rewards, dtype=xp.bool)
+    check_shape("valid", valid, tuple(rewards.shape), "one flag per response")
+    if valid.dtype == xp.bool:
+        return valid
+    check_binary("valid", valid)
+    return valid != 0
+
+
+def _positive(values: Array) -> Array:
+    xp = namespace_of(values)
+    return xp.where(values > 0, values, xp.ones_like(values))

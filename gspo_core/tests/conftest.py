@@ -1,0 +1,55 @@
+"""Every test that asks for `xp` runs on NumPy, array-api-strict, PyTorch and JAX; a missing one is an error."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+class Framework:
+    """A namespace under test, and the way there and back for NumPy arrays."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        if name == "numpy":
+            self.namespace: Any = np
+        elif name == "strict":
+            import array_api_strict
+
+            self.namespace = array_api_strict
+        elif name == "torch":
+            import torch
+
+            self.namespace = torch
+        else:
+            import jax
+
+            jax.config.update("jax_enable_x64", True)
+            jax.config.update("jax_numpy_dtype_promotion", "strict")
+            jax.config.update("jax_numpy_rank_promotion", "raise")
+            self.namespace = jax.numpy
+
+    def __call__(self, values: Any, dtype: str | None = None) -> Any:
+        """An array of this framework; floats are float64 unless `dtype` says otherwise."""
+        array = np.array(values, dtype=dtype)
+        if self.name == "torch":
+            return self.namespace.from_numpy(array)
+        return self.namespace.asarray(array)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Back to NumPy."""
+        if self.name == "torch":
+            return array.detach().numpy()
+        return np.from_dlpack(array) if self.name == "strict" else np.asarray(array)
+
+
+@pytest.fixture(params=["numpy", "strict", "torch", "jax"])
+def xp(request: pytest.FixtureRequest) -> Iterator[Framework]:
+    yield Framework(request.param)

@@ -1,0 +1,129 @@
+"""Bad input gets one clear error that names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gspo_core as gspo
+
+GOOD: dict[str, Any] = {
+    "logp": np.full((2, 3), -1.0),
+    "old_logp": np.full((2, 3), -1.1),
+    "advantages": np.asarray([1.0, -1.0]),
+    "sequences": np.ones((2, 3), bool),
+}
+
+
+def _nan(values: np.ndarray) -> np.ndarray:
+    values = values.copy()
+    values.flat[0] = np.nan
+    return values
+
+
+BAD = [
+    ({"old_logp": np.zeros((2, 4))}, ValueError, r"old_logp: expected shape \(2, 3\) .*got \(2, 4\)"),
+    ({"old_logp": np.zeros((2, 1))}, ValueError, r"old_logp: expected shape"),
+    ({"logp": np.zeros(3)}, ValueError, r"logp: expected 2 dimensions"),
+    ({"logp": np.zeros((2, 3), int)}, TypeError, r"logp: expected a real floating-point dtype, got int64"),
+    ({"logp": [[0.0]]}, TypeError, r"logp: expected an array, got list"),
+    ({"logp": _nan(GOOD["logp"])}, ValueError, r"logp: expected finite numbers at counted positions.*1 NaN.*\(0, 0\)"),
+    ({"old_logp": GOOD["old_logp"] - np.inf}, ValueError, r"old_logp: expected finite numbers"),
+    ({"advantages": np.ones(3)}, ValueError, r"advantages: expected shape \(2,\)"),
+    ({"advantages": np.ones((2, 1))}, ValueError, r"advantages: expected shape \(2,\)"),
+    ({"advantages": np.ones((2, 3))}, ValueError, r"advantages: .*one value per response"),
+    ({"advantages": np.asarray([1, -1])}, TypeError, r"advantages: expected a real floating"),
+    ({"advantages": _nan(GOOD["advantages"])}, ValueError, r"advantages: expected finite"),
+    ({"sequences": np.full((2, 3), 0.5)}, ValueError, r"mask: expected only 0 and 1, got 6 other values"),
+    ({"sequences": np.ones((2, 4))}, ValueError, r"mask: expected shape \(2, 3\) like logp, got \(2, 4\)"),
+    ({"sequences": np.ones(3)}, ValueError, r"mask: expected shape \[B, T\]"),
+    ({"sequences": np.ones((0, 3))}, ValueError, r"mask: .*at least one sequence"),
+    ({"sequences": None}, TypeError, r"sequences: expected an array, got NoneType"),
+    ({"groups": np.zeros(2)}, TypeError, r"groups: expected an integer dtype, got float64"),
+    ({"groups": np.zeros(3, int)}, ValueError, r"groups: expected shape \(2,\)"),
+    ({"normalizer": 0}, ValueError, r"normalizer: expected a number > 0, got 0"),
+    ({"normalizer": np.ones(2)}, ValueError, r"normalizer: expected shape \(\)"),
+    ({"objective": "gspo"}, TypeError, r"objective: expected an Objective, got str"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_policy_loss_names_the_bad_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"objective": gspo.Objective.gspo()} | GOOD | change
+    for function in (gspo.policy_loss, gspo.policy_gradient):
+        with pytest.raises(error, match=message):
+            function(arguments["objective"], **{k: v for k, v in arguments.items() if k != "objective"})
+
+
+@pytest.mark.parametrize(
+    ("offsets", "options", "message"),
+    [
+        ([0, 3, 2, 6], {}, r"offsets: expected a non-decreasing sequence, got a step of -1"),
+        ([1, 3, 6], {}, r"offsets: expected the first to be 0, got 1"),
+        ([0, 3, 7], {}, r"offsets: expected the last to be at most 6"),
+        ([0], {}, r"offsets: expected shape \[num_sequences \+ 1\]"),
+        ([0, 2, 6], {"max_length": 3}, r"max_length: expected at least the longest segment, 4, got 3"),
+        ([0, 2, 6], {"mask": np.ones(5)}, r"mask: expected shape \(6,\)"),
+    ],
+)
+def test_packed_names_what_is_wrong(offsets: list[int], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sequences = gspo.Packed(np.asarray(offsets), **options)
+        gspo.gspo_loss(np.zeros(6), np.zeros(6), np.ones(len(offsets) - 1), sequences)
+
+
+def test_float_offsets_are_refused() -> None:
+    with pytest.raises(TypeError, match="offsets: expected an integer dtype"):
+        gspo.Packed(np.asarray([0.0, 2.0]))
+
+
+def test_frameworks_do_not_mix() -> None:
+    import torch
+
+    with pytest.raises(TypeError, match=r"old_logp: expected an array of .*numpy, got one of .*torch"):
+        gspo.gspo_loss(GOOD["logp"], torch.zeros(2, 3), GOOD["advantages"], GOOD["sequences"])
+
+
+def test_what_an_objective_needs_is_asked_for() -> None:
+    for objective, name in (
+        (gspo.Objective.gspo().replace(penalty=gspo.Penalty()), "ref_logp"),
+        (gspo.Objective.decoupled(), "behavior_logp"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected an array, since the objective has a"):
+            gspo.policy_loss(objective, **GOOD)
+    counted = gspo.Objective.gspo().replace(aggregation=gspo.Aggregation(count="given"))
+    with pytest.raises(ValueError, match="normalizer: expected a number"):
+        gspo.policy_loss(counted, **GOOD)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: gspo.Clip(-0.1, 0.2), r"low: expected a number >= 0, got -0.1"),
+        (lambda: gspo.Clip(0.1, float("nan")), r"high: expected a finite number"),
+        (lambda: gspo.Clip(0.1, 0.2, 1.0), r"dual: expected a number > 1"),
+        (lambda: gspo.Aggregation("mean"), r"mode: expected one of 'sequence_mean_token_mean'"),
+        (lambda: gspo.Aggregation(constant=0.0), r"constant: expected a number > 0"),
+        (lambda: gspo.Penalty("k4"), r"estimator: expected one of 'k1'"),
+        (lambda: gspo.Correction(low=2.0, high=1.0), r"low: expected at most high"),
+        (lambda: gspo.Objective("tokens", gspo.Clip(0.1, 0.1)), r"ratio: expected one of 'token'"),
+        (lambda: gspo.Objective("sequence", gspo.Gmpo()), r"ratio: expected 'token' with the Gmpo"),
+        (lambda: gspo.Objective.from_dict({"ratio": "token", "epsilon": 1}), r"objective field: expected one of"),
+    ],
+)
+def test_an_objective_cannot_be_built_wrong(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_value_checks_can_be_turned_off() -> None:
+    arguments = GOOD | {"logp": _nan(GOOD["logp"])}
+    with gspo.value_checks(False):
+        out = gspo.policy_loss(gspo.Objective.gspo(), **arguments)
+        slopes = gspo.policy_gradient(gspo.Objective.gspo(), **arguments)
+    assert np.isnan(out.loss)
+    assert np.isfinite(slopes[1]).all()
+    with pytest.raises(ValueError, match="logp"):
+        gspo.policy_loss(gspo.Objective.gspo(), **arguments)
