@@ -1,0 +1,80 @@
+"""The primitives of `gspo_core` in JAX: sg[·], segment sums, sums over a mesh axis.
+
+Loading this module also registers `Padded` and `Packed` as pytrees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import gspo_core
+
+from . import pytrees as pytrees
+
+# Partial sums of this many tokens are added first, then the partial sums: the rounding error of a
+# long response grows with 256 + T/256 additions in a row instead of T.
+_BLOCK = 256
+
+
+class JaxBackend(gspo_core.Backend):
+    """`gspo_core` on JAX arrays, traced or not. Entry point `jax` of `gspo_core.backends`."""
+
+    name = "jax"
+
+    def stop_gradient(self, values: jax.Array) -> jax.Array:
+        """sg[x]."""
+        return jax.lax.stop_gradient(values)
+
+    def segment_sum(self, values: jax.Array, offsets: jax.Array, max_length: int) -> jax.Array:
+        """Σ_{t in segment i} v_t in memory O(N); `max_length` is not needed and not read.
+
+        Two scatters, into blocks within segments and then into segments: every addition stays within
+        one segment, so a NaN or an infinity never reaches another (GSPO-NUM-3).
+        """
+        num_segments, size = offsets.shape[0] - 1, values.shape[0]
+        first = _first_block(offsets)
+        position = jnp.arange(size, dtype=offsets.dtype)
+        owner = jnp.searchsorted(offsets[1:], position, side="right", method="scan_unrolled").astype(offsets.dtype)
+        block = first[owner] + (position - offsets[owner]) // _BLOCK
+        num_blocks = size // _BLOCK + num_segments + 1
+        # Tokens past the last offset own no segment; an index past the end is dropped.
+        block = jnp.where(position < offsets[-1], block, num_blocks)
+        partial = _add_at(values, block, num_blocks)
+        index = jnp.arange(num_blocks, dtype=first.dtype)
+        segment = jnp.searchsorted(first[1:], index, side="right", method="scan_unrolled")
+        return _add_at(partial, segment, num_segments)
+
+    def all_reduce_sum(self, values: jax.Array, group: Any) -> jax.Array:
+        """Σ over the mesh axis (or axes) named `group`, inside `jax.shard_map` or `jax.pmap`."""
+        if group is None:
+            return values
+        if not isinstance(group, (str, tuple)):
+            raise TypeError(f"context: expected the name of a mesh axis, or a tuple of names, got {type(group).__name__}")
+        return jax.lax.psum(values, group)
+
+    def can_inspect(self, values: jax.Array) -> bool:
+        """True for a concrete array on one CPU device, outside `jit`; a GPU would have to synchronise."""
+        if isinstance(values, jax.core.Tracer) or _staging():
+            return False
+        return values.is_fully_addressable and {device.platform for device in values.devices()} == {"cpu"}
+
+
+def _first_block(offsets: jax.Array) -> jax.Array:
+    """The number of blocks before each segment, and in total: an exclusive cumulative sum of integers."""
+    blocks = (offsets[1:] - offsets[:-1] + (_BLOCK - 1)) // _BLOCK
+    return jnp.concatenate([jnp.zeros_like(blocks[:1]), jnp.cumsum(blocks, dtype=blocks.dtype)])
+
+
+def _add_at(values: jax.Array, index: jax.Array, size: int) -> jax.Array:
+    return jax.ops.segment_sum(values, index, size, indices_are_sorted=True)
+
+
+def _staging() -> bool:
+    """Whether an operation on a concrete array would be staged here, as everything is under `jax.jit`."""
+    return isinstance(jnp.zeros((), bool), jax.core.Tracer)
+
+
+backend = JaxBackend()
