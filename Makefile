@@ -1,0 +1,59 @@
+# One command does everything on a fresh machine: Python 3.11 or newer, pip and make are enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+EXTRAS := torch,jax,conformance,docs,dev
+TARGETS ?= numpy torch jax
+JOBS ?= 2
+export JAX_PLATFORMS ?= cpu
+export NO_MKDOCS_2_WARNING := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test lint format types unit docs build pin clean
+
+help:  ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## create .venv with the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling torch
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+check: setup  ## run the conformance suite on NumPy, PyTorch and JAX
+	$(BIN)/gspo check $(TARGETS)
+
+test: lint types unit docs  ## everything that CI runs
+
+lint: setup  ## ruff, rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup  ## apply the format and the fixes that ruff knows
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: setup  ## basedpyright, strict, on gspo_core
+	$(BIN)/basedpyright
+
+unit: setup  ## the tests and every example in the documentation
+	$(BIN)/pytest -q -n $(JOBS)
+
+docs: setup  ## the site, into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+build: setup  ## wheel and sdist, into dist/
+	$(BIN)/python -m build --no-isolation
+
+pin: setup  ## write the installed versions to constraints.txt
+	{ head -1 constraints.txt; $(BIN)/pip freeze --all --exclude-editable \
+		| grep -viE '^(pip|setuptools)=' | sed 's/+cpu//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## remove everything that was generated, .venv included
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis
