@@ -10,16 +10,16 @@ framework itself.
     out.loss, out.metrics["clip_fraction"]
 """
 
-from .aggregation import Aggregation, AggregateSum, aggregate, aggregate_sum
+from .aggregation import AggregateSum, Aggregation, aggregate, aggregate_sum
 from .backend import Backend, backend_of
 from .correction import Correction
 from .gradient import policy_gradient
 from .loss import (
     PolicyLoss,
     PolicyLossSum,
+    grpo_loss,
     gspo_loss,
     gspo_token_loss,
-    grpo_loss,
     policy_loss,
     policy_loss_sum,
     ppo_loss,

@@ -74,7 +74,9 @@ def as_aggregation(mode: Any) -> Aggregation:
     return Aggregation(mode)
 
 
-def token_weights(aggregation: Aggregation, layout: Layout, groups: Array | None, normalizer: Any, dtype: Any) -> Weights:
+def token_weights(
+    aggregation: Aggregation, layout: Layout, groups: Array | None, normalizer: Any, dtype: Any
+) -> Weights:
     """ω and M for `aggregation` over `layout`; `normalizer` replaces M."""
     lengths = layout.lengths(dtype)
     xp = layout.xp
@@ -136,8 +138,9 @@ def aggregate(
 
     >>> import numpy as np
     >>> mask = np.asarray([[1, 0, 0], [1, 1, 1]])
-    >>> float(aggregate(np.asarray([[1.0, 9, 9], [4, 4, 4]]), mask)), float(aggregate(np.ones((2, 3)), mask, "token_sum"))
-    (2.5, 4.0)
+    >>> values = np.asarray([[1.0, 9.0, 9.0], [4.0, 4.0, 4.0]])
+    >>> float(aggregate(values, mask)), float(aggregate(values, mask, "token_mean"))
+    (2.5, 3.25)
     """
     parts = aggregate_sum(values, sequences, mode, groups=groups, normalizer=normalizer)
     return divide(parts.sum, parts.count)
@@ -173,12 +176,14 @@ def _given(aggregation: Aggregation, normalizer: Any, count: Array) -> Array:
     return xp.astype(normalizer, count.dtype)
 
 
-def _group_weights(xp: Namespace, aggregation: Aggregation, lengths: Array, groups: Array | None) -> tuple[Array, Array]:
+def _group_weights(
+    xp: Namespace, aggregation: Aggregation, lengths: Array, groups: Array | None
+) -> tuple[Array, Array]:
     if groups is None:
         groups = xp.astype(xp.zeros_like(lengths), xp.int32)
     order = xp.argsort(groups, stable=True)
     ids = xp.take(groups, order, axis=0)
-    # Token counts are integers: their cumulative sums are exact, and so are the differences.
+    # Integers: cumulative sums, and so their differences, are exact.
     counts = xp.astype(xp.take(lengths, order, axis=0), xp.int32)
     running = xp.cumulative_sum(counts, include_initial=True)
     first, last = xp.searchsorted(ids, groups, side="left"), xp.searchsorted(ids, groups, side="right")

@@ -14,12 +14,12 @@ from array_api_compat import array_namespace
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 
-_NAMESPACES: dict[type, Namespace] = {}
+_NAMESPACES: dict[type[Any], Namespace] = {}
 
 
 def namespace_of(array: Array) -> Namespace:
     """The Array API namespace of `array`, looked up once per array type."""
-    kind = type(array)
+    kind: type[Any] = type(array)
     if kind not in _NAMESPACES:
         _NAMESPACES[kind] = array_namespace(array)
     return _NAMESPACES[kind]

@@ -17,7 +17,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from array_api_compat import device as array_device
+import array_api_compat
 
 from .arrays import Array, Namespace, namespace_of
 
@@ -54,14 +54,14 @@ class Backend:
             raise ValueError(f"the {self.name} backend has no ranks to sum over, got a group: {group!r}")
         return values
 
-    def can_inspect(self, values: Array) -> bool:
+    def can_inspect(self, values: Array) -> bool:  # noqa: ARG002
         """Whether `values` may be read here without a device synchronisation or a broken trace."""
         return True
 
 
 def device_of(values: Array) -> Any:
     """The device of `values`, as the array functions of its namespace take it."""
-    return array_device(values)
+    return array_api_compat.device(values)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _root_module(xp: Namespace) -> str:

@@ -46,7 +46,12 @@ class Correction:
 
 
 def correction_weights(
-    corrections: tuple[Correction, ...], layout: Layout, logp: Array, old_logp: Array, behavior_logp: Array, advantages: Array
+    corrections: tuple[Correction, ...],
+    layout: Layout,
+    logp: Array,
+    old_logp: Array,
+    behavior_logp: Array,
+    advantages: Array,
 ) -> Array:
     """The product of the weights at every token; `advantages` in the shape of the tokens."""
     xp = layout.xp

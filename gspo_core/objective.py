@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from .aggregation import Aggregation, as_aggregation
 from .correction import Correction
@@ -105,7 +105,9 @@ class Objective:
         values = _known("objective", cls, fields)
         aggregation, penalty = values.get("aggregation"), values.get("penalty")
         values["surrogate"] = _surrogate(values.get("surrogate"))
-        values["aggregation"] = Aggregation() if aggregation is None else _build("aggregation", Aggregation, aggregation)
+        values["aggregation"] = (
+            Aggregation() if aggregation is None else _build("aggregation", Aggregation, aggregation)
+        )
         values["penalty"] = None if penalty is None else _penalty(penalty)
         values["correction"] = tuple(_build("correction", Correction, item) for item in values.get("correction", ()))
         return cls(**values)
@@ -188,12 +190,17 @@ class Objective:
 
 
 def _known(name: str, cls: type[Any], fields: Any) -> dict[str, Any]:
+    values = _object(name, fields)
+    known = tuple(field.name for field in dataclasses.fields(cls))
+    for field in values:
+        check_choice(f"{name} field", field, known)
+    return values
+
+
+def _object(name: str, fields: Any) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise TypeError(f"{name}: expected a JSON object, got {type(fields).__name__}")
-    known = [field.name for field in dataclasses.fields(cls)]
-    for field in fields:
-        check_choice(f"{name} field", field, tuple(known))
-    return dict(fields)
+    return dict(cast("dict[str, Any]", fields))
 
 
 def _build(name: str, cls: type[Any], fields: Any) -> Any:
@@ -201,9 +208,7 @@ def _build(name: str, cls: type[Any], fields: Any) -> Any:
 
 
 def _surrogate(fields: Any) -> Any:
-    if not isinstance(fields, dict):
-        raise TypeError(f"surrogate: expected a JSON object with a kind, got {type(fields).__name__}")
-    values = dict(fields)
+    values = _object("surrogate", fields)
     kind = values.pop("kind", None)
     check_choice("surrogate kind", kind, tuple(_KINDS))
     if kind == "reinforce" and values.get("gate") is not None:

@@ -32,14 +32,17 @@ class Layout:
 
     @property
     def xp(self) -> Namespace:
+        """The namespace of the arrays."""
         return namespace_of(self.counted)
 
     @property
     def backend(self) -> Backend:
+        """The primitives that the namespace lacks."""
         return backend_of(self.counted)
 
     @property
     def token_shape(self) -> tuple[int, ...]:
+        """`(B, T)` or `(N,)`."""
         return tuple(self.counted.shape)
 
     def _sum(self, values: Array) -> Array:

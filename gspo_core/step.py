@@ -37,10 +37,12 @@ class Step(NamedTuple):
 
     @property
     def xp(self) -> Namespace:
+        """The namespace of the arrays."""
         return self.layout.xp
 
     @property
     def stop(self) -> StopGradient:
+        """sg[·]."""
         return self.layout.backend.stop_gradient
 
 

@@ -84,7 +84,7 @@ class Unclipped:
         """Nothing is."""
         return _nothing(ratio, advantages)
 
-    def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
+    def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:  # noqa: ARG002
         """J, differentiable in `log_ratio`; exactly 0 where A is 0."""
         xp = namespace_of(log_ratio)
         return xp.exp(xp.where(advantages != 0, log_ratio, xp.zeros_like(log_ratio))) * advantages
@@ -209,7 +209,7 @@ class Cispo:
         low = none if self.low is None else moved & (ratio < 1 - self.low)
         return Clipped(low, moved & (ratio > 1 + self.high), none)
 
-    def weight(self, log_ratio: Array, advantages: Array) -> Array:
+    def weight(self, log_ratio: Array, advantages: Array) -> Array:  # noqa: ARG002
         """clip(x, 1-low, 1+high)."""
         xp = namespace_of(log_ratio)
         low = None if self.low is None else 1 - self.low

@@ -6,7 +6,7 @@ reading is free (`Backend.can_inspect`), and only while `value_checks` is on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ _switch = {"value_checks": True}
 
 
 @contextmanager
-def value_checks(enabled: bool) -> Iterator[None]:
+def value_checks(enabled: bool) -> Generator[None]:
     """Turns checks that read values on or off inside a `with` block; shapes and dtypes are always checked."""
     before = _switch["value_checks"]
     _switch["value_checks"] = enabled

@@ -6,7 +6,6 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,5 +50,5 @@ class Framework:
 
 
 @pytest.fixture(params=["numpy", "strict", "torch", "jax"])
-def xp(request: pytest.FixtureRequest) -> Iterator[Framework]:
-    yield Framework(request.param)
+def xp(request: pytest.FixtureRequest) -> Framework:
+    return Framework(request.param)

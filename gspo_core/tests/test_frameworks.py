@@ -51,7 +51,9 @@ def test_loss_and_gradient_agree(xp: Any, batch: Batch, objective: gspo.Objectiv
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize(("objective", "per_token"), CASES)
-def test_torch_autograd_is_the_closed_form(batch: Batch, objective: gspo.Objective, per_token: bool, layout: str) -> None:
+def test_torch_autograd_is_the_closed_form(
+    batch: Batch, objective: gspo.Objective, per_token: bool, layout: str
+) -> None:
     import torch
 
     def tensor(values: Any, dtype: str | None = None) -> Any:

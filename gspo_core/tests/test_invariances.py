@@ -115,7 +115,9 @@ def test_on_policy_every_ratio_gives_the_policy_gradient(seed: int) -> None:
     arguments = Batch(seed).padded(_arrays)
     arguments["old_logp"] = arguments["logp"]
     lengths = arguments["sequences"].mask.sum(axis=1, keepdims=True)
-    expected = np.where(arguments["sequences"].mask, -1.0, 0.0) * (arguments["advantages"][:, None] / (5 * np.maximum(lengths, 1)))
+    expected = np.where(arguments["sequences"].mask, -1.0, 0.0) * (
+        arguments["advantages"][:, None] / (5 * np.maximum(lengths, 1))
+    )
     for name in ("gspo", "gspo_token", "grpo", "ppo", "gmpo", "sapo"):
         out = gspo.policy_loss(AXES[name], **arguments)
         assert float(out.metrics["ratio_is_one"]) == 1.0

@@ -69,9 +69,12 @@ def test_policy_loss_names_the_bad_argument(change: dict[str, Any], error: type[
     ],
 )
 def test_packed_names_what_is_wrong(offsets: list[int], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    def call() -> None:
         sequences = gspo.Packed(np.asarray(offsets), **options)
         gspo.gspo_loss(np.zeros(6), np.zeros(6), np.ones(len(offsets) - 1), sequences)
+
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_float_offsets_are_refused() -> None:
