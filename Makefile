@@ -45,7 +45,7 @@ unit: setup  ## the tests and every example in the documentation
 	$(BIN)/pytest -q -n $(JOBS)
 
 docs: setup  ## the site, into site/
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation
