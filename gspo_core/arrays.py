@@ -19,7 +19,7 @@ _NAMESPACES: dict[type[Any], Namespace] = {}
 
 def namespace_of(array: Array) -> Namespace:
     """The Array API namespace of `array`, looked up once per array type."""
-    kind: type[Any] = type(array)
+    kind: type[Any] = array.__class__
     if kind not in _NAMESPACES:
         _NAMESPACES[kind] = array_namespace(array)
     return _NAMESPACES[kind]
