@@ -2,25 +2,28 @@
 
 The page holds marked spans, `<!-- numbers:NAME -->...<!-- /numbers -->`. Without an option their
 content is rewritten; with `--check` it is compared and the exit code is 1 where it differs. Everything
-is deterministic: closed forms in mpmath, simulations with NumPy's frozen `RandomState` stream.
+is deterministic: exact fractions, closed forms, and simulations with NumPy's frozen `RandomState` stream.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mpmath import mp, mpf, ncdf
 
 LOW, HIGH = 3e-4, 4e-4
 LENGTHS = (64, 512, 4096, 32768)
 _SPAN = re.compile(r"(<!-- numbers:([\w-]+) -->)(.*?)(<!-- /numbers -->)", re.DOTALL)
-_PAGE = Path(__file__).resolve().parents[2] / "docs" / "spec" / "numerics.md"
+_HERE = Path(__file__).resolve().parent
+# In a wheel the specification lies inside the package, in a checkout beside it.
+_PAGE = next(iter((_HERE / "spec").glob("numerics.md")), _HERE.parents[1] / "docs" / "spec" / "numerics.md")
 
 # dtype: bits of the significand, the leading one included
 PRECISIONS = {"float32": 24, "float16": 11, "bfloat16": 8}
@@ -35,19 +38,15 @@ def round_to(values: Any, dtype: str) -> Any:
     return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
 
 
-def _ceil(value: mpf) -> int:
-    return int(mp.ceil(value))
-
-
 def clip_band() -> str:
     """Spacing around 1, the rounded bounds, and how many values lie in [1-LOW, 1) and (1, 1+HIGH]."""
     rows: list[list[str]] = []
     for name, digits in PRECISIONS.items():
-        below, above = mpf(2) ** -digits, mpf(2) ** (1 - digits)
-        inside = int(mp.floor(mpf("3e-4") / below)), int(mp.floor(mpf("4e-4") / above))
-        bounds = round_to([1 - LOW, 1 + HIGH], name)
-        rows.append([name, f"{float(below):.2e}", f"{float(above):.2e}", *(f"{b:.7g}" for b in bounds), *map(str, inside)])
-    head = ["dtype", "spacing below 1", "above 1", "$1-3\\cdot10^{-4}$", "$1+4\\cdot10^{-4}$", "values below 1", "above 1"]
+        below, above = Fraction(1, 2**digits), Fraction(1, 2 ** (digits - 1))
+        inside = Fraction("3e-4") // below, Fraction("4e-4") // above
+        bounds = (f"{bound:.7g}" for bound in round_to([1 - LOW, 1 + HIGH], name))
+        rows.append([name, f"{float(below):.2e}", f"{float(above):.2e}", *bounds, *map(str, inside)])
+    head = r"dtype | spacing below 1 | above 1 | $1-3\cdot10^{-4}$ | $1+4\cdot10^{-4}$ | values below 1 | above 1"
     return _table(head, rows)
 
 
@@ -90,8 +89,12 @@ def _mean_errors(length: int) -> dict[str, float]:
 def mean_error() -> str:
     """Error of the mean log-ratio per scheme and length."""
     columns = [_mean_errors(length) for length in LENGTHS]
-    rows = [[name, *(f"{column[name]:.1e}" if column[name] < 1e-2 else f"{column[name]:.2g}" for column in columns)] for name in columns[0]]
-    return _table(["scheme", *(f"{length} tokens" for length in LENGTHS)], rows)
+    rows = [[name, *(_significant(column[name]) for column in columns)] for name in columns[0]]
+    return _table(" | ".join(["scheme", *(f"{length} tokens" for length in LENGTHS)]), rows)
+
+
+def _significant(error: float) -> str:
+    return f"{error:.1e}" if error < 1e-2 else f"{error:.2g}"
 
 
 def accumulators(terms: int = 32768, value: float = -1.5e-3) -> str:
@@ -105,15 +108,17 @@ def accumulators(terms: int = 32768, value: float = -1.5e-3) -> str:
                 break
             total = following
         rows.append([name, f"{total / terms:.4e}"])
-    return _table(["accumulator", "mean"], rows)
+    return _table("accumulator | mean", rows)
 
 
 def predicted(length: int, bias: float, sigma: float) -> tuple[float, float]:
     """P(clip | A > 0) and P(clip | A < 0) for Gaussian, independent tokens."""
-    width = mpf(sigma) / mp.sqrt(length)
-    above = ncdf((mpf(bias) - mp.log1p(mpf("4e-4"))) / width)
-    below = ncdf((mp.log1p(mpf("-3e-4")) - mpf(bias)) / width)
-    return float(above), float(below)
+    width = sigma / math.sqrt(length)
+    return _normal_cdf((bias - math.log1p(HIGH)) / width), _normal_cdf((math.log1p(-LOW) - bias) / width)
+
+
+def _normal_cdf(z: float) -> float:
+    return math.erfc(-z / math.sqrt(2)) / 2
 
 
 def simulated(length: int, bias: float, sigma: float, seed: int) -> tuple[float, float]:
@@ -135,13 +140,15 @@ def mismatch() -> str:
             share, error = simulated(length, bias, sigma, seed=length)
             cells = (f"{above:.2f}", f"{below:.2f}", f"{(above + below) / 2:.2f}", f"{share:.2f} ± {error:.2f}")
             rows.append([f"{sigma:g}", f"{bias:g}", str(length), *cells])
-    head = ["$\\sigma$", "$b$", "$\\lvert y_i\\rvert$", "$P(\\cdot\\mid\\hat A>0)$", "$P(\\cdot\\mid\\hat A<0)$", "predicted", "simulated"]
+    head = (
+        r"$\sigma$ | $b$ | $\lvert y_i\rvert$ | $P(\cdot\mid\hat A>0)$ | $P(\cdot\mid\hat A<0)$ | predicted | simulated"
+    )
     return _table(head, rows)
 
 
 def noise_length() -> str:
     """The length at which sd(log s) is LOW for sd(d) = 0.055."""
-    return f"{_ceil((mpf('0.055') / mpf('3e-4')) ** 2)}"
+    return str(math.ceil((Fraction("0.055") / Fraction("3e-4")) ** 2))
 
 
 NUMBERS: dict[str, Callable[[], str]] = {
@@ -154,8 +161,8 @@ NUMBERS: dict[str, Callable[[], str]] = {
 }
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+def _table(head: str, rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in ([head], ["---"] * len(rows[0]), *rows)]
     return "\n\n" + "\n".join(lines) + "\n\n"
 
 
@@ -171,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Rewrites the page, or compares it (`--check`); 1 where it differs."""
     parser = argparse.ArgumentParser(prog="python -m gspo_conformance.spec_numbers", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of rewriting")
-    parser.add_argument("--page", type=Path, default=_PAGE, help="the numerics page (default: of this checkout)")
+    parser.add_argument("--page", type=Path, default=_PAGE, help="the numerics page")
     options = parser.parse_args(arguments)
     before = options.page.read_text(encoding="utf-8")
     after = rewrite(before)
