@@ -1,0 +1,71 @@
+"""The walls between the rooms: who may import whom, read from the source and seen in a fresh interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .repository import ROOT, imports, modules, roots
+
+FRAMEWORKS = {"torch", "jax", "numpy"}
+OURS = {"gspo_core", "gspo_torch", "gspo_jax", "gspo_conformance"}
+CORE = modules("gspo_core")
+ORACLE = modules("conformance/gspo_conformance/oracle")
+BACKENDS = {name: modules(f"backends/{name}") for name in ("gspo_torch", "gspo_jax")}
+
+
+def _named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", CORE, ids=_named)
+def test_the_core_imports_only_the_standard_library_and_the_array_api(path: Path) -> None:
+    assert roots(path) <= set(sys.stdlib_module_names) | {"array_api_compat", "gspo_core"}
+
+
+@pytest.mark.parametrize("path", CORE, ids=_named)
+def test_the_core_names_no_framework_of_the_compat_layer(path: Path) -> None:
+    wrapped = {f"array_api_compat.{name}" for name in ("cupy", "dask", "jax", "numpy", "torch")}
+    assert not {name for name in imports(path) if any(name == one or name.startswith(f"{one}.") for one in wrapped)}
+
+
+@pytest.mark.parametrize(("backend", "path"), [(name, path) for name in BACKENDS for path in BACKENDS[name]])
+def test_a_backend_imports_the_core_and_its_own_framework(backend: str, path: Path) -> None:
+    framework, other = ("torch", "jax") if backend == "gspo_torch" else ("jax", "torch")
+    assert not roots(path) & (OURS - {"gspo_core", backend} | {other}), f"{backend} is for {framework} alone"
+
+
+@pytest.mark.parametrize("path", ORACLE, ids=_named)
+def test_the_oracle_imports_no_implementation(path: Path) -> None:
+    assert not roots(path) & ((OURS | FRAMEWORKS) - {"gspo_conformance"})
+    ours = {name for name in imports(path) if name.startswith("gspo_conformance")}
+    assert all(name.startswith("gspo_conformance.oracle") for name in ours)
+
+
+def test_every_room_was_looked_at() -> None:
+    assert len(CORE) > 10
+    assert all(BACKENDS.values())
+    assert ORACLE
+
+
+def _loaded(code: str) -> set[str]:
+    report = f"{code}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_core_loads_no_framework() -> None:
+    assert not _loaded("import gspo_core") & (FRAMEWORKS | OURS - {"gspo_core"})
+
+
+def test_a_loss_on_numpy_loads_no_other_framework() -> None:
+    code = "import numpy as np, gspo_core as g; o = np.ones((1, 2)); g.gspo_loss(-o, -o, o[:, 0], o)"
+    assert not _loaded(code) & {"torch", "jax"}
+
+
+@pytest.mark.parametrize(("backend", "other"), [("gspo_torch", "jax"), ("gspo_jax", "torch")])
+def test_a_backend_loads_neither_the_other_framework_nor_the_suite(backend: str, other: str) -> None:
+    assert not _loaded(f"import {backend}") & {other, "gspo_conformance"}
