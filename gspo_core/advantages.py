@@ -12,6 +12,7 @@ from .backend import backend_of
 from .groups import (
     GroupIndex,
     Moments,
+    Spread,
     Whole,
     at_least_one,
     divide_by_spread,
@@ -44,7 +45,8 @@ def group_advantages(
     """A_i = (r_i - mean_g r) / (std_g r + ε), over the responses g of the same prompt: eq. 6.
 
     Clauses GSPO-ADV-1 to GSPO-ADV-7 and GSPO-ADV-13. A group whose rewards are all equal, a singleton
-    among them, gives exactly 0. A spread of 0 or of too few members (n <= ddof) does not divide.
+    among them, gives exactly 0 unless `center` is "none". Too few members for a std (n <= ddof) do
+    not divide.
 
     Args: `rewards` `[n]`; `groups` `[n]` integer ids, in any order; `center` "mean", "leave_one_out"
     (mean of the other members) or "none" (GSPO-ADV-7 is `scale="none"`); `scale` "std",
@@ -69,7 +71,8 @@ def group_advantages(
     if scale != "none":
         centred = divide_by_spread(centred, _spread(scale, rewards, counted, stats, index, ddof), eps, eps_placement)
     xp = namespace_of(centred)
-    return index.restore(xp.where(counted & (stats.extent > 0), centred, xp.zeros_like(centred)))
+    kept = counted if center == "none" else counted & (stats.extent > 0)
+    return index.restore(xp.where(kept, centred, xp.zeros_like(centred)))
 
 
 def leave_one_out_advantages(rewards: Array, groups: Array, *, valid: Array | None = None) -> Array:
@@ -146,7 +149,7 @@ def _centred(center: str, rewards: Array, stats: Moments) -> Array:
     return stats.deviation * (stats.count / at_least_one(stats.count - 1))
 
 
-def _spread(scale: str, rewards: Array, counted: Array, stats: Moments, index: GroupIndex, ddof: float) -> Array:
+def _spread(scale: str, rewards: Array, counted: Array, stats: Moments, index: GroupIndex, ddof: float) -> Spread:
     if scale == "std":
         return spread_of(stats, index, ddof)
     if scale == "leave_one_out_std":

@@ -41,7 +41,15 @@ class Over(Protocol):
 
 
 class Whole:
-    """All entries of an array as one set."""
+    """All entries of an array as one set, in the order of the caller."""
+
+    def sort(self, values: Array) -> Array:
+        """`values` as they are."""
+        return values
+
+    def restore(self, values: Array) -> Array:
+        """`values` as they are."""
+        return values
 
     def sum(self, values: Array) -> Array:
         """Σ v, 0-d."""
@@ -125,17 +133,21 @@ def moments(values: Array, counted: Array, over: Over) -> Moments:
     return Moments(count, mean + missed, xp.where(counted, deviation - missed, zero), high - low)
 
 
-def spread_of(stats: Moments, over: Over, ddof: float) -> Array:
-    """σ = √(Σ(x - μ)² / (n - ddof)); 0 where n <= ddof. In units of max - min, so no square over- or underflows."""
-    xp = namespace_of(stats.deviation)
+class Spread(NamedTuple):
+    """σ = √(Σ(x - μ)² / freedom), and freedom = n - ddof; where that is not positive there is no σ."""
+
+    std: Array
+    freedom: Array
+
+
+def spread_of(stats: Moments, over: Over, ddof: float) -> Spread:
+    """σ over each set; its squares are in units of max - min, so none over- or underflows."""
     unit = _positive(stats.extent)
     z = stats.deviation / unit
-    freedom = stats.count - ddof
-    variance = over.sum(z * z) / _positive(freedom)
-    return xp.where(freedom > 0, unit * xp.sqrt(variance), xp.zeros_like(variance))
+    return _spread(unit, over.sum(z * z), stats.count - ddof)
 
 
-def spread_of_others(stats: Moments, index: GroupIndex, counted: Array, ddof: float) -> Array:
+def spread_of_others(stats: Moments, index: GroupIndex, counted: Array, ddof: float) -> Spread:
     """σ over the other members of each group: those before i merged with those behind i, without cancellation."""
     xp = namespace_of(stats.deviation)
     unit = _positive(stats.extent)
@@ -147,8 +159,7 @@ def spread_of_others(stats: Moments, index: GroupIndex, counted: Array, ddof: fl
         shifted = (xp.roll(end, -1 if backward else 1, axis=0) for end in ends)
         sides.append(tuple(xp.where(reach > 0, end, xp.zeros_like(end)) for end in shifted))
     count, _, squares = merge_moments(sides[0], sides[1])
-    freedom = count - ddof
-    return xp.where(freedom > 0, unit * xp.sqrt(squares / _positive(freedom)), xp.zeros_like(unit))
+    return _spread(unit, squares, count - ddof)
 
 
 def at_least_one(count: Array) -> Array:
@@ -156,11 +167,11 @@ def at_least_one(count: Array) -> Array:
     return namespace_of(count).maximum(count, namespace_of(count).ones_like(count))
 
 
-def divide_by_spread(values: Array, spread: Array, eps: float, placement: str = "std") -> Array:
-    """x / (σ + ε), or x / √(σ² + ε) for placement "variance"; x itself where σ is 0 or undefined."""
-    xp = namespace_of(values)
-    padded = spread + eps if placement == "std" else xp.hypot(spread, xp.zeros_like(spread) + eps**0.5)
-    return values / xp.where(spread > 0, padded, xp.ones_like(padded))
+def divide_by_spread(values: Array, spread: Spread, eps: float, placement: str = "std") -> Array:
+    """x / (σ + ε), or x / √(σ² + ε) for placement "variance"; x itself where there is no σ, or only 0 to divide by."""
+    xp, std = namespace_of(values), spread.std
+    padded = std + eps if placement == "std" else xp.hypot(std, xp.zeros_like(std) + eps**0.5)
+    return values / xp.where((spread.freedom > 0) & (padded > 0), padded, xp.ones_like(padded))
 
 
 def informative_groups(
@@ -225,6 +236,10 @@ def _valid(xp: Namespace, rewards: Array, valid: Array | None) -> Array:
         return valid
     check_binary("valid", valid)
     return valid != 0
+
+
+def _spread(unit: Array, squares: Array, freedom: Array) -> Spread:
+    return Spread(unit * namespace_of(unit).sqrt(squares / _positive(freedom)), freedom)
 
 
 def _positive(values: Array) -> Array:

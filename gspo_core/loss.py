@@ -74,13 +74,7 @@ def policy_loss(
         groups=groups,
         normalizer=normalizer,
     )
-    log_ratio = unit_log_ratio(step)
-    loss = -divide(_surrogate_sum(step, log_ratio), step.weights.count)
-    kl = _penalty_sum(step)
-    if kl is None:
-        return PolicyLoss(loss, step_metrics(step, log_ratio, None))
-    kl = divide(kl, step.penalty_weights.count)
-    return PolicyLoss(loss + _coefficient(step) * kl, step_metrics(step, log_ratio, kl))
+    return step_loss(step)
 
 
 def policy_loss_sum(
@@ -179,6 +173,17 @@ def _preset(
     return policy_loss(
         objective, logp=logp, old_logp=old_logp, advantages=advantages, sequences=sequences, normalizer=normalizer
     )
+
+
+def step_loss(step: Step) -> PolicyLoss:
+    """The loss and metrics of a prepared step, differentiable in its `logp`."""
+    log_ratio = unit_log_ratio(step)
+    loss = -divide(_surrogate_sum(step, log_ratio), step.weights.count)
+    kl = _penalty_sum(step)
+    if kl is None:
+        return PolicyLoss(loss, step_metrics(step, log_ratio, None))
+    kl = divide(kl, step.penalty_weights.count)
+    return PolicyLoss(loss + _coefficient(step) * kl, step_metrics(step, log_ratio, kl))
 
 
 def _surrogate_sum(step: Step, log_ratio: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .arrays import Array, compute_dtype, namespace_of
 from .backend import backend_of, device_of
-from .groups import Whole, divide_by_spread, moments, spread_of
+from .groups import Spread, Whole, divide_by_spread, moments, spread_of
 from .scan import State, affine, longest_segment, segmented_scan
 from .sequences import Layout, Packed, Sequences, bind_sequences
 from .validation import check_array, check_finite, check_floating, check_number, check_same_namespace, check_shape
@@ -77,9 +77,9 @@ def whiten(
     ddof: float = 1,
     eps: float = 1e-8,
 ) -> Array:
-    """(x - μ) / √(σ² + ε) over all counted entries, + μ where not `center`.
+    """(x - μ) / √(σ² + ε) over all counted entries; x / √(σ² + ε) where not `center`.
 
-    Clause GSPO-ADV-10. Equal entries, and fewer than two, give 0 (themselves where not `center`).
+    Clause GSPO-ADV-10. Equal entries give exactly 0 where centred. Fewer than two are not divided.
 
     Args: `values` of any shape, or `[B, T]` or `[N]` with `sequences`, and then uncounted tokens
     may hold anything and get 0; `ddof` taken off the number of entries in σ².
@@ -106,8 +106,10 @@ def whiten_counted(values: Array, counted: Array, *, center: bool, ddof: float, 
     check_number("eps", eps, low=0.0)
     xp, batch = namespace_of(values), Whole()
     stats = moments(values, counted, batch)
-    white = divide_by_spread(stats.deviation, spread_of(stats, batch, ddof), eps, "variance")
-    return xp.where(counted, white if center else white + stats.mean, xp.zeros_like(white))
+    spread = spread_of(stats, batch, ddof)
+    alone = xp.where(stats.count > 1, spread.freedom, xp.zeros_like(spread.freedom))
+    white = divide_by_spread(stats.deviation if center else values, Spread(spread.std, alone), eps, "variance")
+    return xp.where(counted, white, xp.zeros_like(white))
 
 
 def return_to_go(layout: Layout, sequences: Sequences | Array, rewards: Array, gamma: float) -> Array:

@@ -1,7 +1,8 @@
-"""What happens to rewards before they become advantages: clip, then normalise, then KL per token.
+"""What happens to rewards before they become advantages; GSPO itself does none of it.
 
-The order is clip, shift and scale, overlong penalty, token KL (GSPO-REWARD-7); each step is a
-function of its own and takes what the step before returns. Rewards carry no gradient (GSPO-DATA-6).
+Where several apply, the order is dynamic sampling, overlong penalty, clip, normalisation, token KL
+(GSPO-REWARD-7); each is a function of its own that takes what the one before returns. Rewards carry
+no gradient (GSPO-DATA-6).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .arrays import Array, compute_dtype, namespace_of
 from .backend import backend_of
-from .groups import Moments, Whole, check_rewards, divide_by_spread, index_groups, moments, prepare, spread_of
+from .groups import Spread, Whole, check_rewards, divide_by_spread, index_groups, moments, prepare, spread_of
 from .penalty import ESTIMATORS, kl_penalty
 from .returns import check_token_rewards, last_counted
 from .sequences import Sequences
@@ -69,12 +70,11 @@ class RunningMoments(NamedTuple):
         mean = self.mean + step * share
         return RunningMoments(count, mean, self.m2 + squares + step * step * (zero + self.count) * share)
 
-    def std(self, ddof: float = 1) -> Array:
-        """√(m2 / (n - ddof)); 0 where n <= ddof."""
+    def spread(self, ddof: float = 1) -> Spread:
+        """√(m2 / (n - ddof)), and n - ddof."""
         xp = namespace_of(self.m2)
         freedom = self.m2 * 0 + (self.count - ddof)
-        known = xp.where(freedom > 0, freedom, xp.ones_like(freedom))
-        return xp.sqrt(xp.where(freedom > 0, self.m2 / known, xp.zeros_like(freedom)))
+        return Spread(xp.sqrt(self.m2 / xp.where(freedom > 0, freedom, xp.ones_like(freedom))), freedom)
 
 
 def normalize_rewards(
@@ -90,7 +90,8 @@ def normalize_rewards(
 ) -> Array:
     """r - mean (shift), r / (std + ε) (scale), or (r - mean) / (std + ε) (both).
 
-    Clauses GSPO-REWARD-2 and GSPO-REWARD-3. A spread of 0 or of too few rewards does not divide.
+    Clauses GSPO-REWARD-2 and GSPO-REWARD-3. Equal rewards shift to exactly 0; too few for a std (n <= ddof) are
+    not divided.
 
     Args: `rewards` `[n]`; `method` says whose statistics: "batch", "group" (with `groups` `[n]`),
     "running" (with `running`, which must already contain these rewards), or None for none at all.
@@ -112,12 +113,11 @@ def normalize_rewards(
         return rewards
     if method == "running":
         assert running is not None
-        return _normalized(rewards, rewards - running.mean, running.std(ddof), shift, scale, eps)
+        return _normalized(rewards, rewards - running.mean, running.spread(ddof), shift, scale, eps)
     over = Whole() if method == "batch" else index_groups(groups)
-    rewards = rewards if method == "batch" else over.sort(rewards)
-    stats: Moments = moments(rewards, everyone, over)
-    result = _normalized(rewards, stats.deviation, spread_of(stats, over, ddof), shift, scale, eps)
-    return result if method == "batch" else over.restore(result)
+    rewards = over.sort(rewards)
+    stats = moments(rewards, everyone, over)
+    return over.restore(_normalized(rewards, stats.deviation, spread_of(stats, over, ddof), shift, scale, eps))
 
 
 def token_kl_rewards(
@@ -191,6 +191,6 @@ def _check_statistics(method: str | None, groups: Array | None, running: Running
         raise ValueError("running: expected moments that contain these rewards, got empty ones: update first")
 
 
-def _normalized(rewards: Array, deviation: Array, spread: Array, shift: bool, scale: bool, eps: float) -> Array:
+def _normalized(rewards: Array, deviation: Array, spread: Spread, shift: bool, scale: bool, eps: float) -> Array:
     centred = deviation if shift else rewards
     return divide_by_spread(centred, spread, eps) if scale else centred

@@ -203,7 +203,7 @@ Sequences: TypeAlias = Padded | Packed
 
 def bind_sequences(sequences: Any, token_shape: tuple[int, ...], name: str = "logp") -> Layout:
     """`sequences`, or a plain `[B, T]` mask which means `Padded(mask)`, over an array of `token_shape`."""
-    if not isinstance(sequences, (Padded, Packed)):
+    if not hasattr(sequences, "bind"):
         check_array("sequences", sequences)
         sequences = Padded(sequences)
     return sequences.bind(token_shape, name)

@@ -52,7 +52,9 @@ class JaxBackend(gspo_core.Backend):
         if group is None:
             return values
         if not isinstance(group, (str, tuple)):
-            raise TypeError(f"context: expected the name of a mesh axis, or a tuple of names, got {type(group).__name__}")
+            raise TypeError(
+                f"context: expected the name of a mesh axis, or a tuple of names, got {type(group).__name__}"
+            )
         return jax.lax.psum(values, group)
 
     def can_inspect(self, values: jax.Array) -> bool:

@@ -12,7 +12,9 @@ import jax
 from gspo_core import Packed, Padded
 
 
-def _flatten(sequences: Any, leaves: tuple[str, ...], static: tuple[str, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _flatten(
+    sequences: Any, leaves: tuple[str, ...], static: tuple[str, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return tuple(getattr(sequences, name) for name in leaves), tuple(getattr(sequences, name) for name in static)
 
 

@@ -11,6 +11,6 @@ The mathematics is the core's; this package adds what PyTorch can do with it.
 import gspo_core
 from gspo_core import *  # noqa: F403
 
-from .backend import backend
+from .backend import backend as backend
 
 __all__ = sorted([*gspo_core.__all__, "backend"])

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gspo_core import Backend
 from torch import Tensor
+
+from gspo_core import Backend
 
 # Two levels of at most this many additions each way keep the error of a sum near sqrt(256) roundings.
 _BLOCK = 256

@@ -130,4 +130,8 @@ def canonical(value: Any, indent: int = 0) -> str:
 
 
 def _nested(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(item, (dict, list)) for item in value)
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and any(isinstance(item, (dict, list)) for item in value)
+    )

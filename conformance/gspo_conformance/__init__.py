@@ -1,0 +1,1 @@
+"""Conformance suite of Group Sequence Policy Optimization."""

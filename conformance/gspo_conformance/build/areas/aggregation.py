@@ -1,0 +1,232 @@
+"""Aggregation: what a response weighs, what a token weighs, and what the sum is divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ..cases import Responses, explicit, padded, responses, uniform
+from ..recipe import Case, Shelf, aggregation, call, clip, gspo, gspo_token, loss, objective
+
+RECIPES = Shelf("aggregation")
+_add = RECIPES.add
+
+MODES = {
+    "sequence_mean_token_mean": ("AGG-1 AGG-2", "token-mean token-sum"),
+    "sequence_mean_token_sum": ("AGG-4", "modes-identical token-mean"),
+    "token_mean": ("AGG-3", "modes-identical"),
+    "token_sum": ("AGG-5", "modes-identical group-count"),
+    "group_token_mean": ("AGG-6", "modes-identical group-order"),
+}
+
+
+def values(name: str, lengths: Sequence[int]) -> Responses:
+    """Token values of mixed sign and unequal size; the counted ones of each response."""
+    rows = [uniform(f"aggregation/{name}/{i}", n, -2.0, 3.0, 2.0**-12) for i, n in enumerate(lengths)]
+    return Responses({"values": rows})
+
+
+def _aggregate(
+    mode: str, lengths: Sequence[int], groups: Sequence[int] | None = None, *, name: str, **fields: Any
+) -> Case:
+    width = fields.pop("width", None)
+    normalizer = fields.pop("normalizer", None)
+    source = values(name, lengths)
+    if groups is not None:
+        source = source.also(groups=groups)
+    given = {} if normalizer is None else {"normalizer": normalizer}
+    return call("aggregate", padded(source, width=width, fill=0.75), "value", mode=aggregation(mode, **fields), **given)
+
+
+for _mode, (_clauses, _flags) in MODES.items():
+    _slug = _mode.replace("_", "-")
+    _groups = (4, 7, 4, 7, 7) if _mode == "group_token_mean" else None
+    _add(
+        f"{_slug}-ragged",
+        f"{_mode} of token values, lengths 1 to 9",
+        _clauses,
+        _flags + " padded-divisor",
+        partial(_aggregate, _mode, (3, 1, 9, 4, 6), _groups, name="ragged", width=10),
+    )
+    _add(
+        f"{_slug}-equal-lengths",
+        f"{_mode} where every response has the same length",
+        _clauses,
+        _flags,
+        partial(_aggregate, _mode, (4, 4, 4, 4, 4), _groups, name="equal"),
+    )
+    _add(
+        f"{_slug}-normalizer",
+        f"{_mode} with the normaliser of a larger step",
+        _clauses + " AGG-8",
+        "mean-of-means",
+        partial(_aggregate, _mode, (5, 2, 7, 1, 3), _groups, name="normalizer", normalizer=11.0),
+    )
+    _add(
+        f"{_slug}-empty",
+        f"{_mode} with a response without counted tokens",
+        _clauses + " AGG-7 DATA-3",
+        "empty-response empty-nan",
+        partial(_aggregate, _mode, (3, 0, 2, 0, 4), _groups, name="empty"),
+        level="SHOULD",
+        note="The paper has no empty response. Convention: it contributes 0 and counts in the number of responses.",
+    )
+    if _mode not in ("token_mean", "token_sum"):
+        _grouped = (4, 7, 4, 7, 4) if _groups else None
+        _add(
+            f"{_slug}-non-empty",
+            f"{_mode} counting only what is not empty",
+            _clauses + " AGG-7",
+            "empty-response",
+            partial(_aggregate, _mode, (3, 0, 2, 0, 4), _grouped, name="non-empty", count="non_empty"),
+            level="SHOULD",
+            note="Whether empty responses count is a choice the paper does not make; this objective says non_empty.",
+        )
+for _mode in ("sequence_mean_token_sum", "token_sum"):
+    _add(
+        f"{_mode.replace('_', '-')}-constant",
+        f"{_mode} over a constant length budget of 48",
+        f"{MODES[_mode][0]}",
+        "modes-identical constant-ignored",
+        partial(_aggregate, _mode, (3, 1, 9, 4), name="constant", constant=48.0),
+    )
+_add(
+    "group-token-mean-one-group",
+    "group_token_mean without groups: the batch is one group",
+    "AGG-6",
+    "group-count",
+    partial(_aggregate, "group_token_mean", (3, 1, 9, 4), name="one-group"),
+)
+
+
+def _lengths(objective_: dict[str, Any], lengths: Sequence[int], advantages: Sequence[float], **layout: Any) -> Case:
+    means = [1.5e-4, -1e-4, 5e-5, -2e-4, 2.5e-4][: len(lengths)]
+    source = responses("aggregation/lengths", lengths, means, spread=0.02).also(advantages=advantages)
+    return loss(objective_, padded(source, **layout))
+
+
+_BOTH = {"gspo": gspo(), "gspo-token": gspo_token()}
+for _name, _objective in _BOTH.items():
+    _add(
+        f"lengths-1-3-{_name}",
+        "Lengths 1 and 3, A = 1 and -1: every response weighs the same, so the loss nearly cancels; a token mean gives about 0.5",
+        "AGG-1 AGG-2",
+        "token-mean token-sum broadcast-loss",
+        partial(_lengths, _objective, (1, 3), (1.0, -1.0)),
+    )
+    _add(
+        f"long-and-short-{_name}",
+        "One response eleven times as long as the other: the sum of its coefficients is no larger",
+        "AGG-1 AGG-2 GRAD-1",
+        "token-mean token-sum",
+        partial(_lengths, _objective, (22, 2), (0.5, 0.75)),
+    )
+    _add(
+        f"extra-padding-{_name}",
+        "The same responses in a wider batch: nothing moves",
+        "AGG-1 DATA-1",
+        "padded-divisor padded-length",
+        partial(_lengths, _objective, (1, 3), (1.0, -1.0), width=12),
+    )
+    _add(
+        f"square-{_name}",
+        "As many responses as tokens: no axis can be mistaken for the other",
+        "AGG-1 AGG-2",
+        "axis shape-broadcast broadcast-loss",
+        partial(_lengths, _objective, (5, 2, 4, 1, 3), (1.0, -0.5, 0.25, -2.0, 1.5)),
+    )
+    _add(
+        f"one-response-{_name}",
+        "A batch of one response",
+        "AGG-1",
+        "token-sum",
+        partial(_lengths, _objective, (7,), (-1.5,)),
+    )
+    _add(
+        f"same-sign-{_name}",
+        "Every advantage positive, lengths 2 to 12: nothing cancels, the normaliser shows",
+        "AGG-1 AGG-2",
+        "token-mean token-sum padded-divisor group-count",
+        partial(_lengths, _objective, (2, 12, 5), (1.0, 0.5, 1.5)),
+    )
+    _add(
+        f"normalizer-{_name}",
+        "A micro-batch of 3 of the 8 responses of a step: the normaliser is 8",
+        "AGG-8 DIST-1",
+        "mean-of-means",
+        lambda o=_objective: loss(
+            o,
+            padded(
+                responses("aggregation/part", [4, 1, 6], [2e-4, -1e-4, 1e-4], spread=0.02).also(
+                    advantages=[1.0, -0.5, 0.75]
+                )
+            ),
+            normalizer=8.0,
+        ),
+    )
+    _add(
+        f"empty-response-{_name}",
+        "One response without counted tokens among three: it contributes 0, and stays in the number of responses",
+        "AGG-7 DATA-3",
+        "empty-response empty-nan",
+        partial(_lengths, _objective, (3, 0, 5), (1.0, -2.0, 0.5)),
+        level="SHOULD",
+        note="The paper has no empty response. Convention: ratio 1, contribution 0, counted in G.",
+    )
+    _add(
+        f"non-empty-{_name}",
+        "The same, where the objective counts only responses that are not empty",
+        "AGG-7 DATA-3",
+        "empty-response",
+        partial(
+            _lengths,
+            objective(_objective["ratio"], clip(), aggregation(count="non_empty")),
+            (3, 0, 5),
+            (1.0, -2.0, 0.5),
+        ),
+        level="SHOULD",
+        note="Whether empty responses count is a choice the paper does not make; this objective says non_empty.",
+    )
+
+
+def _modes(mode: str, ratio: str, groups: Sequence[int] | None = None, **fields: Any) -> Case:
+    source = responses("aggregation/modes", [2, 7, 4, 1], [0.0625, -0.125, 0.25, -0.03125], spread=0.2)
+    source = source.also(advantages=[1.0, -0.75, 0.5, 1.25])
+    if groups is not None:
+        source = source.also(groups=groups)
+    return loss(objective(ratio, clip(0.2, 0.27), aggregation(mode, **fields)), padded(source))
+
+
+for _mode, (_clauses, _flags) in MODES.items():
+    for _name, _ratio in {"sequence": "sequence", "token": "token", "gspo-token": "gspo_token"}.items():
+        _add(
+            f"{_mode.replace('_', '-')}-{_name}-loss",
+            f"A clipped loss with the {_name} ratio under {_mode}",
+            _clauses,
+            _flags,
+            partial(_modes, _mode, _ratio, (5, 2, 2, 5) if _mode == "group_token_mean" else None),
+        )
+_add(
+    "group-token-mean-unequal-groups",
+    "Groups of 1 and 3 responses: each group weighs the same, each token of a group the same",
+    "AGG-6",
+    "group-order group-count token-mean",
+    partial(_modes, "group_token_mean", "token", (9, 1, 1, 1)),
+)
+_add(
+    "two-and-four-groups",
+    "Four groups of one: the loss does not grow with the number of groups",
+    "AGG-6 AGG-2",
+    "group-count",
+    partial(_modes, "group_token_mean", "token", (0, 1, 2, 3)),
+)
+_add(
+    "all-empty",
+    "Not one counted token in the batch: loss 0 and gradient 0, not NaN",
+    "DATA-3 AGG-8",
+    "empty-nan",
+    lambda: loss(gspo(), padded(explicit([[], []]).also(advantages=[1.0, -1.0]), width=3, fill=-1.0)),
+    level="SHOULD",
+    note="The paper has no empty batch. Convention: an empty sum is 0 and 0 over 0 responses is 0.",
+)

@@ -1,0 +1,84 @@
+"""`gspo`: one small file per command in `commands/`, imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "check": ("check", "run the conformance suite against targets"),
+    "explain": ("explain", "a clause, a vector, a flag or a mutant, in words and numbers"),
+    "vectors": ("vectors", "list, show, lint or regenerate the golden vectors"),
+    "mutants": ("mutants", "the suite's own score: who kills which wrong implementation"),
+    "report": ("report", "merge recorded runs into one report"),
+    "new-target": ("new_target", "write the skeleton of an adapter for your implementation"),
+}
+_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 as expected, 1 non-conforming, 2 usage, 3 the harness failed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else _USAGE
+    if words[0] == "--version":
+        return _version()
+    if words[0] not in COMMANDS:
+        from .words import choices
+
+        print(f"gspo: {choices(words[0], COMMANDS, 'command')}", file=sys.stderr)
+        return _USAGE
+    return _run(words[0], words[1:])
+
+
+def _run(name: str, words: list[str]) -> int:
+    from .words import HarnessError, UsageError
+
+    file, summary = COMMANDS[name]
+    command = import_module(f".commands.{file}", __package__)
+    parser = argparse.ArgumentParser(
+        prog=f"gspo {name}",
+        description=command.__doc__ or summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    try:
+        return command.run(parser.parse_args(words))
+    except UsageError as error:
+        print(f"gspo {name}: {error}", file=sys.stderr)
+        return _USAGE
+    except HarnessError as error:
+        print(f"gspo {name}: {error}", file=sys.stderr)
+        return 3
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  gspo {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "gspo: is this implementation of Group Sequence Policy Optimization right, and if not, what does it compute?",
+            "",
+            *lines,
+            "",
+            "Start with `gspo check numpy`, then `gspo check your_package.module:target`.",
+            "`gspo COMMAND --help` says more about each.",
+        ]
+    )
+
+
+def _version() -> int:
+    from importlib.metadata import version
+
+    print(f"gspo {version('gspo')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

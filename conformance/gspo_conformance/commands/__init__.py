@@ -1,0 +1,1 @@
+"""The commands of `gspo`: each file has `add_arguments(parser)` and `run(arguments) -> exit code`."""

@@ -1,0 +1,155 @@
+"""The record of a run: one result per vector and dtype, and what they add up to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from .judge import Judged
+
+PASS, FAIL, ERROR = "pass", "fail", "error"
+UNSUPPORTED, SKIPPED = "unsupported", "skipped"
+EXPECTED_FAILURE, UNEXPECTED_PASS = "expected-failure", "unexpected-pass"
+VERDICTS = (PASS, FAIL, ERROR, UNEXPECTED_PASS, EXPECTED_FAILURE, SKIPPED, UNSUPPORTED)
+BAD = (FAIL, ERROR, UNEXPECTED_PASS)
+LEVELS = ("MUST", "SHOULD", "MAY")
+AS_EXPECTED, NON_CONFORMING, USAGE, HARNESS = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one vector in one dtype. `answer` is what came back, kept for the diagnosis."""
+
+    id: str
+    dtype: str
+    level: str
+    clauses: tuple[str, ...]
+    flags: tuple[str, ...]
+    operation: str
+    verdict: str
+    judged: tuple[Judged, ...] = ()
+    reason: str = ""
+    url: str | None = None
+    detail: str = ""
+    seconds: float = 0.0
+    answer: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        """`aggregation/ragged-lengths[float32]`."""
+        return f"{self.id}[{self.dtype}]"
+
+    @property
+    def area(self) -> str:
+        """The first part of the id."""
+        return self.id.partition("/")[0]
+
+    @property
+    def worst(self) -> Judged | None:
+        """The output with the largest error relative to what it is allowed."""
+        return max(
+            self.judged, key=lambda item: (item.k / item.limit if item.limit else item.k, not item.ok), default=None
+        )
+
+    @property
+    def k(self) -> float | None:
+        """The largest error in units of u(dtype) scale."""
+        return max((item.k for item in self.judged), default=None)
+
+
+@dataclass
+class Run:
+    """One target over the vectors. `complete` is False where the run was cut short; `failure` says that the harness broke."""
+
+    target: str
+    implementation: Mapping[str, Any] = field(default_factory=dict)
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    suite: Mapping[str, Any] = field(default_factory=dict)
+    started: str = ""
+    seconds: float = 0.0
+    level: str = "MUST"
+    complete: bool = False
+    failure: str = ""
+    detail: str = ""
+    diagnosis: Mapping[str, Any] | None = None
+    stale: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many results have each verdict."""
+        return Counter(result.verdict for result in self.results)
+
+    @property
+    def answered(self) -> int:
+        """How many vectors were put to the target: neither unsupported nor skipped."""
+        return sum(result.verdict not in (UNSUPPORTED, SKIPPED) for result in self.results)
+
+    def counts_for_exit(self, result: Result) -> bool:
+        """Whether this result can fail the run: its level is asked for, or it is a stale known failure."""
+        return result.verdict == UNEXPECTED_PASS or LEVELS.index(result.level) <= LEVELS.index(self.level)
+
+    @property
+    def offences(self) -> list[Result]:
+        """What makes the run non-conforming."""
+        return [result for result in self.results if result.verdict in BAD and self.counts_for_exit(result)]
+
+    @property
+    def remarks(self) -> list[Result]:
+        """Failures below the level that counts: reported, not failing."""
+        return [result for result in self.results if result.verdict in BAD and not self.counts_for_exit(result)]
+
+    @property
+    def conforming(self) -> bool:
+        """Whether every vector that counts ended as expected."""
+        return self.exit_code == AS_EXPECTED
+
+    @property
+    def exit_code(self) -> int:
+        """0 as expected, 1 non-conforming, 3 the harness failed or answered nothing."""
+        if self.failure or not self.complete or not self.answered:
+            return HARNESS
+        return NON_CONFORMING if self.offences or self.stale else AS_EXPECTED
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if self.failure:
+            return "harness failed"
+        if not self.complete:
+            return "incomplete"
+        if not self.answered:
+            return "nothing tested"
+        return "conforming" if self.conforming else "NOT conforming"
+
+    @property
+    def k(self) -> float | None:
+        """The worst K among results that passed: how much of the tolerance was used."""
+        return max((r.k for r in self.results if r.verdict == PASS and r.k is not None), default=None)
+
+    def by_area(self) -> dict[str, list[Result]]:
+        """Results by area, in the order of the ids."""
+        areas: dict[str, list[Result]] = {}
+        for result in self.results:
+            areas.setdefault(result.area, []).append(result)
+        return areas
+
+    def by_clause(self) -> dict[str, list[Result]]:
+        """Results by the clause that their vector tests."""
+        clauses: dict[str, list[Result]] = {}
+        for result in self.results:
+            for clause in result.clauses:
+                clauses.setdefault(clause, []).append(result)
+        return clauses
+
+
+def show_k(k: float | None) -> str:
+    """K for reading: three digits, `-` where there is none, `exact` for 0."""
+    if k is None:
+        return "-"
+    if k == inf:
+        return "inf"
+    return f"{k:.0f}" if k >= 100 else f"{k:.2f}"

@@ -1,0 +1,122 @@
+"""`gspo_core` as a target on any framework: each operation of the suite is a call of the public function of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import gspo_core as gspo
+from gspo_core.arrays import namespace_of
+from gspo_core.sequences import bind_sequences
+
+from ..target import Capabilities, Case
+from ..tensors import NumPyArray
+
+Arrays = dict[str, Any]
+Parameters = dict[str, Any]
+
+
+class Framework(Protocol):
+    """What this file needs of a framework; one small class each in `numpy.py`, `torch.py`, `jax.py`."""
+
+    version: Mapping[str, str]
+
+    def array(self, values: NumPyArray, storage: str | None) -> Any:
+        """A native array; `storage` names a narrower dtype for floating values."""
+        ...
+
+    def numpy(self, values: Any) -> NumPyArray:
+        """Back again."""
+        ...
+
+    def loss_and_gradient(self, objective: gspo.Objective, arguments: Arrays) -> tuple[gspo.PolicyLoss, Any]:
+        """The loss with its metrics, and d loss / d logp."""
+        ...
+
+
+class CoreTarget:
+    """`gspo_core` on one framework. `module` is where its functions come from: the core, or a backend that re-exports it."""
+
+    def __init__(
+        self, name: str, framework: Framework, module: Any = gspo, capabilities: Capabilities | None = None
+    ) -> None:
+        self.name = name
+        self.framework = framework
+        self.gspo = module
+        self.version = framework.version
+        self.capabilities = capabilities or Capabilities.everything()
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """The outputs of the case as NumPy arrays."""
+        return {name: self.framework.numpy(value) for name, value in self.native(case).items()}
+
+    def native(self, case: Case) -> dict[str, Any]:
+        """The outputs of the case in the framework's arrays."""
+        if case.operation == "step":
+            parts = [self._arguments(part, case) for part in case.inputs["parts"]]
+            return self._step(parts, dict(case.parameters))
+        arrays, parameters = self._arguments(case.inputs, case), dict(case.parameters)
+        special = getattr(self, f"_{case.operation}", None)
+        if special is not None:
+            return special(arrays, parameters)
+        return _named(case, getattr(self.gspo, case.operation)(**arrays, **parameters))
+
+    def _arguments(self, inputs: Mapping[str, Any], case: Case) -> Arrays:
+        arrays = {name: self.framework.array(value, _storage(name, case)) for name, value in inputs.items()}
+        mask, offsets = arrays.pop("mask", None), arrays.pop("offsets", None)
+        if offsets is not None:
+            return arrays | {"sequences": self.gspo.Packed(offsets, mask=mask)}
+        return arrays if mask is None else arrays | {"sequences": self.gspo.Padded(mask)}
+
+    def _policy_loss(self, arrays: Arrays, parameters: Parameters) -> dict[str, Any]:
+        objective = self.gspo.Objective.from_dict(parameters.pop("objective"))
+        found, gradient = self.framework.loss_and_gradient(objective, arrays | parameters)
+        metrics = {f"metrics.{name}": value for name, value in found.metrics.items()}
+        return {"loss": found.loss, "gradient": gradient} | metrics
+
+    def _step(self, parts: list[Arrays], parameters: Parameters) -> dict[str, Any]:
+        found = [self._policy_loss(part, dict(parameters)) for part in parts]
+        loss = sum((part["loss"] for part in found[1:]), found[0]["loss"])
+        return {"loss": loss} | {f"gradient.{i}": part["gradient"] for i, part in enumerate(found)}
+
+    def _pipeline(self, arrays: Arrays, parameters: Parameters) -> dict[str, Any]:
+        settings = parameters.pop("advantages", {})
+        rewards = arrays.pop("rewards")
+        advantages = self.gspo.group_advantages(rewards, arrays["groups"], **settings)
+        return {"advantages": advantages} | self._policy_loss(arrays | {"advantages": advantages}, parameters)
+
+    def _ratio(self, arrays: Arrays, parameters: Parameters) -> dict[str, Any]:
+        return {"ratio": ratio_function(self.gspo, parameters["kind"])(**arrays)}
+
+    def _clipped_surrogate(self, arrays: Arrays, parameters: Parameters) -> dict[str, Any]:
+        return {"value": self.gspo.clipped_surrogate(**arrays, clip=self.gspo.Clip(**parameters["clip"]))}
+
+    def _aggregate(self, arrays: Arrays, parameters: Parameters) -> dict[str, Any]:
+        mode = self.gspo.Aggregation(**parameters.pop("mode"))
+        return {"value": self.gspo.aggregate(**arrays, mode=mode, **parameters)}
+
+
+def ratio_function(module: Any, kind: str) -> Callable[..., Any]:
+    """The core's function for a kind of ratio; the product, which it has no function for, is put together here."""
+    if kind == "product":
+        return lambda logp, old_logp, sequences: _product_ratio(module, logp, old_logp, sequences)
+    return getattr(module, f"{kind}_ratio")
+
+
+def _product_ratio(module: Any, logp: Any, old_logp: Any, sequences: Any) -> Any:
+    log = module.token_log_ratio(logp, old_logp, sequences)
+    return namespace_of(log).exp(bind_sequences(sequences, tuple(log.shape)).sum_tokens(log))
+
+
+OUTPUTS = {"informative_groups": ("keep",), "gae_advantages": ("advantages", "returns")}
+
+
+def _named(case: Case, found: Any) -> dict[str, Any]:
+    names = OUTPUTS.get(case.operation)
+    if names is not None and len(names) > 1:
+        return dict(zip(names, found, strict=True))
+    return {case.outputs[0]: found}
+
+
+def _storage(name: str, case: Case) -> str | None:
+    return case.input_dtype if name.endswith("logp") else None
