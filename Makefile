@@ -42,7 +42,8 @@ types: setup  ## basedpyright, strict, on gspo_core
 	$(BIN)/basedpyright
 
 unit: setup  ## the tests and every example in the documentation
-	$(BIN)/pytest -q -n $(JOBS)
+	$(BIN)/pytest -q -n $(JOBS) gspo_core backends conformance
+	$(BIN)/pytest -q README.md docs
 
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict

@@ -1,4 +1,7 @@
-"""Runs every Python block of README.md and docs/, in order, each page in a namespace of its own."""
+"""Runs every Python block of README.md and docs/, in order, each page in a namespace of its own.
+
+The blocks of a page build on each other, so they are run in one process (not with -n).
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import pytest
 from sybil import Sybil
-from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/**/*.md"],
 ).pytest()
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """The blocks of a page share one namespace, so one worker runs them all."""
-    if isinstance(item, SybilItem):
-        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
