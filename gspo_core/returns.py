@@ -77,9 +77,9 @@ def whiten(
     ddof: float = 1,
     eps: float = 1e-8,
 ) -> Array:
-    """(x - μ) / √(σ² + ε) over all counted entries; x / √(σ² + ε) where not `center`.
+    """(x - μ) / √(σ² + ε) over all counted entries, + μ where not `center`.
 
-    Clause GSPO-ADV-10. Equal entries give exactly 0 where centred. Fewer than two are not divided.
+    Clause GSPO-ADV-10. Equal entries, and fewer than two, give exactly 0, or themselves where not `center`.
 
     Args: `values` of any shape, or `[B, T]` or `[N]` with `sequences`, and then uncounted tokens
     may hold anything and get 0; `ddof` taken off the number of entries in σ².
@@ -107,8 +107,9 @@ def whiten_counted(values: Array, counted: Array, *, center: bool, ddof: float, 
     xp, batch = namespace_of(values), Whole()
     stats = moments(values, counted, batch)
     spread = spread_of(stats, batch, ddof)
-    alone = xp.where(stats.count > 1, spread.freedom, xp.zeros_like(spread.freedom))
-    white = divide_by_spread(stats.deviation if center else values, Spread(spread.std, alone), eps, "variance")
+    several = xp.where(stats.count > 1, spread.freedom, xp.zeros_like(spread.freedom))
+    white = divide_by_spread(stats.deviation, Spread(spread.std, several), eps, "variance")
+    white = white if center else white + stats.mean
     return xp.where(counted, white, xp.zeros_like(white))
 
 

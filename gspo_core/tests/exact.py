@@ -90,9 +90,9 @@ def gae(
 
 
 def whitened(values: Sequence[mpf], center: bool = True, ddof: float = 1, eps: float = 1e-8) -> list[mpf]:
-    shift = average(values) if center else mpf(0)
+    mean, back = average(values), mpf(0) if center else average(values)
     below = divisor(values, ddof, eps, "variance") if len(values) > 1 else mpf(1)
-    return [(value - shift) / below for value in values]
+    return [(value - mean) / below + back for value in values]
 
 
 def assert_close(got: np.ndarray, truth: Sequence[mpf], scale: Any, units: float = 16) -> None:
