@@ -2,7 +2,8 @@
 
 `scale` comes from the first-order error analysis of the output, `u` is the unit roundoff of the dtype
 the case ran in. Where the scale is 0 exactness is owed: gradients of clipped and uncounted tokens,
-counts, decisions. Shape and dtype are part of the answer; nothing is broadcast.
+counts, decisions. Elsewhere a result below the normal range may be flushed to zero. Shape and dtype are
+part of the answer; nothing is broadcast.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .tensors import NumPyArray
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 _SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24}
+_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
+WHOLE_NUMBERS = ("keep", "metrics.num_sequences", "metrics.num_tokens", "metrics.ratio_is_one")
 
 
 @dataclass(frozen=True)
@@ -60,34 +63,41 @@ def _judge(vector: Vector, case: Case, name: str, answer: Mapping[str, Any], tol
         extra = ", ".join(sorted(map(str, answer))) or "nothing"
         return _refused(name, expected, told or f"missing from the answer, which has {extra}")
     try:
-        got = as_numpy(answer[name])
+        got, dtype = as_numpy(answer[name])
     except (TypeError, ValueError, RuntimeError) as error:
         return _refused(name, expected, f"not an array of numbers: {error}")
-    refusal = _form(got, expected, case, name)
+    refusal = _form(got, dtype, expected, case, name)
     if refusal:
         return _refused(name, expected, refusal, got)
     return _measure(case, name, expected, got)
 
 
-def as_numpy(value: Any) -> NumPyArray:
-    """A NumPy array of numbers from an array of any framework, a number or nested lists."""
+def as_numpy(value: Any) -> tuple[NumPyArray, str]:
+    """A NumPy array of numbers from an array of any framework, a number or nested lists; and the dtype it came in.
+
+    bfloat16 and float16 are widened to float32. A plain number has the dtype `number`: it is of any.
+    """
     if hasattr(value, "detach"):
+        dtype = str(value.dtype).removeprefix("torch.")
         value = value.detach().cpu()
-        value = value.float() if str(value.dtype) in ("torch.bfloat16", "torch.float16") else value
+        value = value.float() if dtype in _SMALLEST else value
+    else:
+        dtype = "number" if type(value) in (int, float) else str(np.asarray(value).dtype)
     array = np.asarray(value)
-    if array.dtype.kind == "V" or array.dtype.name in ("bfloat16", "float16"):
+    if dtype in _SMALLEST:
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"dtype {array.dtype}")
-    return array
+    return array, dtype
 
 
-def _form(got: NumPyArray, expected: Expected, case: Case, name: str) -> str:
+def _form(got: NumPyArray, dtype: str, expected: Expected, case: Case, name: str) -> str:
     if got.shape != expected.shape:
         return f"expected shape {expected.shape}, got {got.shape}"
-    if got.dtype.kind == "f" and np.finfo(got.dtype).eps > np.finfo(case.dtype).eps:
-        return f"expected {case.dtype}, got {got.dtype}"
-    return ""
+    if dtype == "number" or name in WHOLE_NUMBERS or (name.startswith("gradient") and dtype == case.input_dtype):
+        return ""
+    wide = ("float32", "float64") if case.dtype == "float32" else ("float64",)
+    return "" if dtype in wide else f"expected {case.dtype}, got {dtype}"
 
 
 def _refused(name: str, expected: Expected, reason: str, got: NumPyArray | None = None) -> Judged:
@@ -113,8 +123,9 @@ def error_units(case: Case, name: str, expected: Expected, got: NumPyArray) -> N
     truth, scale, unit = expected.value, expected.scale, UNIT_ROUNDOFF[case.dtype]
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         error = expected.error(got)
-        if name == "gradient" and case.input_dtype is not None:
+        if name.startswith("gradient") and case.input_dtype is not None:
             error = np.maximum(error - _storage(case.input_dtype, truth), 0.0)
+        error = np.where(scale > 0, np.maximum(error - _NORMAL[case.dtype], 0.0), error)
         units = np.where(error == 0, 0.0, error / (unit * scale))
         same = (np.isnan(got) & np.isnan(truth)) | (got == truth)
     units = np.where(np.isfinite(truth), units, np.where(same, 0.0, inf))
