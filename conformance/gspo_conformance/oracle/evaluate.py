@@ -39,10 +39,11 @@ class Result:
 @at_digits
 def evaluate(objective: Mapping[str, Any] | str, inputs: Mapping[str, Any]) -> Result:
     """L, dL/dlogp, L = sum / count and the metrics of one batch (GSPO-GRAD-1, GSPO-AGG-8, GSPO-METRIC-1)."""
-    return _result(read_problem(objective, inputs))
+    return solve(read_problem(objective, inputs))
 
 
-def _result(problem: Problem) -> Result:
+def solve(problem: Problem) -> Result:
+    """`evaluate` at the precision in force."""
     found = responses(problem)
     loss = Output(loss_at(problem, problem.logp, problem.logp), loss_scale(problem, found))
     slopes, slope_scales = gradient(problem, found)
@@ -128,9 +129,13 @@ def evaluate_step(
     objective: Mapping[str, Any] | str, parts: Sequence[Mapping[str, Any]]
 ) -> tuple[Result, list[Output]]:
     """The union of the parts of an optimiser step: its result, and the gradient of each part (GSPO-DIST-1, GSPO-DIST-2)."""
-    problems = [read_problem(objective, part) for part in parts]
+    return solve_step([read_problem(objective, part) for part in parts])
+
+
+def solve_step(problems: list[Problem]) -> tuple[Result, list[Output]]:
+    """`evaluate_step` at the precision in force."""
     union = _union(problems)
-    whole = _result(union)
+    whole = solve(union)
     gradients, start = [], 0
     values, sizes = gradient(union, responses(union))
     for problem in problems:
