@@ -5,12 +5,14 @@
 
 Inputs and expected values are decoded on first use; arrays are read-only, so copy before you hand
 them to code that may write. Truth has more digits than float64: `value` is its float64 and `rest` what
-float64 leaves over, so that `Expected.error` is right to the last bit of a float64 answer too.
+float64 leaves over, so that `Expected.error` is right to the last bit of a float64 answer too. A vector
+that `refuses` has no truth: the right answer to it is an error about the argument of that name.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from functools import cache, cached_property
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .tensors import NumPyArray, decode_array, read_tensors
+from .tensors import NumPyArray, decode_array
 
 ROOT = Path(__file__).resolve().parent
 VECTORS = ROOT / "vectors"
@@ -76,24 +78,25 @@ class Compare(NamedTuple):
 class Expected:
     """The truth of one output; `raw` is its entry in the JSON.
 
-    `scale` is the magnitude against which rounding is measured, element by element; 0 where exactness
-    is owed. `kink_margin` is the distance to the nearest discontinuity of the gradient, relative.
+    `kink_margin` is the distance to the nearest discontinuity of the gradient, relative.
     """
 
     raw: dict[str, Any] = field(repr=False)
-    folder: Path = field(repr=False, default=VECTORS)
 
     @property
     def compare(self) -> Compare:
+        """How an answer to this output is judged."""
         return Compare(**self.raw["compare"]) if "compare" in self.raw else Compare()
 
     @property
     def kink_margin(self) -> float | None:
+        """The relative distance to the nearest decision; None where nothing is decided."""
         margin = self.raw.get("kink_margin")
         return None if margin is None else float(margin)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the output."""
         return self.value.shape
 
     @property
@@ -108,29 +111,20 @@ class Expected:
 
     @cached_property
     def scale(self) -> NumPyArray:
-        if self.compare.rule == "exact":
-            return np.zeros(self.shape)
-        entry = self.raw["scale"]
-        if isinstance(entry, dict):
-            return read_tensors(self.folder / entry["file"])[entry["key"]]
-        return np.broadcast_to(np.array(_map(float, entry), dtype=np.float64), self.shape)
+        """The magnitude against which rounding is measured, in the shape of the output; 0 where exactness is owed."""
+        entry = "0" if self.compare.rule == "exact" else self.raw["scale"]
+        return np.broadcast_to(_numbers(entry, float), self.shape)
 
     @property
     def text(self) -> Any:
-        """The decimal strings as written, nested like the output (None for large arrays, which live in a file)."""
+        """The decimal strings as written, nested like the output (None for large arrays, which are run-length coded)."""
         return None if isinstance(self.raw["value"], dict) else self.raw["value"]
 
     @cached_property
     def _split(self) -> tuple[NumPyArray, NumPyArray]:
-        entry = self.raw["value"]
-        if isinstance(entry, dict):
-            stored = read_tensors(self.folder / entry["file"])
-            return stored[entry["key"]], stored[entry["key"] + ".rest"]
         with localcontext() as context:
             context.prec = 60
-            value = np.array(_map(float, entry), dtype=np.float64)
-            rest = np.array(_map(lambda item: _rest(item), entry), dtype=np.float64)
-        return value, rest
+            return _numbers(self.raw["value"], float), _numbers(self.raw["value"], _rest)
 
     def error(self, got: NumPyArray) -> NumPyArray:
         """|got - truth| per element, exact enough for float64 answers; NaN where got is NaN."""
@@ -154,31 +148,34 @@ class Vector:
     input_dtype: str | None
     parameters: dict[str, Any]
     note: str
+    refuses: str | None
     raw: dict[str, Any] = field(repr=False, compare=False)
     folder: Path = field(repr=False, compare=False, default=VECTORS)
 
     @property
     def area(self) -> str:
+        """The folder that it lies in."""
         return self.id.partition("/")[0]
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the outputs that have a truth."""
-        return tuple(self.raw["expected"])
+        """The names of the outputs that are asked for; all have a truth, unless the vector refuses."""
+        return tuple(self.raw["expected"]) or ("loss",)
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """Arrays by argument name; `step` has `parts`, a list of such dictionaries."""
-        return {name: self._decode(entry) for name, entry in self.raw["inputs"].items()}
+        return {name: self.decode(entry) for name, entry in self.raw["inputs"].items()}
 
     @cached_property
     def expected(self) -> dict[str, Expected]:
         """Truth by output name: "loss", "gradient", "metrics.clip_fraction", ..."""
-        return {name: Expected(entry, self.folder) for name, entry in self.raw["expected"].items()}
+        return {name: Expected(entry) for name, entry in self.raw["expected"].items()}
 
-    def _decode(self, entry: Any) -> Any:
+    def decode(self, entry: Any) -> Any:
+        """The array of an entry of `inputs`; lists of entries map."""
         if isinstance(entry, list):
-            return [{name: self._decode(item) for name, item in part.items()} for part in entry]
+            return [{name: self.decode(item) for name, item in part.items()} for part in entry]
         return decode_array(entry, self.folder) if isinstance(entry, dict) else entry
 
 
@@ -202,6 +199,7 @@ def vector_from_json(raw: dict[str, Any], folder: Path = VECTORS) -> Vector:
         input_dtype=raw["input_dtype"],
         parameters=raw["parameters"],
         note=raw.get("note", ""),
+        refuses=raw.get("refuses"),
         raw=raw,
         folder=folder,
     )
@@ -219,10 +217,19 @@ def _all(root: Path) -> tuple[Vector, ...]:
     return tuple(sorted((read_vector(path) for path in root.glob("*/*.json")), key=lambda vector: vector.id))
 
 
-def _map(function: Any, nested: Any) -> Any:
-    return [_map(function, item) for item in nested] if isinstance(nested, list) else function(nested)
+def _numbers(entry: Any, read: Callable[[Any], float]) -> NumPyArray:
+    """Nested lists of numbers as text, or `{shape, runs}` with runs of equal numbers."""
+    if not isinstance(entry, dict):
+        return np.array(_map(read, entry), dtype=np.float64)
+    values, counts = zip(*entry["runs"], strict=True)
+    return np.repeat(np.array([read(value) for value in values]), counts).reshape(entry["shape"])
+
+
+def _map(read: Callable[[Any], float], nested: Any) -> Any:
+    return [_map(read, item) for item in nested] if isinstance(nested, list) else read(nested)
 
 
 def _rest(text: Any) -> float:
+    """What the float64 nearest to a decimal number leaves over."""
     exact = Decimal(text)
     return float(exact - Decimal(float(exact))) if exact.is_finite() else 0.0

@@ -71,8 +71,8 @@ def decode_array(entry: Mapping[str, Any], folder: Path) -> NumPyArray:
     return array
 
 
-def write_tensors(path: Path, arrays: Mapping[str, NumPyArray]) -> None:
-    """A safetensors file, written by hand so that its bytes never depend on a library's version."""
+def tensor_bytes(arrays: Mapping[str, NumPyArray]) -> bytes:
+    """A safetensors file, put together by hand so that its bytes never depend on a library's version."""
     header: dict[str, Any] = {}
     body = b""
     for key in sorted(arrays):
@@ -85,7 +85,7 @@ def write_tensors(path: Path, arrays: Mapping[str, NumPyArray]) -> None:
         body += data
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return len(text).to_bytes(8, "little") + text + body
 
 
 def read_tensors(path: Path) -> dict[str, NumPyArray]:

@@ -75,7 +75,11 @@ def grpo(low: float = 0.2, high: float = 0.27) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """An operation with its parameters, its inputs, and the outputs that get a truth."""
+    """An operation with its parameters, its inputs, and the outputs that get a truth.
+
+    `exact` names outputs without tolerance; `store` the file that large arrays share; `refuses` the
+    argument that the right answer is an error about.
+    """
 
     operation: str
     parameters: dict[str, Any]
@@ -85,6 +89,8 @@ class Case:
     input_dtype: str | None = None
     exact: tuple[str, ...] = ()
     k: float | None = None
+    store: str | None = None
+    refuses: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,7 @@ from importlib import import_module
 
 from ..recipe import Recipe
 
-MODULES = (
-    "ratio",
-    "surrogate",
-    "relatives",
-    "aggregation",
-    "advantage",
-    "reward",
-    "mask",
-    "penalty",
-    "correction",
-    "gradient",
-    "stop_gradient",
-    "numerics",
-    "packing",
-    "distribution",
-    "metrics",
-    "sampling",
-    "pipeline",
-)
+MODULES = ("ratio", "surrogate", "relatives", "aggregation", "advantage", "sampling")
 
 
 def all_recipes() -> list[Recipe]:
