@@ -7,7 +7,7 @@ from mpmath import mpf
 
 from .exact import exact
 from .layout import layout_of
-from .moments import Moments, divided, members, moments
+from .moments import Moments, Spread, divided, members, moments
 from .terms import NOTHING, Outputs, Term, held, laid, mapped, one_each, one_of
 
 Numbers = Sequence[Any]
@@ -34,7 +34,7 @@ def group_advantages(
     one_of("eps_placement", eps_placement, PLACEMENTS)
     one_each("groups", groups, rewards)
     values = counted_rewards(rewards, valid)
-    batch = moments(list(values.values())).deviation(exact(ddof))
+    batch = moments(list(values.values())).spread(exact(ddof))
     terms = [NOTHING] * len(rewards)
     for indices in members(list(groups)):
         inside = {index: values[index] for index in indices if index in values}
@@ -43,8 +43,8 @@ def group_advantages(
             term = _centred(center, group, value)
             if scale != "none":
                 others = [other for member, other in inside.items() if member != index]
-                deviation = _deviation(scale, group, others, exact(ddof), batch)
-                term = divided(term, deviation, exact(eps), eps_placement)
+                spread = batch if scale == "batch_std" else _spread(scale, group, others, exact(ddof))
+                term = divided(term, spread, exact(eps), eps_placement)
             terms[index] = term
     return {"advantages": laid(terms)}
 
@@ -57,21 +57,17 @@ def counted_rewards(rewards: Numbers, valid: Numbers | None) -> dict[int, mpf]:
 
 
 def _centred(center: str, group: Moments, value: mpf) -> Term:
-    """r - mean, n/(n-1) (r - mean) or r; exactly 0 in a group of equals (GSPO-ADV-3, -4, -6, -7)."""
-    if group.equal:
-        return NOTHING
+    """r - mean, n/(n-1) (r - mean) or r; the former exactly 0 in a group of equals (GSPO-ADV-3, -4, -6, -7)."""
     if center == "none":
-        return value, abs(value)
-    gain = mpf(group.count) / (group.count - 1) if center == "leave_one_out" else mpf(1)
+        return value, mpf(0)
+    gain = mpf(group.count) / (group.count - 1) if center == "leave_one_out" and group.count > 1 else mpf(1)
     deviation, size = group.centred(value)
     return gain * deviation, gain * size
 
 
-def _deviation(scale: str, group: Moments, others: list[mpf], ddof: mpf, batch: mpf) -> mpf:
-    """The standard deviation of the batch, of the other members, or of the group (GSPO-ADV-13, -6, -1)."""
-    if scale == "batch_std":
-        return batch
-    return (moments(others) if scale == "leave_one_out_std" else group).deviation(ddof)
+def _spread(scale: str, group: Moments, others: list[mpf], ddof: mpf) -> Spread:
+    """The standard deviation of the other members, or of the group (GSPO-ADV-6, GSPO-ADV-1)."""
+    return (moments(others) if scale == "leave_one_out_std" else group).spread(ddof)
 
 
 def leave_one_out_advantages(rewards: Numbers, groups: Numbers, *, valid: Numbers | None = None) -> Outputs:

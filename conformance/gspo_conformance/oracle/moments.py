@@ -1,12 +1,19 @@
 """Moments of a set of numbers: mean, mean size and standard deviation, and what dividing by the last does to a scale."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpmath import fsum, mpf, sqrt
 
 from .ratio import mean
 from .terms import NOTHING, Term
+
+
+class Spread(NamedTuple):
+    """A standard deviation, None where it is undefined, and what a rounded one misses in units of roundoff."""
+
+    deviation: mpf | None
+    missed: mpf
 
 
 @dataclass(frozen=True)
@@ -19,10 +26,16 @@ class Moments:
     squares: mpf
     equal: bool
 
-    def deviation(self, ddof: mpf) -> mpf:
-        """sqrt(sum (r - mean)^2 / (n - ddof)); 0 where it is undefined, n <= ddof (GSPO-ADV-1)."""
+    def spread(self, ddof: mpf, *, merged: bool = False) -> Spread:
+        """sqrt(sum (r - mean)^2 / (n - ddof)), and what a rounded one misses beyond u std (GSPO-ADV-1).
+
+        An error of the mean, u mean|r|, shifts every deviation by one number; they sum to 0, so it does not show unless
+        std is 0 too, or the moments were merged from batches, whose means differ.
+        """
         freedom = self.count - ddof
-        return sqrt(self.squares / freedom) if freedom > 0 and not self.equal else mpf(0)
+        if freedom <= 0:
+            return Spread(None, mpf(0))
+        return Spread(sqrt(self.squares / freedom), self.size if self.equal or merged else mpf(0))
 
     def centred(self, value: mpf) -> Term:
         """r - mean, and |r - mean| + mean|r|, since a rounded mean errs by u mean|r|; exactly 0 among equals."""
@@ -36,16 +49,22 @@ def moments(values: list[mpf]) -> Moments:
     return Moments(len(values), average, mean([abs(value) for value in values]), squares, len(set(values)) < 2)
 
 
-def divided(term: Term, deviation: mpf, eps: mpf, placement: str = "std") -> Term:
-    """x / (std + eps) or x / sqrt(var + eps); x itself where std is 0 or undefined (GSPO-ADV-1, GSPO-ADV-2).
+def divided(term: Term, spread: Spread, eps: mpf, placement: str = "std") -> Term:
+    """x / (std + eps) or x / sqrt(var + eps); x itself where std is undefined, or eps and it are 0 (GSPO-ADV-1, GSPO-ADV-2).
 
-    The scale is divided alike: std errs by u std only, since an error of the mean shifts every deviation by one number
-    and the deviations sum to 0; that much is in the scale of x already, which is at least |x|.
+    The scale is divided alike, and is |x| at least: a rounded std errs by u std, and by what its spread misses.
     """
-    if deviation == 0:
+    deviation, missed = spread
+    divisor = _divisor(deviation, eps, placement) if deviation is not None else 0
+    if not divisor:
         return term
-    divisor = deviation + eps if placement == "std" else sqrt(deviation**2 + eps)
-    return term[0] / divisor, term[1] / divisor
+    value, scale = term
+    shadow = missed * (deviation / divisor if placement == "variance" else 1) / divisor
+    return value / divisor, (max(scale, abs(value)) + abs(value) * shadow) / divisor
+
+
+def _divisor(deviation: mpf, eps: mpf, placement: str) -> mpf:
+    return deviation + eps if placement == "std" else sqrt(deviation**2 + eps)
 
 
 def members(keys: list[Any]) -> list[list[int]]:

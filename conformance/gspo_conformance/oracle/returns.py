@@ -109,7 +109,8 @@ def whitened(rows: list[Terms], ddof: mpf, eps: mpf, *, center: bool) -> list[Te
     stats = moments([value for value, _ in entries])
     if len(entries) < 2 or (stats.equal and not any(error for _, error in entries)):
         return [[NOTHING if center else term for term in row] for row in rows]
-    divisor = (sqrt(stats.deviation(ddof) ** 2 + eps) if stats.count > ddof else 0) or mpf(1)
+    deviation = stats.spread(ddof).deviation
+    divisor = mpf(1) if deviation is None else sqrt(deviation**2 + eps) or mpf(1)
     error = mean([error for _, error in entries])
     lever = mean([abs(value - stats.mean) * own for value, own in entries]) / divisor**2
     shift = NOTHING if center else (stats.mean, abs(stats.mean) + stats.size + error)

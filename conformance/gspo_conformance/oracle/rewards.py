@@ -79,15 +79,11 @@ def _sources(method: str, values: list[mpf], groups: Numbers | None) -> list[lis
 
 
 def _normalized(value: mpf, stats: Moments, shift: bool, scale: bool, ddof: mpf, eps: mpf, merged: bool) -> Term:
-    """One reward. Moments merged from batches know their mean to u mean|r| only, and their std to u mean|r| as well."""
-    deviation = stats.deviation(ddof)
-    term = stats.centred(value) if shift else (value, abs(value) if scale and deviation else mpf(0))
+    """One reward; moments merged from batches know equal rewards to u mean|r| only."""
+    term = stats.centred(value) if shift else (value, mpf(0))
     if shift and merged and stats.equal:
         term = mpf(0), stats.size
-    if not scale or not deviation:
-        return term
-    number, size = divided(term, deviation, eps)
-    return number, size + (abs(number) * stats.size / (deviation + eps) if merged else mpf(0))
+    return divided(term, stats.spread(ddof, merged=merged), eps) if scale else term
 
 
 def token_kl_rewards(
