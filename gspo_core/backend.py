@@ -1,11 +1,14 @@
 """The primitives that the Array API standard lacks, one small class per framework.
 
-A backend must obey four rules:
+A backend must obey these rules:
 
 * `stop_gradient` returns the same values and blocks differentiation.
 * `segment_sum` adds without differences of cumulative sums and without a matrix product, so that a
   NaN or an overflow in one segment never reaches another (GSPO-NUM-3).
-* `all_reduce_sum` adds over the ranks of a group, differentiably, and is the identity without one.
+* `all_reduce_sum` adds over the ranks of a group, and is the identity without one. Every rank then holds
+  the same value, and what it differentiates is the one loss that the ranks share: the derivative of
+  the sum is the identity. Where ranks go on to use a shared value each in its own way, it passes
+  through `vary`, whose derivative adds over the ranks.
 * `can_inspect` is True only where reading a value costs no synchronisation and breaks no trace.
 
 Backends are found by the root module of the array's namespace, through the entry-point group
@@ -52,6 +55,14 @@ class Backend:
         """Σ over the ranks of `group`."""
         if group is not None:
             raise ValueError(f"the {self.name} backend has no ranks to sum over, got a group: {group!r}")
+        return values
+
+    def all_reduce_max(self, values: Array, group: Any) -> Array:
+        """The greatest over the ranks of `group`; not differentiable."""
+        return self.all_reduce_sum(values, group)
+
+    def vary(self, values: Array, group: Any) -> Array:  # noqa: ARG002
+        """`values`, the same on every rank of `group`, for each rank to use in its own way."""
         return values
 
     def can_inspect(self, values: Array) -> bool:  # noqa: ARG002

@@ -6,6 +6,8 @@ of the ratio: counted tokens, or non-empty responses where the ratio is one scal
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from .arrays import Array, namespace_of
 from .objective import SEQUENCE_RATIOS
 from .step import Step, at_tokens
@@ -17,15 +19,15 @@ def step_metrics(step: Step, log_ratio: Array, kl: Array | None) -> dict[str, Ar
     xp, layout = step.xp, step.layout
     log_ratio, token = step.stop(log_ratio), step.stop(step.logp) - step.old_logp
     num_tokens = xp.sum(step.weights.lengths)
-    metrics = _clip_fractions(step, log_ratio, num_tokens) | _ratio_statistics(step, log_ratio)
-    divergence = xp.sum(layout.sum_tokens(xp.expm1(token) - token))
+    metrics = _clip_fractions(step, log_ratio, num_tokens) | ratio_statistics(ratio_sums(step, log_ratio))
+    divergence = layout.total(xp.expm1(token) - token)
     zero = xp.zeros_like(num_tokens)
     return metrics | {
         "approx_kl": divergence / xp.where(num_tokens > 0, num_tokens, xp.ones_like(num_tokens)),
         "kl_penalty": zero if kl is None else step.stop(kl),
         "num_sequences": zero + layout.num_sequences,
         "num_tokens": num_tokens,
-        "ratio_is_one": xp.astype(xp.all(layout.sum_tokens(xp.abs(xp.sign(token))) == 0), num_tokens.dtype),
+        "ratio_is_one": xp.astype(layout.total(xp.abs(xp.sign(token))) == 0, num_tokens.dtype),
     }
 
 
@@ -56,39 +58,59 @@ def _count(step: Step, clipped: Array) -> Array:
     xp, lengths = step.xp, step.weights.lengths
     counted = xp.astype(clipped, lengths.dtype)
     per_response = step.objective.per_sequence and not isinstance(step.objective.surrogate, Gmpo)
-    return xp.sum(counted * lengths) if per_response else xp.sum(step.layout.sum_tokens(counted))
+    return xp.sum(counted * lengths) if per_response else step.layout.total(counted)
 
 
-def _ratio_statistics(step: Step, log_ratio: Array) -> dict[str, Array]:
+class RatioSums(NamedTuple):
+    """What the ratio statistics of a set of units are made of; sets merge, which their statistics do not.
+
+    `count` n; `total` Σx; `low` and `top`, the extreme log-ratios (∞ and -∞ without units); `scaled`
+    Σ x/max x and `squares` Σ (x/max x)², which do not overflow.
+    """
+
+    count: Array
+    total: Array
+    low: Array
+    top: Array
+    scaled: Array
+    squares: Array
+
+
+def ratio_sums(step: Step, log_ratio: Array) -> RatioSums:
+    """The sums over the units of a step, wherever along the sequence they are held."""
+    xp, backend = step.xp, step.layout.backend
+    unit, present, ranks = _units(step, log_ratio)
+    absent = xp.full_like(unit, -float("inf"))
+    ends = [xp.max(xp.where(present, end, absent)) for end in (unit, -unit)]
+    top, low = backend.all_reduce_max(xp.stack(ends), ranks)
+    shifted = xp.where(present & (top > absent), unit - top, absent)
+    ratio = xp.where(present, xp.exp(unit), xp.zeros_like(unit))
+    scaled = xp.exp(shifted)
+    parts = (xp.astype(present, unit.dtype), ratio, scaled, scaled * scaled)
+    count, total, scaled, squares = backend.all_reduce_sum(xp.stack([xp.sum(part) for part in parts]), ranks)
+    return RatioSums(count, total, -low, top, scaled, squares)
+
+
+def ratio_statistics(sums: RatioSums) -> dict[str, Array]:
     """Mean, minimum, maximum and effective sample size (Σx)²/Σx² over the units; 1, 1, 1 and 0 without any."""
-    xp = step.xp
-    unit, present = _units(step, log_ratio)
-    ratio = xp.exp(unit)
-    ones, zeros = xp.ones_like(ratio), xp.zeros_like(ratio)
-    count = xp.sum(xp.where(present, ones, zeros))
-    some, safe = count > 0, xp.where(count > 0, count, xp.ones_like(count))
-    infinite = xp.full_like(ratio, float("inf"))
-    top = xp.max(xp.where(present, unit, -infinite))
-    scaled = xp.where(present, xp.exp(xp.where(present, unit - xp.where(some, top, 0.0), zeros)), zeros)
+    xp = namespace_of(sums.count)
+    some, ones = sums.count > 0, xp.ones_like(sums.count)
+    squares = xp.where(sums.squares > 0, sums.squares, ones)
     return {
-        "ratio_mean": xp.where(some, xp.sum(xp.where(present, ratio, zeros)) / safe, 1.0),
-        "ratio_min": xp.where(some, xp.min(xp.where(present, ratio, infinite)), 1.0),
-        "ratio_max": xp.where(some, xp.max(xp.where(present, ratio, -infinite)), 1.0),
-        "effective_sample_size": _effective(scaled),
+        "ratio_mean": xp.where(some, sums.total / xp.where(some, sums.count, ones), ones),
+        "ratio_min": xp.where(some, xp.exp(sums.low), ones),
+        "ratio_max": xp.where(some, xp.exp(sums.top), ones),
+        "effective_sample_size": sums.scaled**2 / squares,
     }
 
 
-def _effective(scaled: Array) -> Array:
-    xp = namespace_of(scaled)
-    squares = xp.sum(scaled * scaled)
-    return xp.sum(scaled) ** 2 / xp.where(squares > 0, squares, xp.ones_like(squares))
-
-
-def _units(step: Step, log_ratio: Array) -> tuple[Array, Array]:
-    """The units' log-ratios and which of them exist."""
-    ratio, layout = step.objective.ratio, step.layout
-    if ratio == "token" and 0 not in layout.token_shape:
-        return log_ratio, layout.counted
-    if ratio in SEQUENCE_RATIOS:
-        return log_ratio, step.weights.lengths > 0
-    return layout.mean_tokens(log_ratio), step.weights.lengths > 0
+def _units(step: Step, log_ratio: Array) -> tuple[Array, Array, Any]:
+    """The units' log-ratios, which of them exist, and the ranks that they are split over."""
+    ratio, layout, xp = step.objective.ratio, step.layout, step.xp
+    if ratio != "token":
+        unit = log_ratio if ratio in SEQUENCE_RATIOS else layout.mean_tokens(log_ratio)
+        return unit, step.weights.lengths > 0, None
+    if 0 in layout.token_shape:
+        nothing = xp.zeros_like(step.weights.lengths)
+        return nothing, nothing > 0, layout.context
+    return log_ratio, layout.counted, layout.context

@@ -29,6 +29,7 @@ class Layout:
     counted: Array
     context: Any
     num_sequences: int
+    _lengths: Array = None
 
     @property
     def xp(self) -> Namespace:
@@ -48,9 +49,12 @@ class Layout:
     def _sum(self, values: Array) -> Array:
         raise NotImplementedError
 
+    def _spread(self, per_sequence: Array) -> Array:
+        raise NotImplementedError
+
     def spread(self, per_sequence: Array) -> Array:
         """v_i at every token of sequence i, in the shape of the tokens."""
-        raise NotImplementedError
+        return self._spread(self.backend.vary(per_sequence, self.context))
 
     def clean(self, values: Array) -> Array:
         """v_t where the token counts, else 0: a selection, so that 0·NaN and 0·inf never arise (GSPO-NUM-5)."""
@@ -60,9 +64,15 @@ class Layout:
         """Σ_t v_t over the counted tokens of each sequence, `[num_sequences]`."""
         return self.backend.all_reduce_sum(self._sum(self.clean(values)), self.context)
 
+    def total(self, values: Array) -> Array:
+        """Σ_i Σ_t v_{i,t} over all counted tokens, 0-d."""
+        return self.backend.all_reduce_sum(self.xp.sum(self._sum(self.clean(values))), self.context)
+
     def lengths(self, dtype: Any) -> Array:
-        """T_i, the number of counted tokens of each sequence, as `dtype`."""
-        return self.sum_tokens(self.xp.astype(self.counted, dtype))
+        """T_i, the number of counted tokens of each sequence, as `dtype`; counted once."""
+        if self._lengths is None or self._lengths.dtype != dtype:
+            self._lengths = self.sum_tokens(self.xp.astype(self.counted, dtype))
+        return self._lengths
 
     def mean_tokens(self, values: Array) -> Array:
         """(1/T_i) Σ_t v_t over the counted tokens of each sequence; 0 for an empty sequence (GSPO-DATA-3)."""
@@ -108,7 +118,7 @@ class _Rows(Layout):
     def _sum(self, values: Array) -> Array:
         return self.xp.sum(values, axis=1, dtype=values.dtype)
 
-    def spread(self, per_sequence: Array) -> Array:
+    def _spread(self, per_sequence: Array) -> Array:
         return self.xp.broadcast_to(per_sequence[:, None], self.token_shape)
 
 
@@ -186,7 +196,7 @@ class _Segments(Layout):
     def _sum(self, values: Array) -> Array:
         return self.backend.segment_sum(values, self.offsets, self.max_length)
 
-    def spread(self, per_sequence: Array) -> Array:
+    def _spread(self, per_sequence: Array) -> Array:
         return self.xp.take(per_sequence, self._owner, axis=0)
 
 

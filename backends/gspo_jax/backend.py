@@ -49,19 +49,23 @@ class JaxBackend(gspo_core.Backend):
 
     def all_reduce_sum(self, values: jax.Array, group: Any) -> jax.Array:
         """Σ over the mesh axis (or axes) named `group`, inside `jax.shard_map` or `jax.pmap`."""
-        if group is None:
-            return values
-        if not isinstance(group, (str, tuple)):
-            raise TypeError(
-                f"context: expected the name of a mesh axis, or a tuple of names, got {type(group).__name__}"
-            )
-        return jax.lax.psum(values, group)
+        return values if group is None else jax.lax.psum(values, _axis(group))
+
+    def all_reduce_max(self, values: jax.Array, group: Any) -> jax.Array:
+        """The greatest over the mesh axis (or axes) named `group`."""
+        return values if group is None else jax.lax.pmax(values, _axis(group))
 
     def can_inspect(self, values: jax.Array) -> bool:
         """True for a concrete array on one CPU device, outside `jit`; a GPU would have to synchronise."""
         if isinstance(values, jax.core.Tracer) or _staging():
             return False
         return values.is_fully_addressable and {device.platform for device in values.devices()} == {"cpu"}
+
+
+def _axis(group: Any) -> Any:
+    if not isinstance(group, (str, tuple)):
+        raise TypeError(f"context: expected the name of a mesh axis, or a tuple of names, got {type(group).__name__}")
+    return group
 
 
 def _first_block(offsets: jax.Array) -> jax.Array:

@@ -39,12 +39,16 @@ class TorchBackend(Backend):
         return values.new_zeros(num_segments + 1).index_add(0, whole, partial)[:num_segments]
 
     def all_reduce_sum(self, values: Tensor, group: Any) -> Tensor:
-        """Σ over the ranks of `group`, a `ProcessGroup` or a one-dimensional `DeviceMesh`.
+        """Σ over the ranks of `group`, a `ProcessGroup` or a one-dimensional `DeviceMesh`."""
+        return values if group is None else _Sum.apply(values, group)
 
-        The backward pass adds the gradients of all ranks: what is differentiated is the sum of the
-        ranks' results, as with `torch.distributed.nn.functional.all_reduce`.
-        """
-        return values if group is None else _AllReduceSum.apply(values, group)
+    def all_reduce_max(self, values: Tensor, group: Any) -> Tensor:
+        """The greatest over the ranks of `group`."""
+        return values if group is None else _all_reduce(values.detach(), "max", group)
+
+    def vary(self, values: Tensor, group: Any) -> Tensor:
+        """The identity, whose derivative adds over the ranks of `group`."""
+        return values if group is None or not values.requires_grad else _Vary.apply(values, group)
 
     def can_inspect(self, values: Tensor) -> bool:
         """True for a plain tensor in host memory that nothing traces or transforms."""
@@ -53,18 +57,37 @@ class TorchBackend(Backend):
         return values.device.type == "cpu" and not _transformed()
 
 
-class _AllReduceSum(torch.autograd.Function):
+def _all_reduce(values: Tensor, operation: str, group: Any) -> Tensor:
+    from torch.distributed._functional_collectives import all_reduce
+
+    # Reading the result once makes a plain tensor of the asynchronous one.
+    return all_reduce(values.contiguous(), operation, group).view_as(values)
+
+
+class _Sum(torch.autograd.Function):
+    """Σ over ranks; each rank differentiates the loss that all share, so the derivative is the identity."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
-        from torch.distributed._functional_collectives import all_reduce
-
         ctx.group = group
-        # Reading the result once makes a plain tensor of the asynchronous one.
-        return all_reduce(values.contiguous(), "sum", group).view_as(values)
+        return _all_reduce(values, "sum", group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _AllReduceSum.apply(gradient, ctx.group), None
+        return _Vary.apply(gradient, ctx.group), None
+
+
+class _Vary(torch.autograd.Function):
+    """The transpose of `_Sum`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradient, ctx.group), None
 
 
 def _transformed() -> bool:
