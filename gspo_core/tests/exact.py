@@ -49,17 +49,21 @@ def advantages(
     counts = [True] * len(rewards) if valid is None else [bool(flag) for flag in valid]
     numbers = exact(rewards)
     batch = [number for number, flag in zip(numbers, counts, strict=True) if flag]
-    result: list[mpf] = []
-    for i, number in enumerate(numbers):
-        places = [j for j in range(len(numbers)) if groups[j] == groups[i] and counts[j]]
-        group, others = [numbers[j] for j in places], [numbers[j] for j in places if j != i]
-        if not counts[i] or (center != "none" and max(group) == min(group)):
-            result.append(mpf(0))
+    result = [mpf(0)] * len(numbers)
+    for group in set(groups.tolist()):
+        places = [j for j in range(len(numbers)) if groups[j] == group and counts[j]]
+        members = [numbers[j] for j in places]
+        if not members or (center != "none" and max(members) == min(members)):
             continue
-        baseline = {"mean": average(group), "none": mpf(0)}.get(center)
-        value = number - (average(others) if baseline is None else baseline)
-        spread = {"std": group, "leave_one_out_std": others, "batch_std": batch}.get(scale)
-        result.append(value if spread is None else value / divisor(spread, ddof, eps, eps_placement))
+        shared = {"std": members, "batch_std": batch}.get(scale)
+        centre = average(members)
+        below = mpf(1) if shared is None else divisor(shared, ddof, eps, eps_placement)
+        for i in places:
+            others = [numbers[j] for j in places if j != i] if "leave_one_out" in center + scale else []
+            baseline = average(others) if center == "leave_one_out" else mpf(0) if center == "none" else None
+            value = numbers[i] - (centre if baseline is None else baseline)
+            own = divisor(others, ddof, eps, eps_placement) if scale == "leave_one_out_std" else below
+            result[i] = value / own
     return result
 
 

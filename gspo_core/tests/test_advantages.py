@@ -10,12 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gspo_core as gspo
-from gspo_core.advantages import (
-    clip_advantages,
-    group_advantages,
-    leave_one_out_advantages,
-    reinforce_pp_advantages,
-)
+from gspo_core import group_advantages, leave_one_out_advantages
 
 from . import exact
 from .exact import assert_close
@@ -160,7 +155,7 @@ def test_binary_rewards(xp: Any, dtype: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [2, 3, 64, 1000])
+@pytest.mark.parametrize("size", [2, 3, 64, 257])
 def test_a_group_of_any_size(xp: Any, dtype: str, size: int) -> None:
     rewards = np.random.default_rng(size).random(size).astype(dtype)
     groups = np.full(size, -1)
@@ -308,7 +303,6 @@ def test_advantages_carry_no_gradient() -> None:
     rewards = torch.asarray([0.1, 0.5, 0.2], requires_grad=True)
     groups = torch.asarray([0, 0, 0])
     assert not group_advantages(rewards, groups).requires_grad
-    assert not clip_advantages(rewards, 0.3).requires_grad
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=_ids)
@@ -335,51 +329,6 @@ def test_a_million_responses() -> None:
     np.testing.assert_allclose(group_advantages(rewards, groups).reshape(-1, 16), truth, atol=2e-6)
     skewed = np.where(np.arange(size) < size // 2, 0, np.arange(size))
     assert not group_advantages(rewards, skewed)[size // 2 :].any()
-
-
-# REINFORCE++ and the clip
-
-
-def test_reinforce_pp_is_the_whitened_return_to_go(xp: Any) -> None:
-    mask = np.asarray([[1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=bool)
-    rewards = np.where(mask, np.random.default_rng(0).normal(size=mask.shape), np.nan)
-    found = xp.numpy(reinforce_pp_advantages(xp(rewards), gspo.Padded(xp(mask)), gamma=0.9))
-    truth = exact.whitened(
-        [v for row, m in zip(exact.discounted(rewards, mask, 0.9), mask) for v, c in zip(row, m) if c]
-    )
-    assert_close(found[mask], truth, 2.0)
-    assert not found[~mask].any()
-    offsets = np.asarray([0, 4, 8, 12])
-    packed = gspo.Packed(xp(offsets), mask=xp(mask.reshape(-1)))
-    flat = xp.numpy(reinforce_pp_advantages(xp(rewards.reshape(-1)), packed, gamma=0.9))
-    np.testing.assert_allclose(flat, found.reshape(-1), rtol=1e-13)
-
-
-def test_reinforce_pp_with_a_baseline(xp: Any) -> None:
-    """A shift of every reward of one group changes nothing, and equal groups give exactly zero."""
-    mask = np.ones((6, 3), dtype=bool)
-    mask[2, 1:] = False
-    groups, rewards = np.asarray([0, 1, 0, 1, 2, 2]), np.zeros((6, 3), "float32")
-    scores = np.asarray([1.0, 0, 0, 0.5, 0.1, 0.1], "float32")
-    rewards[np.arange(6), mask.sum(1) - 1] = scores
-    found = xp.numpy(reinforce_pp_advantages(xp(rewards), xp(mask), groups=xp(groups)))
-    centred = [1 / 2, -1 / 4, -1 / 2, 1 / 4, 0, 0]
-    tokens = [value for value, length in zip(centred, mask.sum(1), strict=True) for _ in range(length)]
-    np.testing.assert_allclose(found[mask], np.asarray(exact.whitened(exact.exact(tokens)), float), atol=1e-6)
-    lifted = rewards.copy()
-    lifted[[0, 2], mask.sum(1)[[0, 2]] - 1] += 8
-    moved = xp.numpy(reinforce_pp_advantages(xp(lifted), xp(mask), groups=xp(groups)))
-    np.testing.assert_allclose(moved, found, atol=1e-6)
-    equal = np.where(np.arange(3) == 2, np.float32(0.1), np.float32(0)) * np.ones((6, 1), "float32")
-    assert not xp.numpy(reinforce_pp_advantages(xp(equal), xp(np.ones((6, 3), bool)), groups=xp(groups))).any()
-
-
-def test_clip_advantages(xp: Any) -> None:
-    found = clip_advantages(xp(np.asarray([-5.0, -1, 0, 2, 2.5])), 2)
-    np.testing.assert_array_equal(xp.numpy(found), [-2, -1, 0, 2, 2])
-    mask = np.asarray([[True, False]])
-    tokens = clip_advantages(xp(np.asarray([[9.0, np.nan]])), 2.0, gspo.Padded(xp(mask)))
-    np.testing.assert_array_equal(xp.numpy(tokens), [[2, 0]])
 
 
 # Bad input
@@ -416,10 +365,3 @@ def test_arrays_of_two_frameworks_are_an_error() -> None:
 
     with pytest.raises(TypeError, match="groups: expected an array of"):
         group_advantages(np.ones(2), torch.asarray([0, 0]))
-
-
-def test_clip_needs_a_positive_bound() -> None:
-    with pytest.raises(ValueError, match="bound: expected a number > 0, got 0"):
-        clip_advantages(np.ones(2), 0)
-    with pytest.raises(ValueError, match="advantages: expected numbers, got 1 NaN"):
-        clip_advantages(np.asarray([np.nan, 1.0]), 1.0)
