@@ -108,9 +108,15 @@ class Run:
         return self.exit_code == AS_EXPECTED
 
     @property
+    def mute(self) -> bool:
+        """Whether every vector that was asked ended in an error: then the adapter is at fault, not the implementation."""
+        asked = [result for result in self.results if result.verdict not in (UNSUPPORTED, SKIPPED)]
+        return bool(asked) and all(result.verdict == ERROR for result in asked)
+
+    @property
     def exit_code(self) -> int:
         """0 as expected, 1 non-conforming, 3 the harness failed or answered nothing."""
-        if self.failure or not self.complete or not self.answered:
+        if self.failure or not self.complete or not self.answered or self.mute:
             return HARNESS
         return NON_CONFORMING if self.offences or self.stale else AS_EXPECTED
 
@@ -123,6 +129,8 @@ class Run:
             return "incomplete"
         if not self.answered:
             return "nothing tested"
+        if self.mute:
+            return "not one answer"
         return "conforming" if self.conforming else "NOT conforming"
 
     @property

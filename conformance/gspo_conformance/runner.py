@@ -20,7 +20,7 @@ from .target import Capabilities, Case
 from .words import HarnessError
 
 Progress = Callable[[int, int, Result], None]
-GIVE_UP = 3
+HOPELESS, GIVE_UP = 3, 10
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,25 @@ def _fill(
 
 
 class _Asker:
-    """Asks, starts the target again after a breakdown, and gives up after three breakdowns in a row."""
+    """Asks, and starts the target again after a breakdown.
+
+    It gives up after `GIVE_UP` breakdowns in a row, or after `HOPELESS` of a target that has never answered.
+    """
 
     def __init__(self, connection: Connection, hello: Hello, limit: float) -> None:
         self.connection = connection
         self.capabilities: Capabilities = hello.capabilities
         self.limit = limit
-        self.breakdowns = 0
+        self.breakdowns, self.patience = 0, HOPELESS
+        self.lost = ""
 
     def result(self, vector: Vector, dtype: str) -> Result:
         try:
             case = case_of(vector, dtype, self.capabilities)
         except Unsupported as missing:
             return _result(vector, dtype, UNSUPPORTED, reason=str(missing))
-        if self.breakdowns >= GIVE_UP:
-            return _result(vector, dtype, ERROR, reason=f"not asked: the target broke down {GIVE_UP} times in a row")
+        if self.lost:
+            return _result(vector, dtype, ERROR, reason=f"not asked: {self.lost}")
         begin = time.perf_counter()
         reply = self.connection.ask(case, self.limit)
         seconds = time.perf_counter() - begin
@@ -108,15 +112,17 @@ class _Asker:
 
     def _recover(self, reply: Reply) -> None:
         if not (isinstance(reply, Broken) and reply.fatal):
-            self.breakdowns = 0
+            self.breakdowns, self.patience = 0, GIVE_UP
             return
         self.breakdowns += 1
-        if self.breakdowns < GIVE_UP:
-            try:
-                self.connection.stop()
-                self.connection.start()
-            except HarnessError:
-                self.breakdowns = GIVE_UP
+        if self.breakdowns >= self.patience:
+            self.lost = f"the target broke down {self.breakdowns} times in a row"
+            return
+        try:
+            self.connection.stop()
+            self.connection.start()
+        except HarnessError as error:
+            self.lost = f"the target broke down and does not start again: {error}"
 
 
 def verdict_of(vector: Vector, case: Case, reply: Reply) -> Result:

@@ -175,17 +175,19 @@ class Skip(Exception):
         self.url = url
 
 
-def _strings(name: str, value: Any) -> Iterable[str]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
+def _strings(name: str, value: Any) -> list[str]:
+    iterable = isinstance(value, Iterable) and not isinstance(value, str)
+    names = list(value) if iterable else []
+    if not iterable or not all(isinstance(word, str) for word in names):
         raise TypeError(f"capabilities.{name}: expected a list of names, got {value!r}")
-    return value
+    return names
 
 
 def _names(name: str, value: Any, words: tuple[str, ...]) -> frozenset[str]:
     names = frozenset(_strings(name, value))
-    for word in sorted(names, key=str):
+    for word in sorted(names):
         if word not in words:
-            raise ValueError(f"capabilities.{name}: {choices(str(word), words)}")
+            raise ValueError(f"capabilities.{name}: {choices(word, words)}")
     return names
 
 
