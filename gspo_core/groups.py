@@ -56,9 +56,9 @@ class Whole:
         return namespace_of(values).sum(values, dtype=values.dtype)
 
     def extent(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """(min, max), 0-d."""
+        """(min, max), 0-d; 0 of nothing."""
         xp = namespace_of(low)
-        return xp.min(low), xp.max(high)
+        return (xp.min(low), xp.max(high)) if 0 not in low.shape else (self.sum(low), self.sum(high))
 
 
 @dataclass(frozen=True, eq=False)

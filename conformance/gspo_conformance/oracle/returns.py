@@ -50,7 +50,7 @@ def gae_advantages(
 
 def _temporal_differences(rewards: list[mpf], values: list[mpf], end: mpf, gamma: mpf) -> Terms:
     """delta_t = r_t + gamma V_{t+1} - V_t, and the size of its terms."""
-    following = [*values[1:], end]
+    following = [*values, end][1:]
     parts = list(zip(rewards, following, values, strict=True))
     return [(r + gamma * later - v, abs(r) + gamma * abs(later) + abs(v)) for r, later, v in parts]
 

@@ -85,6 +85,15 @@ class CoreTarget:
         advantages = self.gspo.group_advantages(rewards, arrays["groups"], **settings)
         return {"advantages": advantages} | self._policy_loss(arrays | {"advantages": advantages}, parameters)
 
+    def _normalize_rewards(self, arrays: Arrays, parameters: Parameters) -> dict[str, Any]:
+        history, sizes = arrays.pop("history", None), arrays.pop("history_sizes", [])
+        if parameters.get("method") == "running":
+            running, start = self.gspo.RunningMoments(), 0
+            for size in map(int, sizes):
+                running, start = running.update(history[start : start + size]), start + size
+            parameters["running"] = running.update(arrays["rewards"])
+        return {"rewards": self.gspo.normalize_rewards(**arrays, **parameters)}
+
     def _ratio(self, arrays: Arrays, parameters: Parameters) -> dict[str, Any]:
         return {"ratio": ratio_function(self.gspo, parameters["kind"])(**arrays)}
 
