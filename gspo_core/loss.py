@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .aggregation import divide
 from .arrays import Array
-from .metrics import step_metrics
+from .metrics import TokenSums, step_metrics
 from .objective import PAPER_CLIP, Objective
 from .penalty import penalty_values
 from .sequences import Sequences
@@ -175,15 +175,15 @@ def _preset(
     )
 
 
-def step_loss(step: Step) -> PolicyLoss:
-    """The loss and metrics of a prepared step, differentiable in its `logp`."""
+def step_loss(step: Step, tokens: TokenSums | None = None) -> PolicyLoss:
+    """The loss and metrics of a prepared step, differentiable in its `logp`; `tokens` as in `step_metrics`."""
     log_ratio = unit_log_ratio(step)
     loss = -divide(_surrogate_sum(step, log_ratio), step.weights.count)
     kl = _penalty_sum(step)
     if kl is None:
-        return PolicyLoss(loss, step_metrics(step, log_ratio, None))
+        return PolicyLoss(loss, step_metrics(step, log_ratio, None, tokens))
     kl = divide(kl, step.penalty_weights.count)
-    return PolicyLoss(loss + _coefficient(step) * kl, step_metrics(step, log_ratio, kl))
+    return PolicyLoss(loss + _coefficient(step) * kl, step_metrics(step, log_ratio, kl, tokens))
 
 
 def _surrogate_sum(step: Step, log_ratio: Array) -> Array:

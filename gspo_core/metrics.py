@@ -14,20 +14,38 @@ from .step import Step, at_tokens
 from .surrogate import Clipped, Gmpo
 
 
-def step_metrics(step: Step, log_ratio: Array, kl: Array | None) -> dict[str, Array]:
-    """The metrics of the design, as a flat dict of scalars."""
-    xp, layout = step.xp, step.layout
-    log_ratio, token = step.stop(log_ratio), step.stop(step.logp) - step.old_logp
+class TokenSums(NamedTuple):
+    """What the metrics of the token log-ratio d are made of: Σ (e^d - 1 - d), and how many d are not 0 (or whether one is)."""
+
+    divergence: Array
+    moved: Array
+
+
+def token_sums(step: Step) -> TokenSums:
+    """The sums over the counted tokens of a step."""
+    xp, total = step.xp, step.layout.total
+    token = step.stop(step.logp) - step.old_logp
+    return TokenSums(total(divergence(token)), total(xp.abs(xp.sign(token))))
+
+
+def divergence(log_ratio: Array) -> Array:
+    """e^d - 1 - d >= 0, the estimate of a token's KL to the old policy (GSPO-METRIC-3)."""
+    return namespace_of(log_ratio).expm1(log_ratio) - log_ratio
+
+
+def step_metrics(step: Step, log_ratio: Array, kl: Array | None, tokens: TokenSums | None = None) -> dict[str, Array]:
+    """The metrics of the design, as a flat dict of scalars; `tokens` where the step does not hold every token."""
+    xp, tokens = step.xp, tokens or token_sums(step)
+    log_ratio = step.stop(log_ratio)
     num_tokens = xp.sum(step.weights.lengths)
     metrics = _clip_fractions(step, log_ratio, num_tokens) | ratio_statistics(ratio_sums(step, log_ratio))
-    divergence = layout.total(xp.expm1(token) - token)
     zero = xp.zeros_like(num_tokens)
     return metrics | {
-        "approx_kl": divergence / xp.where(num_tokens > 0, num_tokens, xp.ones_like(num_tokens)),
+        "approx_kl": tokens.divergence / xp.where(num_tokens > 0, num_tokens, xp.ones_like(num_tokens)),
         "kl_penalty": zero if kl is None else step.stop(kl),
-        "num_sequences": zero + layout.num_sequences,
+        "num_sequences": zero + step.layout.num_sequences,
         "num_tokens": num_tokens,
-        "ratio_is_one": xp.astype(layout.total(xp.abs(xp.sign(token))) == 0, num_tokens.dtype),
+        "ratio_is_one": xp.astype(tokens.moved == 0, num_tokens.dtype),
     }
 
 

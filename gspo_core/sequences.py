@@ -190,14 +190,21 @@ class _Segments(Layout):
         position = xp.arange(num_tokens, dtype=packed.offsets.dtype, device=device_of(packed.offsets))
         inside = position < packed.offsets[-1]
         self.counted = inside if packed.mask is None else inside & packed.mask
-        owner = xp.searchsorted(packed.offsets[1:], position, side="right")
-        self._owner = xp.where(inside, owner, xp.zeros_like(owner))
+        self._position, self._inside = position, inside
+        self._owner: Array = None
+
+    def _owners(self) -> Array:
+        """The segment of each token, found at the first use; 0 for trailing padding."""
+        if self._owner is None:
+            owner = self.xp.searchsorted(self.offsets[1:], self._position, side="right")
+            self._owner = self.xp.where(self._inside, owner, self.xp.zeros_like(owner))
+        return self._owner
 
     def _sum(self, values: Array) -> Array:
         return self.backend.segment_sum(values, self.offsets, self.max_length)
 
     def _spread(self, per_sequence: Array) -> Array:
-        return self.xp.take(per_sequence, self._owner, axis=0)
+        return self.xp.take(per_sequence, self._owners(), axis=0)
 
 
 def _longest(packed: Packed, num_tokens: int) -> int:

@@ -59,17 +59,11 @@ def prepare(
     normalizer: Any = None,
 ) -> Step:
     """Checks every argument, detaches all but `logp` (GSPO-DATA-6), cleans and widens."""
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
-    xp = check_array("logp", logp)
-    layout = bind_sequences(sequences, tuple(logp.shape))
     tokens = {"logp": logp, "old_logp": old_logp, "ref_logp": ref_logp, "behavior_logp": behavior_logp}
-    check_same_namespace(xp, sequences=layout.counted, **tokens, advantages=advantages, groups=groups)
-    _check_needed(objective, ref_logp, behavior_logp)
+    layout = bind(objective, sequences, advantages, groups, **tokens)
     dtype = compute_dtype(logp, old_logp)
     clean = {name: _token_array(layout, name, values, dtype) for name, values in tokens.items()}
-    check_groups(groups, layout)
-    units = _advantages(objective, layout, advantages, dtype)
+    units = unit_advantages(objective, layout, advantages, dtype)
     weights = token_weights(objective.aggregation, layout, groups, normalizer, dtype)
     return Step(
         objective=objective,
@@ -82,6 +76,22 @@ def prepare(
         weights=weights,
         penalty_weights=_penalty_weights(objective, layout, groups, dtype, weights),
     )
+
+
+def bind(objective: Objective, sequences: Sequences | Array, advantages: Array, groups: Any, **tokens: Any) -> Layout:
+    """The layout of the token arrays, after every check that reads no values of theirs."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
+    xp = check_array("logp", tokens["logp"])
+    layout = bind_sequences(sequences, tuple(tokens["logp"].shape))
+    check_same_namespace(xp, sequences=layout.counted, **tokens, advantages=advantages, groups=groups)
+    _check_needed(objective, tokens["ref_logp"], tokens["behavior_logp"])
+    for name, values in tokens.items():
+        if values is not None:
+            check_floating(name, values)
+            check_shape(name, values, layout.token_shape, "like logp")
+    check_groups(groups, layout)
+    return layout
 
 
 def unit_log_ratio(step: Step) -> Array:
@@ -133,15 +143,14 @@ def _check_needed(objective: Objective, ref_logp: Array | None, behavior_logp: A
 def _token_array(layout: Layout, name: str, values: Array | None, dtype: Any) -> Array | None:
     if values is None:
         return None
-    check_floating(name, values)
-    check_shape(name, values, layout.token_shape, "like logp")
     check_finite(name, values, layout.counted)
     if name != "logp":
         values = layout.backend.stop_gradient(values)
     return layout.clean(layout.xp.astype(values, dtype))
 
 
-def _advantages(objective: Objective, layout: Layout, advantages: Array, dtype: Any) -> Array:
+def unit_advantages(objective: Objective, layout: Layout, advantages: Array, dtype: Any) -> Array:
+    """Â as constants, one per unit of the surrogate; where they may vary by token, GSPO-ADV-14 says."""
     check_floating("advantages", advantages)
     values = layout.xp.astype(layout.backend.stop_gradient(advantages), dtype)
     if tuple(advantages.shape) == (layout.num_sequences,):
