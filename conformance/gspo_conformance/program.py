@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .connection import Broken, Hello, Reply
 from .protocol import (
@@ -38,11 +38,19 @@ _LINE, _OVERSIZED, _END = "line", "oversized", "end"
 
 
 class Program:
-    """A connection to `words`, a command line."""
+    """A connection to `words`, a command line, with `variables` added to the environment."""
 
-    def __init__(self, name: str, words: Sequence[str], *, start_limit: float = START_LIMIT) -> None:
+    def __init__(
+        self,
+        name: str,
+        words: Sequence[str],
+        *,
+        start_limit: float = START_LIMIT,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.words = list(words)
+        self.variables = dict(variables or {})
         self.start_limit = start_limit
         self._process: _Process | None = None
         self._seq = 0
@@ -50,7 +58,7 @@ class Program:
     def start(self) -> Hello:
         """Starts the program and shakes hands."""
         try:
-            self._process = _Process(self.words)
+            self._process = _Process(self.words, self.variables)
         except OSError as error:
             raise HarnessError(f"program {self.words[0]!r} does not start: {error.strerror or error}") from error
         self._process.send(encode(start_message()))
@@ -119,9 +127,11 @@ class Program:
 class _Process:
     """The operating system's side: three pipes, a thread each, so that no full pipe can hold the suite."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], variables: Mapping[str, str]) -> None:
         pipe = subprocess.PIPE
-        self._popen = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        self._popen = subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, env={**os.environ, **variables}
+        )
         self.broken = False
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()

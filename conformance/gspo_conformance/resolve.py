@@ -11,6 +11,7 @@ from typing import Any
 from .connection import Connection, InProcess
 from .target import Target
 from .targets import BUILT_IN, built_in
+from .trainers.room import choose, is_trainer, rooms
 from .words import HarnessError, UsageError, near
 
 FORMS = "a built-in name, module:attribute, or cmd:PROGRAM ARGS"
@@ -22,6 +23,8 @@ def connect(spec: str, *, isolate: bool = True) -> Connection:
         return _program(spec, shlex.split(spec.removeprefix("cmd:")))
     if spec in BUILT_IN:
         return InProcess(_load_built_in(spec))
+    if is_trainer(spec):
+        return _trainer(spec)
     _check_spelling(spec)
     if isolate:
         return _program(spec, [sys.executable, "-m", "gspo_conformance.serve", spec])
@@ -36,12 +39,22 @@ def _program(spec: str, words: list[str]) -> Connection:
     return Program(spec, words)
 
 
+def _trainer(spec: str) -> Connection:
+    from .program import Program
+    from .trainers.environment import environment_of
+
+    choice = choose(spec)
+    environment = environment_of(choice)
+    return Program(spec, environment.command(choice.attribute), variables=environment.variables())
+
+
 def _check_spelling(spec: str) -> None:
     root, colon, _ = spec.partition(":")
     if colon and root not in BUILT_IN:
         return
-    guess = near(spec, BUILT_IN)
-    hint = f"did you mean {guess!r}?" if guess else f"expected {FORMS}; the built-in names are {', '.join(BUILT_IN)}"
+    known = [*BUILT_IN, *rooms()]
+    guess = near(spec, known)
+    hint = f"did you mean {guess!r}?" if guess else f"expected {FORMS}; the built-in names are {', '.join(known)}"
     raise UsageError(f"unknown target {spec!r}; {hint}")
 
 

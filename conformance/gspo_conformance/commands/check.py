@@ -1,7 +1,7 @@
 """Runs the conformance suite against one or more targets.
 
-A TARGET is a built-in name (numpy, torch, jax), module:attribute, or cmd:PROGRAM ARGS, a program
-that speaks JSON lines. Exit code: 0 as expected, 1 non-conforming (a stale known failure included),
+A TARGET is a built-in name (numpy, torch, jax), a trainer (trl, verl@0.9.0, verl:default), module:attribute,
+or cmd:PROGRAM ARGS, a program that speaks JSON lines. Exit code: 0 as expected, 1 non-conforming (a stale known failure included),
 2 usage, 3 the harness itself failed.
 """
 
@@ -65,16 +65,19 @@ def _check(spec: str, vectors: Any, everything: Any, arguments: argparse.Namespa
         dtypes=tuple(arguments.dtype) or None,
         level=arguments.level,
         limit=arguments.timeout,
-        known=_known(arguments, everything),
+        known=_known(spec, arguments.known, everything),
     )
     with progress_line(spec) as progress:
         return run_vectors(connection, vectors, options, progress)
 
 
-def _known(arguments: argparse.Namespace, everything: Any) -> Any:
+def _known(spec: str, named: Path | None, everything: Any) -> Any:
+    """The failures that are expected: those of the file that was named, else those that the room of a trainer lists."""
     from ..known import KnownFailures, read_known
+    from ..trainers.room import choose, is_trainer
 
-    return read_known(arguments.known, [v.id for v in everything]) if arguments.known else KnownFailures()
+    path = named or (choose(spec).known if is_trainer(spec) else None)
+    return read_known(path, [v.id for v in everything]) if path else KnownFailures()
 
 
 def _nothing_selected(patterns: list[str], everything: Any) -> str:

@@ -1,0 +1,87 @@
+"""What the adapters of all trainers share: which settings a case needs, and how an answer leaves a framework.
+
+An adapter calls the trainer's real functions. It may stand in for the trainer's surroundings (a
+configuration object, a process group), never for its mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..target import Capabilities, Case, Skip
+from ..tensors import NumPyArray
+from .dialect import Dialect, Inexpressible, is_gspo
+
+Settings = dict[str, Any]
+Loss = Callable[[Settings, Case], Mapping[str, Any]]
+Operation = Callable[[Case], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainerTarget:
+    """The trainer's loss under the settings that its dialect has for the objective of each case.
+
+    `loss(settings, case)` returns the outputs of a policy loss; `operations` the other operations
+    that the trainer has. `default`: GSPO as the documentation switches it on, asked only for GSPO.
+    """
+
+    name: str
+    version: Mapping[str, str]
+    dialect: Dialect
+    release: str
+    loss: Loss
+    operations: Mapping[str, Operation]
+    capabilities: Capabilities
+    default: bool = False
+
+    def run(self, case: Case) -> Mapping[str, Any]:
+        """The outputs of the trainer's own code."""
+        if case.operation != "policy_loss":
+            return self.operations[case.operation](case)
+        return self.loss(self.settings(case), case)
+
+    def settings(self, case: Case) -> Settings:
+        """The trainer's keys for this case; a skip with the reason where it has none."""
+        objective = case.objective or {}
+        if self.default:
+            if not is_gspo(objective):
+                raise Skip("the default configuration is asked for GSPO alone")
+            return self.dialect.gspo(objective["surrogate"], self.release)
+        try:
+            return self.dialect.write(objective, self.release)
+        except Inexpressible as reason:
+            raise Skip(str(reason)) from None
+
+
+def per_token(case: Case) -> NumPyArray:
+    """Advantages in the shape of the tokens, 0 where nothing is counted, as trainers hand them on."""
+    advantages, logp = case.inputs["advantages"], case.inputs["logp"]
+    if advantages.shape != logp.shape:
+        if "offsets" in case.inputs:
+            raise Skip("packed sequences are laid out by the trainer itself")
+        advantages = np.broadcast_to(advantages[:, None], logp.shape)
+    return np.where(case.inputs["mask"] != 0, advantages, 0).astype(case.dtype)
+
+
+def tensor(values: NumPyArray, dtype: str | None = None) -> Any:
+    """A torch tensor that shares nothing with the case."""
+    import torch
+
+    found = torch.tensor(np.ascontiguousarray(values))
+    return found if dtype is None else found.to(getattr(torch, dtype))
+
+
+def torch_loss(case: Case, loss: Callable[[Any], Any]) -> dict[str, Any]:
+    """`loss(logp)` by the trainer, then its gradient by autograd: the outputs `loss` and `gradient` as NumPy arrays."""
+    import torch
+
+    logp = tensor(case.inputs["logp"], case.input_dtype).requires_grad_()
+    value = loss(logp)
+    (gradient,) = torch.autograd.grad(value, logp, allow_unused=True) if value.requires_grad else (None,)
+    gradient = torch.zeros_like(logp) if gradient is None else gradient
+    kind = getattr(torch, case.dtype)
+    return {"loss": value.detach().to(kind).numpy(), "gradient": gradient.to(kind).numpy()}

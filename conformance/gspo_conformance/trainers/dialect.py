@@ -1,0 +1,99 @@
+"""A dialect: what a trainer's configuration keys mean as an objective, and which keys make it optimise a given one.
+
+A trainer's `dialect.py` has one object `DIALECT` with these two directions. `gspo lint` reads with it,
+the trainer's adapter writes with it; neither needs the trainer installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+SEVERITIES = ("error", "warning", "note")
+
+PAPER: dict[str, Any] = {
+    "ratio": "sequence",
+    "surrogate": {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None},
+    "aggregation": {"mode": "sequence_mean_token_mean", "count": "all", "constant": 1.0},
+    "penalty": None,
+    "correction": [],
+    "log_ratio_cap": None,
+}
+
+
+class Inexpressible(Exception):
+    """No setting of this trainer optimises that objective; the message says which part of it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One point where a configuration leaves the paper, or does not do what it says.
+
+    `rule` is permanent (`aggregation`, `inherited-clip-range`, ...), `key` the setting that causes it,
+    `consequence` what it costs in numbers, `fix` the setting that mends it.
+    """
+
+    rule: str
+    severity: str
+    key: str
+    message: str
+    clause: str = ""
+    consequence: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a configuration really optimises.
+
+    `objective` in the form of `Objective.to_dict`; `advantages` the keyword arguments of `group_advantages`, or None
+    where the advantages come from elsewhere (`estimator` says from where); `settings` every key that was read with the
+    value that holds, `given` those of them that the configuration itself sets; `findings` what only
+    this dialect can know.
+    """
+
+    trainer: str
+    version: str
+    objective: Mapping[str, Any]
+    advantages: Mapping[str, Any] | None = None
+    estimator: str = "group"
+    whiten: bool = False
+    dtype: str = "float32"
+    updates_per_rollout: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+    findings: tuple[Finding, ...] = ()
+
+    def with_findings(self, *findings: Finding) -> Reading:
+        """The same reading with more to say."""
+        return replace(self, findings=(*self.findings, *findings))
+
+
+class Dialect(Protocol):
+    """Both directions, and how the trainer's own documentation switches GSPO on."""
+
+    name: str
+    versions: tuple[str, ...]
+
+    def read(self, settings: Mapping[str, Any], version: str) -> Reading:
+        """Flat settings, keys as the trainer spells them (dots for nesting), to what they optimise."""
+        ...
+
+    def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """The settings that optimise this objective; raises `Inexpressible`."""
+        ...
+
+    def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """GSPO as the documentation says, with this clip range, and everything else left as it comes."""
+        ...
+
+
+def is_gspo(objective: Mapping[str, Any] | None) -> bool:
+    """Whether an objective is the paper's, whatever its clip range."""
+    if objective is None:
+        return False
+    surrogate = objective.get("surrogate", {})
+    plain = surrogate.get("kind") == "clip" and surrogate.get("dual") is None
+    rest = {name: value for name, value in PAPER.items() if name != "surrogate"}
+    return plain and all(objective.get(name, value) == value for name, value in rest.items())

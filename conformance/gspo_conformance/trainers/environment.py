@@ -1,0 +1,142 @@
+"""Isolated environments for trainers: a virtual environment per trainer and version, pinned, never this process's own.
+
+They live in `$GSPO_TRAINERS`, or `~/.cache/gspo/trainers`. The suite itself is linked into them, not
+installed, so that a run always speaks to the suite that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..words import HarnessError, UsageError
+from .room import Choice, Room, Version
+
+PACKAGES = ("gspo_core", "gspo_conformance")
+NEEDED = "numpy array-api-compat"
+
+
+def home() -> Path:
+    """Where the environments are."""
+    named = os.environ.get("GSPO_TRAINERS")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "gspo" / "trainers"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The environment of one version of one trainer."""
+
+    room: Room
+    version: Version
+
+    @property
+    def folder(self) -> Path:
+        """Its place on disk."""
+        return home() / f"{self.room.name}-{self.version.name}"
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        inside = Path("Scripts/python.exe") if os.name == "nt" else Path("bin/python")
+        return self.folder / inside
+
+    @property
+    def record(self) -> Mapping[str, str]:
+        """What `set_up` wrote down; empty where the environment is missing, unfinished or of other requirements."""
+        try:
+            record = json.loads((self.folder / "gspo.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if record.get("install") == list(self.version.install) else {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether `gspo check` can use it."""
+        return bool(self.record)
+
+    def set_up(self, say: Callable[[str], None], source: Path | None = None, *, force: bool = False) -> None:
+        """Makes it, step by step; `say` hears of each. A failed step leaves no environment that looks ready."""
+        source = _checked_source(self.room, source)
+        if force and self.folder.exists():
+            shutil.rmtree(self.folder)
+        if not self.ready:
+            self._install(say)
+        record = {"install": list(self.version.install), "source": str(source or "")}
+        (self.folder / "gspo.json").write_text(json.dumps(record), encoding="utf-8")
+
+    def command(self, attribute: str) -> list[str]:
+        """The program that serves one of its targets."""
+        return [str(self.python), "-m", "gspo_conformance.serve", attribute]
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables of that program: the suite on its path, the checkout, no accelerator."""
+        link = self.folder / "suite"
+        _link_suite(link)
+        fixed = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+        return {"PYTHONPATH": str(link), "GSPO_SOURCE": self.record.get("source", ""), **fixed}
+
+    def _install(self, say: Callable[[str], None]) -> None:
+        steps = [*self.version.install, NEEDED]
+        say(f"{self.room.name} {self.version.name}: an environment in {self.folder}")
+        _run([_interpreter(self.version.python), "-m", "venv", "--clear", str(self.folder)])
+        for number, step in enumerate(steps, 1):
+            say(f"[{number}/{len(steps)}] pip install {step}")
+            _run([str(self.python), "-m", "pip", "install", "--quiet", *shlex.split(step)])
+
+
+def environment_of(choice: Choice) -> Environment:
+    """The environment of a choice; an error that says how to make it where it is missing."""
+    found = Environment(choice.room, choice.version)
+    if not found.ready:
+        name = f"{choice.room.name}@{choice.version.name}"
+        raise UsageError(f"trainer {name} is not set up: run `gspo trainers setup {name}` first")
+    return found
+
+
+def _checked_source(room: Room, source: Path | None) -> Path | None:
+    if room.source and source is None:
+        raise UsageError(
+            f"trainer {room.name} is not a package: check out {room.source} and name the folder with --source"
+        )
+    if source is not None and not source.is_dir():
+        raise UsageError(f"--source {source}: no such folder")
+    return source.resolve() if source is not None else None
+
+
+def _interpreter(version: str) -> str:
+    """This interpreter, or `pythonX.Y` where the trainer needs that one."""
+    if not version or version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    found = shutil.which(f"python{version}")
+    if found is None:
+        raise HarnessError(f"this trainer needs Python {version}, and no python{version} is on the path")
+    return found
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
+        raise HarnessError(f"{shlex.join(command[:6])} ... failed with exit code {done.returncode}\n{tail}")
+
+
+def _link_suite(folder: Path) -> None:
+    """A folder with nothing but the suite's packages in it, so that no other package of this process leaks in."""
+    folder.mkdir(exist_ok=True)
+    for name in PACKAGES:
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        package, link = Path(spec.origin).parent, folder / name
+        if link.is_symlink() and link.resolve() != package.resolve():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(package, target_is_directory=True)

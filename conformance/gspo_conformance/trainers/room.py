@@ -1,0 +1,120 @@
+"""The rooms of the trainers, read from `trainer.toml`, and what `NAME[@VERSION][:VARIANT]` means.
+
+Nothing here imports a trainer: that happens in its own environment, behind JSON lines.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..words import UsageError, choices
+
+ROOMS = Path(__file__).resolve().parent
+VARIANTS = {
+    "": "every objective that its settings can express, each run with those settings",
+    "default": "GSPO switched on as its documentation says, everything else as it comes",
+}
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a trainer: the tails of the `pip install` commands that make its environment, in order."""
+
+    name: str
+    install: tuple[str, ...]
+    python: str = ""
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class Room:
+    """A trainer. `source` is the address of a repository that the user checks out where no package holds the code."""
+
+    name: str
+    title: str
+    homepage: str
+    framework: str
+    default: str
+    versions: Mapping[str, Version]
+    source: str = ""
+    quick: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return ROOMS / self.name
+
+    @property
+    def dialect(self) -> Any:
+        """Its `DIALECT`; needs none of its packages."""
+        return import_module(f"{__package__}.{self.name}.dialect").DIALECT
+
+    def known(self, version: str, variant: str) -> Path | None:
+        """The file of its expected failures, where it has one."""
+        names = [f"{version}-{variant}.txt" if variant else f"{version}.txt", f"{variant or 'claims'}.txt"]
+        return next((path for name in names if (path := self.folder / "known" / name).is_file()), None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A trainer in one version and one variant."""
+
+    room: Room
+    version: Version
+    variant: str
+
+    @property
+    def attribute(self) -> str:
+        """What `gspo_conformance.serve` loads."""
+        return f"{__package__}.{self.room.name}.adapter:{self.variant or 'claims'}"
+
+    @property
+    def known(self) -> Path | None:
+        """Its expected failures."""
+        return self.room.known(self.version.name, self.variant)
+
+
+@cache
+def rooms() -> dict[str, Room]:
+    """Every trainer by name."""
+    return {path.parent.name: _read(path) for path in sorted(ROOMS.glob("*/trainer.toml"))}
+
+
+def find_room(name: str) -> Room:
+    """The trainer of that name; a misspelt one is an error that names the near one."""
+    if name not in rooms():
+        raise UsageError(choices(name, rooms(), "trainer"))
+    return rooms()[name]
+
+
+def is_trainer(spec: str) -> bool:
+    """Whether a target begins with the name of a trainer."""
+    return spec.partition(":")[0].partition("@")[0] in rooms()
+
+
+def choose(spec: str) -> Choice:
+    """`verl`, `verl@0.9.0`, `verl:default`, `verl@0.9.0:default`."""
+    head, _, variant = spec.partition(":")
+    name, _, version = head.partition("@")
+    room = find_room(name)
+    if variant not in VARIANTS:
+        raise UsageError(f"target {spec!r}: {choices(variant, [v for v in VARIANTS if v], 'variant')}")
+    chosen = version or room.default
+    if chosen not in room.versions:
+        raise UsageError(f"target {spec!r}: {choices(chosen, room.versions, f'version of {name}')}")
+    return Choice(room, room.versions[chosen], variant)
+
+
+def _read(path: Path) -> Room:
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    versions = {
+        name: Version(name, tuple(entry["install"]), entry.get("python", ""), entry.get("commit", ""))
+        for name, entry in table.pop("versions").items()
+    }
+    return Room(name=path.parent.name, versions=versions, **table)

@@ -1,0 +1,131 @@
+"""Rooms, choices and environments of trainers, with a trainer made up for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gspo_conformance.resolve import connect
+from gspo_conformance.trainers import room as room_module
+from gspo_conformance.trainers.environment import Environment, environment_of
+from gspo_conformance.trainers.room import Room, Version, choose, is_trainer, rooms
+from gspo_conformance.words import HarnessError, UsageError
+
+TOML = """
+title = "A trainer of the tests"
+homepage = "https://example.org"
+framework = "torch"
+default = "1.1"
+[versions."1.0"]
+install = []
+[versions."1.1"]
+install = []
+"""
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "rooms" / "sample"
+    folder.mkdir(parents=True)
+    (folder / "trainer.toml").write_text(TOML, encoding="utf-8")
+    (folder / "known").mkdir()
+    (folder / "known" / "1.0.txt").write_text("ratio/*  # a reason\n", encoding="utf-8")
+    monkeypatch.setattr(room_module, "ROOMS", tmp_path / "rooms")
+    monkeypatch.setenv("GSPO_TRAINERS", str(tmp_path / "environments"))
+    rooms.cache_clear()
+    yield folder
+    rooms.cache_clear()
+
+
+def test_a_choice_names_version_and_variant(sample: Path) -> None:
+    assert is_trainer("sample@1.0:default")
+    assert not is_trainer("simple")
+    plain, other = choose("sample"), choose("sample@1.0:default")
+    assert (plain.version.name, plain.variant, plain.attribute.rpartition(":")[2]) == ("1.1", "", "claims")
+    assert (other.version.name, other.variant, other.attribute.rpartition(":")[2]) == ("1.0", "default", "default")
+
+
+def test_known_failures_are_those_of_the_version(sample: Path) -> None:
+    assert choose("sample@1.0").known == sample / "known" / "1.0.txt"
+    assert choose("sample").known is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("sample@1.2", "unknown version of sample '1.2'"),
+        ("sample:defualt", "did you mean 'default'"),
+        ("smaple", "did you mean 'sample'"),
+    ],
+)
+def test_misspelt_choices_suggest_the_near_one(sample: Path, spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose(spec)
+
+
+def test_a_trainer_that_is_not_set_up_says_how(sample: Path) -> None:
+    with pytest.raises(UsageError, match=r"run `gspo trainers setup sample@1\.1` first"):
+        connect("sample")
+
+
+def _bare(version: Version, source: str = "") -> Environment:
+    return Environment(Room("bare", "Bare", "", "torch", version.name, {version.name: version}, source), version)
+
+
+def test_a_failed_installation_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSPO_TRAINERS", str(tmp_path))
+    environment = _bare(Version("1", ("--no-index a-package-that-is-nowhere",)))
+    said: list[str] = []
+    with pytest.raises(HarnessError, match="exit code"):
+        environment.set_up(said.append)
+    assert any("a-package-that-is-nowhere" in line for line in said)
+    assert not environment.ready
+
+
+def test_a_trainer_from_a_checkout_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSPO_TRAINERS", str(tmp_path))
+    environment = _bare(Version("1", ()), source="https://example.org/repository")
+    with pytest.raises(UsageError, match="--source"):
+        environment.set_up(print)
+    with pytest.raises(UsageError, match="no such folder"):
+        environment.set_up(print, tmp_path / "missing")
+
+
+def test_only_the_suite_is_on_the_path_of_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hunts a leak of this process's packages: the child sees gspo_core and gspo_conformance, and not pytest."""
+    monkeypatch.setenv("GSPO_TRAINERS", str(tmp_path))
+    environment = _bare(Version("1", ()))
+    environment.folder.mkdir(parents=True)
+    (environment.folder / "gspo.json").write_text(json.dumps({"install": [], "source": ""}), encoding="utf-8")
+    assert environment.ready
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment.folder)], check=True)
+    code = (
+        "import importlib.util as u; "
+        "print([bool(u.find_spec(n)) for n in ('gspo_core', 'gspo_conformance', 'pytest', 'gspo_torch')])"
+    )
+    variables = {**os.environ, **environment.variables()}
+    done = subprocess.run([environment.python, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[True, True, False, False]"
+
+
+def test_every_room_is_whole() -> None:
+    for room in rooms().values():
+        assert room.default in room.versions, room.name
+        assert (room.folder / "facts.md").is_file(), room.name
+        assert room.dialect.name == room.name
+        assert set(room.dialect.versions) <= set(room.versions), room.name
+
+
+def test_an_environment_of_other_requirements_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSPO_TRAINERS", str(tmp_path))
+    environment = _bare(Version("1", ("numpy==2.0",)))
+    environment.folder.mkdir(parents=True)
+    (environment.folder / "gspo.json").write_text(json.dumps({"install": [], "source": ""}), encoding="utf-8")
+    assert not environment.ready
+    with pytest.raises(UsageError, match="not set up"):
+        environment_of(type("C", (), {"room": environment.room, "version": environment.version})())
