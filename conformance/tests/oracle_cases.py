@@ -240,7 +240,7 @@ def soft_overlong_penalty(rng: Random) -> Question:
     """Lengths on both sides of the ramp and at its ends."""
     longest, cache = pick(rng, (100, 20), (4096, 512), (7, 7), (50, 3))
     lengths = np.concatenate([rng.integers(0, longest + 9, 8), [longest, longest - cache, longest + 1]])
-    return "soft_overlong_penalty", {"max_length": longest, "cache": cache}, {"lengths": lengths}
+    return "soft_overlong_penalty", {"max_length": longest, "cache": cache}, {"lengths": lengths.astype(float)}
 
 
 def informative_groups(rng: Random) -> Question:

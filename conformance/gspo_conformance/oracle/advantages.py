@@ -8,6 +8,7 @@ from mpmath import mpf
 from .exact import exact
 from .layout import layout_of
 from .moments import Moments, Spread, divided, members, moments
+from .ratio import mean
 from .terms import NOTHING, Outputs, Term, held, laid, mapped, one_each, one_of
 
 Numbers = Sequence[Any]
@@ -66,8 +67,14 @@ def _centred(center: str, group: Moments, value: mpf) -> Term:
 
 
 def _spread(scale: str, group: Moments, others: list[mpf], ddof: mpf) -> Spread:
-    """The standard deviation of the other members, or of the group (GSPO-ADV-6, GSPO-ADV-1)."""
-    return (moments(others) if scale == "leave_one_out_std" else group).spread(ddof)
+    """The standard deviation of the other members, or of the group (GSPO-ADV-6, GSPO-ADV-1).
+
+    That of the others may be taken from deviations about the mean of the group, each of which errs by u of its size.
+    """
+    if scale != "leave_one_out_std":
+        return group.spread(ddof)
+    found, deviations = moments(others).spread(ddof), [abs(other - group.mean) for other in others]
+    return Spread(found.deviation, found.missed + mean(deviations))
 
 
 def leave_one_out_advantages(rewards: Numbers, groups: Numbers, *, valid: Numbers | None = None) -> Outputs:
