@@ -1,0 +1,171 @@
+"""The loss of a step whose responses are spread over micro-batches and ranks, as one call on their union gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from gspo_core import Objective, Packed, Padded, PolicyLoss
+from gspo_core.aggregation import Aggregation, check_groups
+from gspo_core.loss import step_loss
+from gspo_core.sequences import Layout, bind_sequences
+from gspo_core.step import Step, prepare
+from gspo_core.validation import check_number
+
+from .dtensor import localise
+from .ranks import check_disjoint, process_group
+from .reports import Report, report_of, result_of
+from .union import Part, totals_of, weights_of
+
+
+class Union:
+    """One optimiser step: its normaliser first, then the loss of each micro-batch, then the result of the whole.
+
+        union = distributed.Union(objective, [(sequences, groups), ...], data=dp, world_scale=dp.size())
+        for batch in micro_batches:
+            union.loss(logp=..., old_logp=..., advantages=..., sequences=..., groups=...).backward()
+        out = union.result()
+
+    Making it and `result` are the only exchanges over `data`: every rank takes part in both, with as
+    many micro-batches as it has, or none. Clauses GSPO-DIST-1, GSPO-DIST-2, GSPO-DIST-4.
+
+    Args:
+        objective: an `Objective`.
+        parts: the `sequences` of each of this rank's micro-batches, or pairs of `sequences` and `groups`.
+        data: the ranks that hold other responses, a `ProcessGroup` or a one-dimensional `DeviceMesh`; all where None.
+        world_scale: the number of ranks over which the framework averages gradients (DDP, FSDP: all that
+            share the parameters, context-parallel ranks too), or 1 where it adds them.
+        normalizer: replaces M.
+        device: where the exchanged numbers live; where the parts do, or the default device, where None.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        parts: Iterable[Any],
+        *,
+        world_scale: float,
+        data: Any = None,
+        normalizer: Any = None,
+        device: Any = None,
+    ) -> None:
+        check_number("world_scale", world_scale, low=0.0, strict=True)
+        self._objective, self._scale, self._normalizer = objective, world_scale, normalizer
+        self._data = process_group("data", data)
+        self._reports: list[Report] = []
+        found = [_part(part, self._data) for part in parts]
+        self._like = torch.zeros((), device=device if device is not None or not found else found[0].lengths.device)
+        self._totals = totals_of(found, _aggregations(objective), self._data, self._like)
+
+    def loss(self, *, logp: Tensor, sequences: Any, **arguments: Any) -> Tensor:
+        """This rank's share of the union's loss, times `world_scale`, to be differentiated.
+
+        Arguments as in `policy_loss`, without `normalizer`. `sequences` None is a micro-batch without
+        responses: `logp`, of any shape, gets a gradient of 0, so that this rank takes part in the
+        framework's own exchanges.
+        """
+        if logp.dtype == torch.float64:
+            self._like = self._like.double()
+        if sequences is None:
+            return torch.where(torch.zeros_like(logp, dtype=torch.bool), logp, 0.0).sum()
+        step = self._step(logp=logp, sequences=sequences, **arguments)
+        found = step_loss(step)
+        self._reports.append(report_of(step, found))
+        return found.loss * self._scale
+
+    def result(self) -> PolicyLoss:
+        """The loss and the metrics of the union of what `loss` was given on all ranks; no gradient."""
+        return result_of(self._reports, self._like, self._data)
+
+    def _step(self, groups: Tensor | None = None, **arguments: Any) -> Step:
+        objective, totals = self._objective, self._totals
+        step = prepare(objective, groups=groups, normalizer=1.0, **arguments)
+        part = Part(step.weights.lengths, groups)
+        weights = [weights_of(aggregation, part, totals) for aggregation in _aggregations(objective)]
+        if self._normalizer is not None:
+            count = torch.as_tensor(self._normalizer, dtype=part.lengths.dtype, device=part.lengths.device)
+            weights[0] = weights[0]._replace(count=count)
+        return step._replace(weights=weights[0], penalty_weights=weights[-1])
+
+
+def reduce(
+    objective: Objective,
+    *,
+    logp: Tensor,
+    old_logp: Tensor | None,
+    advantages: Tensor | None,
+    sequences: Any,
+    world_scale: float,
+    data: Any = None,
+    ref_logp: Tensor | None = None,
+    behavior_logp: Tensor | None = None,
+    groups: Tensor | None = None,
+    normalizer: Any = None,
+) -> PolicyLoss:
+    """The loss and metrics of the union of every rank's responses; each rank differentiates its own share.
+
+    Clauses GSPO-DIST-1 to GSPO-DIST-4. `loss` has the same value on every rank; its gradient on
+    this one is `world_scale` times the derivative of the union's loss by this rank's `logp`. Ranks may
+    hold different numbers of responses; one without any passes `sequences=None`.
+
+    Args: as in `policy_loss`, and `data` and `world_scale` as in `Union`. `sequences` with a `context`
+    are split over the ranks of that group besides. `logp` may be a `[B, T]` DTensor, and then every
+    array is: Shard(0) takes the place of `data`, Shard(1) that of `context`.
+    """
+    arguments = {"logp": logp, "old_logp": old_logp, "advantages": advantages, "sequences": sequences}
+    arguments |= {"ref_logp": ref_logp, "behavior_logp": behavior_logp, "groups": groups}
+    if isinstance(logp, DTensor):
+        arguments, data = localise(arguments, data)
+        sequences, groups = arguments["sequences"], arguments["groups"]
+    union = Union(
+        objective,
+        [] if sequences is None else [(sequences, groups)],
+        world_scale=world_scale,
+        data=data,
+        normalizer=normalizer,
+        device=logp.device,
+    )
+    share = union.loss(**arguments)
+    loss, metrics = union.result()
+    return PolicyLoss(_WithValue.apply(share, loss), metrics)
+
+
+class _WithValue(torch.autograd.Function):
+    """The value of one scalar and the derivative of another."""
+
+    @staticmethod
+    def forward(ctx: Any, differentiable: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _aggregations(objective: Objective) -> list[Aggregation]:
+    """Of the surrogate, and of the penalty where it has its own."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
+    own = None if objective.penalty is None else objective.penalty.aggregation
+    return [objective.aggregation] if own is None else [objective.aggregation, own]
+
+
+def _part(part: Any, data: Any) -> Part:
+    sequences, groups = part if isinstance(part, tuple) else (part, None)
+    layout = _bound(sequences)
+    check_disjoint(data, layout.context)
+    check_groups(groups, layout)
+    return Part(layout.lengths(torch.float32), groups)
+
+
+def _bound(sequences: Any) -> Layout:
+    """The layout of sequences without their tokens, enough to count them."""
+    if isinstance(sequences, Packed):
+        size = sequences.mask.shape[0] if sequences.mask is not None else int(sequences.offsets[-1])
+        return sequences.bind((size,))
+    mask = sequences.mask if isinstance(sequences, Padded) else sequences
+    return bind_sequences(sequences, tuple(mask.shape))
