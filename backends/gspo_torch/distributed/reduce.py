@@ -138,11 +138,11 @@ class _WithValue(torch.autograd.Function):
     """The value of one scalar and the derivative of another."""
 
     @staticmethod
-    def forward(ctx: Any, differentiable: Tensor, value: Tensor) -> Tensor:
+    def forward(_ctx: Any, _share: Tensor, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 

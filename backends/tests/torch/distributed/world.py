@@ -26,7 +26,8 @@ class World:
     """`size` ranks; `run(function, *arguments)` calls it on each and returns their results by rank."""
 
     def __init__(self, size: int, timeout: float = 30.0) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed._functional_collectives", "gspo_torch.distributed"])
         self._folder = tempfile.TemporaryDirectory()
         pipes = [context.Pipe() for _ in range(size)]
         self._ends = [ours for ours, _ in pipes]
