@@ -1,7 +1,7 @@
 """Every operation of the suite by name: `truth("group_advantages", parameters, inputs)` is what any target must answer.
 
 Inputs and parameters have the names of the arguments of the core's function, token arrays come with `mask` or
-`offsets`, and everything is plain: numbers, hexadecimal strings, nested lists, or arrays that have `tolist`.
+`offsets`. Arrays are nested lists of numbers or hexadecimal strings, or have `tolist`; parameters are numbers.
 """
 
 import inspect
