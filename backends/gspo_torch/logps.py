@@ -1,0 +1,136 @@
+"""From logits to the log-probabilities of sampled tokens, a few tokens at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gspo_core.validation import check_array, check_floating, check_integer, check_number, check_shape, reads_values
+
+from .normalise import Normalised, exponentials_, normalise_, slopes_
+from .once import once
+
+# Bytes of logits worked on at once: what stays in a core's cache, and what keeps a GPU busy.
+_HOST_BYTES = 1 << 20
+_DEVICE_BYTES = 1 << 26
+
+
+def token_logps(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """log π(y_t) = z_y/τ - log Σ_j e^{z_j/τ}, in float32 or wider, without a second `[.., V]` array.
+
+    Clauses GSPO-NUM-1 and GSPO-NUM-2. The gradient to `logits` is exact and in their dtype; the
+    backward pass makes the softmax again from two numbers per token.
+
+    Args:
+        logits: `[.., V]`, of any floating dtype.
+        tokens: `[..]` integer ids of the sampled tokens, in [0, V).
+        temperature: τ, by which the logits are divided.
+
+    Returns: `[..]`, float64 for float64 logits and float32 otherwise.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    >>> token_logps(logits, torch.tensor([0, 1]))
+    tensor([-0.6931, -0.6931])
+    """
+    check_array("logits", logits)
+    check_floating("logits", logits)
+    if logits.ndim == 0:
+        raise ValueError("logits: expected shape [.., V], got ()")
+    check_temperature(temperature)
+    check_tokens(tokens, tuple(logits.shape[:-1]), logits.shape[-1], "like logits without the vocabulary")
+    return _TokenLogps.apply(logits, tokens, float(temperature))
+
+
+def check_temperature(temperature: Any) -> None:
+    """τ > 0."""
+    check_number("temperature", temperature, low=0.0, strict=True)
+
+
+def check_tokens(
+    tokens: Tensor, shape: tuple[int, ...], vocabulary: int, meaning: str, counted: Tensor | None = None
+) -> None:
+    """Integer ids of `shape`, within the vocabulary wherever they count."""
+    check_array("tokens", tokens)
+    check_integer("tokens", tokens)
+    check_shape("tokens", tokens, shape, meaning)
+    if not reads_values(tokens):
+        return
+    outside = (tokens < 0) | (tokens >= vocabulary)
+    where = ""
+    if counted is not None:
+        outside, where = outside & counted, " at counted positions"
+    if bool(outside.any()):
+        first = tuple(outside.nonzero()[0].tolist())
+        raise ValueError(
+            f"tokens: expected ids in [0, {vocabulary}){where}, got {int(outside.sum())} others, "
+            f"the first, {int(tokens[first])}, at index {first}"
+        )
+
+
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for anything narrower (GSPO-NUM-1, GSPO-NUM-2)."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        flat = tokens.reshape(-1).long()
+        found = Normalised.empty(flat.numel(), logits, compute_dtype(logits))
+        for at, part in _chunks(logits):
+            found.put(at, normalise_(_scaled(part, found.logp.dtype, temperature), flat[at]))
+        ctx.save_for_backward(logits, flat, *found)
+        ctx.temperature = temperature
+        return found.logp.clone().view(tokens.shape)
+
+    @staticmethod
+    @once("token_logps")
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, tokens, *saved = ctx.saved_tensors
+        found = Normalised(*saved)
+        weights = gradient.reshape(-1) / ctx.temperature
+        result = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        rows = result.view(-1, logits.shape[-1])
+        for at, part in _chunks(logits):
+            exponentials = exponentials_(_scaled(part, found.logp.dtype, ctx.temperature), found.peak[at])
+            slopes = slopes_(exponentials, tokens[at], found.at(at), weights[at])
+            rows[at] = _without_unused(slopes, weights[at])
+        return result, None, None
+
+
+def _scaled(logits: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
+    copy = logits.to(dtype, copy=True)
+    return copy if temperature == 1.0 else copy.div_(temperature)
+
+
+def _without_unused(slopes: Tensor, weights: Tensor) -> Tensor:
+    """Exactly 0 where nothing flows back: the logits of a masked token may be NaN (GSPO-DATA-2)."""
+    unused = weights == 0
+    if reads_values(weights) and not bool(unused.any()):
+        return slopes
+    return slopes.masked_fill_(unused[:, None], 0.0)
+
+
+def _chunks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Views `[tokens, V]` of consecutive tokens, small enough to work on, and which tokens they are."""
+    budget = _HOST_BYTES if logits.device.type == "cpu" else _DEVICE_BYTES
+    size = max(1, budget // (max(1, logits.shape[-1]) * 4))
+    start = 0
+    for rows in _matrices(logits):
+        for part in rows.split(size) if rows.shape[0] else ():
+            yield slice(start, start + part.shape[0]), part
+            start += part.shape[0]
+
+
+def _matrices(logits: Tensor) -> Iterator[Tensor]:
+    """`logits` as views `[tokens, V]`: one where its strides allow, else one for each of the first index."""
+    if logits.ndim <= 2:
+        yield logits.reshape(-1, logits.shape[-1])
+    elif logits.is_contiguous():
+        yield logits.view(-1, logits.shape[-1])
+    else:
+        for part in logits.unbind(0):
+            yield from _matrices(part)
