@@ -10,7 +10,8 @@
 What `docs/distributed.md` says about gradients holds throughout: every rank differentiates the one loss.
 """
 
+from .context import ContextSplit
 from .reduce import Union, reduce
 from .responses import group_advantages, informative_groups, leave_one_out_advantages
 
-__all__ = ["Union", "group_advantages", "informative_groups", "leave_one_out_advantages", "reduce"]
+__all__ = ["ContextSplit", "Union", "group_advantages", "informative_groups", "leave_one_out_advantages", "reduce"]

@@ -84,3 +84,11 @@ def single(objective: Objective, whole: dict[str, Any]) -> tuple[gspo.PolicyLoss
     found = gspo.policy_loss(objective, **(whole | {"logp": logp}))
     (gradient,) = torch.autograd.grad(found.loss, logp)
     return found, gradient
+
+
+def close(got: Tensor, truth: Tensor, what: str) -> None:
+    """Equal but for the order of additions."""
+    tolerance = 64 * torch.finfo(truth.dtype).eps
+    torch.testing.assert_close(
+        got.detach(), truth.detach(), rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}"
+    )

@@ -7,44 +7,134 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
+import gspo_torch as gspo
 from gspo_torch import distributed
 
-from .batches import OWNERS, batch, objectives, rows, single
+from .batches import OWNERS, TOKENS, batch, close, objectives, rows, single
 from .world import World
 
-DTYPES = (torch.float64, torch.float32)
+
+def _check(found: gspo.PolicyLoss, truth: gspo.PolicyLoss, what: str) -> None:
+    close(found.loss, truth.loss, f"{what}: loss")
+    assert found.metrics.keys() == truth.metrics.keys()
+    for name, value in truth.metrics.items():
+        close(found.metrics[name], value, f"{what}: {name}")
 
 
-def _close(got: torch.Tensor, truth: torch.Tensor, what: str) -> None:
-    tolerance = 64 * torch.finfo(truth.dtype).eps
-    torch.testing.assert_close(got, truth, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")
+def all_objectives(packed: bool, dtype: torch.dtype) -> None:
+    whole = batch(dtype=dtype)
+    mine = list(OWNERS[dist.get_rank()])
+    part = rows(whole, mine, packed)
+    for name, objective in objectives().items():
+        truth, gradient = single(objective, whole)
+        logp = part["logp"].clone().requires_grad_()
+        found = distributed.reduce(objective, **(part | {"logp": logp}), world_scale=3)
+        found.loss.backward()
+        _check(found, truth, name)
+        own = rows(whole | {"logp": gradient}, mine, packed)["logp"]
+        close(logp.grad, torch.where(logp.isnan() | (own == 1), 0.0, 3 * own), f"{name}: gradient")
 
 
-def _check(found: Any, gradient: torch.Tensor, mine: list[int], truth: Any, packed: bool, what: str) -> None:
-    _close(found.loss.detach(), truth[0].loss.detach(), f"{what}: loss")
-    assert found.metrics.keys() == truth[0].metrics.keys()
-    for name, value in truth[0].metrics.items():
-        _close(found.metrics[name], value.detach(), f"{what}: {name}")
-    expected = rows({"sequences": batch()["sequences"], "gradient": truth[1]}, mine)["gradient"] if mine else None
-    if packed or not mine:
-        return
-    _close(gradient, expected, f"{what}: gradient")
+@pytest.mark.parametrize(("packed", "dtype"), [(False, torch.float64), (True, torch.float32)])
+def test_any_split_over_ranks_is_the_union(world: World, packed: bool, dtype: torch.dtype) -> None:
+    world.run(all_objectives, packed, dtype)
 
 
-def all_objectives(packed: bool) -> None:
-    for dtype in DTYPES:
-        whole = batch(dtype=dtype)
-        mine = list(OWNERS[dist.get_rank()])
-        for name, objective in objectives().items():
-            truth = single(objective, whole)
-            part = rows(whole, mine, packed)
+def micro_batches() -> None:
+    """Rank r has its responses one at a time; rank 2 has none but takes part in every backward pass."""
+    whole = batch()
+    mine = OWNERS[dist.get_rank()]
+    for name, objective in objectives().items():
+        truth, gradient = single(objective, whole)
+        parts = [rows(whole, [row]) for row in mine]
+        union = distributed.Union(
+            objective, [(part["sequences"], part["groups"]) for part in parts], world_scale=1, data=dist.group.WORLD
+        )
+        idle = torch.full((3, 2), torch.inf, dtype=torch.float64, requires_grad=True)
+        union.loss(logp=idle, sequences=None).backward()
+        assert torch.equal(idle.grad, torch.zeros(3, 2, dtype=torch.float64))
+        for row, part in zip(mine, parts):
             logp = part["logp"].clone().requires_grad_()
-            found = distributed.reduce(objective, **(part | {"logp": logp}), world_scale=1)
-            (gradient,) = torch.autograd.grad(found.loss, logp)
-            _check(found, gradient, mine, truth, packed, f"{name} {dtype}")
+            union.loss(**(part | {"logp": logp})).backward()
+            close(logp.grad[0], gradient[row], f"{name}: gradient of response {row}")
+        _check(union.result(), truth, name)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-def test_any_split_over_ranks_is_the_union(world: World, packed: bool) -> None:
-    world.run(all_objectives, packed)
+def test_micro_batches_share_the_normaliser_of_all_ranks(world: World) -> None:
+    world.run(micro_batches)
+
+
+def over_and_along() -> None:
+    """Two ranks share each half of the responses, each with a part of every sequence."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "cp"))
+    whole = batch()
+    half = rows(whole, range(4) if mesh["dp"].get_local_rank() == 0 else range(4, 8))
+    split = distributed.ContextSplit(half["sequences"], group=mesh["cp"])
+    part = half | {name: split.shard(half[name]) for name in TOKENS} | {"sequences": split.sequences}
+    for name, objective in objectives().items():
+        truth, gradient = single(objective, whole)
+        logp = part["logp"].clone().requires_grad_()
+        found = distributed.reduce(objective, **(part | {"logp": logp}), data=mesh["dp"], world_scale=1)
+        found.loss.backward()
+        _check(found, truth, name)
+        own = rows({"gradient": gradient}, range(4) if mesh["dp"].get_local_rank() == 0 else range(4, 8))
+        close(logp.grad, split.shard(own["gradient"]), f"{name}: gradient")
+
+
+def test_data_and_context_parallel_together(world: World) -> None:
+    world.run(over_and_along)
+
+
+def given_normalizer() -> None:
+    objective = gspo.Objective.gspo().replace(aggregation=gspo.Aggregation(count="given"))
+    whole = batch()
+    part = rows(whole, OWNERS[dist.get_rank()])
+    found = distributed.reduce(objective, **part, world_scale=1, normalizer=16)
+    close(found.loss, gspo.policy_loss(objective, **whole, normalizer=16).loss, "given")
+
+
+def test_a_given_normaliser_stays(world: World) -> None:
+    world.run(given_normalizer)
+
+
+def overflow() -> None:
+    """Ratios far past float32 on one rank only: the effective sample size and the extremes survive."""
+    objective = gspo.Objective("sequence", gspo.Clip(0.2, 0.2))
+    rank = dist.get_rank()
+    logp = torch.full((2, 3), 100.0 * rank)
+    arguments: dict[str, Any] = {"old_logp": torch.zeros(2, 3), "advantages": torch.tensor([1.0, 0.0])}
+    found = distributed.reduce(
+        objective, logp=logp, sequences=torch.ones(2, 3, dtype=torch.bool), **arguments, world_scale=1
+    )
+    assert found.metrics["effective_sample_size"] == 2.0
+    assert found.metrics["ratio_min"] == 1.0
+    assert found.metrics["ratio_max"] == torch.inf
+    assert found.loss.isfinite()
+
+
+def test_ratios_that_overflow_on_one_rank(world: World) -> None:
+    world.run(overflow)
+
+
+def refusals() -> None:
+    arguments = rows(batch(), [0])
+    with pytest.raises(TypeError, match="world_scale: expected a number, got str"):
+        distributed.reduce(gspo.Objective.gspo(), **arguments, world_scale="4")
+    with pytest.raises(TypeError, match="data: expected a ProcessGroup that this rank belongs to, or a DeviceMesh"):
+        distributed.reduce(gspo.Objective.gspo(), **arguments, data="dp", world_scale=1)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "cp"))
+    with pytest.raises(ValueError, match=r"data: expected a mesh of 1 dimension, such as mesh\['dp'\], got 2"):
+        distributed.reduce(gspo.Objective.gspo(), **arguments, data=mesh, world_scale=1)
+    with pytest.raises(TypeError, match="objective: expected an Objective, got str"):
+        distributed.reduce("gspo", **arguments, world_scale=1)
+
+
+def test_what_is_refused(world: World) -> None:
+    world.run(refusals)
+
+
+def test_without_a_process_group_the_error_says_so() -> None:
+    with pytest.raises(RuntimeError, match="data: expected an initialised process group"):
+        distributed.reduce(gspo.Objective.gspo(), **batch(), world_scale=1)
