@@ -160,7 +160,7 @@ class Vector:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the outputs that are asked for; all have a truth, unless the vector refuses."""
-        return tuple(self.raw["expected"]) or ("loss",)
+        return tuple(self.raw["refuses"]["outputs"] if "refuses" in self.raw else self.raw["expected"])
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def vector_from_json(raw: dict[str, Any], folder: Path = VECTORS) -> Vector:
         input_dtype=raw["input_dtype"],
         parameters=raw["parameters"],
         note=raw.get("note", ""),
-        refuses=raw.get("refuses"),
+        refuses=raw.get("refuses", {}).get("argument"),
         raw=raw,
         folder=folder,
     )

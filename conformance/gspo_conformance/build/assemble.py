@@ -52,7 +52,7 @@ def assemble(recipe: Recipe) -> Assembled:
         "expected": {} if case.refuses else _expected(case, truth(case.operation, case.parameters, case.inputs)),
     }
     if case.refuses:
-        raw["refuses"] = case.refuses
+        raw["refuses"] = {"argument": case.refuses, "outputs": list(case.outputs)}
     if recipe.note:
         raw["note"] = recipe.note
     return Assembled(raw, {store: tensors[store]} if tensors else {})

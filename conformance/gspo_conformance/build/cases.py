@@ -17,6 +17,7 @@ import numpy as np
 from ..tensors import NumPyArray
 
 QUANTUM = 2.0**-20
+WIDTHS = (9, 32, 64, 512, 4096, 8192, 32768)
 ROWS = ("logp", "old_logp", "ref_logp", "behavior_logp", "token_advantages", "values", "rewards")
 
 
@@ -106,9 +107,10 @@ def padded(
 ) -> dict[str, NumPyArray]:
     """`[B, T]` arrays and their mask. `masks` places the counted tokens; `fill` goes everywhere else.
 
-    `fill` is a number, or one per array name.
+    `fill` is a number, or one per array name. Where the width is no matter it is one of `WIDTHS`: few
+    shapes spare a framework that compiles for each.
     """
-    width = width or max(1, *source.lengths)
+    width = width or next(size for size in WIDTHS if size >= max(source.lengths))
     if masks is None:
         masks = [[1] * n + [0] * (width - n) for n in source.lengths]
     mask = np.asarray(masks, dtype=bool)

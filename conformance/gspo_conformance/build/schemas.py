@@ -16,8 +16,8 @@ SCHEMAS = ROOT / "schemas"
 
 @cache
 def validator(name: str) -> Draft202012Validator:
-    """The validator of `schemas/<name>.json`."""
-    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8")))
+    """The validator of `schemas/<name>.schema.json`."""
+    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
 
 
 def violations(name: str, value: Any) -> Iterator[str]:

@@ -4,7 +4,19 @@ from importlib import import_module
 
 from ..recipe import Recipe
 
-MODULES = ("ratio", "surrogate", "relatives", "aggregation", "advantage", "sampling")
+MODULES = (
+    "ratio",
+    "surrogate",
+    "relatives",
+    "aggregation",
+    "advantage",
+    "sampling",
+    "mask",
+    "penalty",
+    "correction",
+    "gradient",
+    "stop_gradient",
+)
 
 
 def all_recipes() -> list[Recipe]:

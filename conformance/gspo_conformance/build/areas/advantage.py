@@ -257,21 +257,26 @@ def tokens(name: str, lengths: Sequence[int], *rows: str) -> Responses:
     return Responses({row: [uniform(f"advantage/{name}/{row}/{i}", n, -1.0, 1.5, 2.0**-10) for i, n in enumerate(lengths)] for row in rows})  # fmt: skip
 
 
-HOLES = ((1, 1, 0, 0, 1, 0, 1), (0, 1, 1, 1, 0, 0, 0), (1, 0, 1, 0, 1, 1, 1))
+HOLES = (
+    (1, 1, 0, 0, 1, 0, 1, 0, 0),
+    (0, 1, 1, 1, 0, 0, 0, 0, 0),
+    (1, 0, 1, 0, 1, 1, 1, 0, 0),
+    (0, 0, 0, 1, 0, 0, 0, 0, 1),
+)
 GARBAGE = {"rewards": 5.0, "values": -7.0, "token_rewards": 5.0}
 
 
 def _token_case(operation: str, outputs: str, rows: Sequence[str], layout: str, **parameters: Any) -> Case:
-    source = tokens(f"{operation}/{layout}", (4, 3, 5), *rows)
+    source = tokens(f"{operation}/{layout}", (4, 3, 5, 2), *rows)
     inputs = {
-        "padded": lambda: padded(source, width=7, fill=GARBAGE),
+        "padded": lambda: padded(source, fill=GARBAGE),
         "holes": lambda: padded(source, masks=HOLES, fill=GARBAGE),
         "packed": lambda: packed(source, trailing=2, fill=GARBAGE),
     }[layout]()
     if parameters.pop("bootstrap", False):
-        inputs["bootstrap"] = np.array([0.5, -0.25, 0.0])
+        inputs["bootstrap"] = np.array([0.5, -0.25, 0.0, 1.5])
     if parameters.pop("groups", False):
-        inputs["groups"] = np.array([6, 6, 6])
+        inputs["groups"] = np.array([6, 2, 6, 6])
     return call(operation, inputs, *outputs.split(), **parameters)
 
 

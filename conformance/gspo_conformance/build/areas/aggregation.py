@@ -47,14 +47,14 @@ for _mode, (_clauses, _flags) in MODES.items():
         f"{_mode} of token values, lengths 1 to 9",
         _clauses,
         _flags + " padded-divisor",
-        partial(_aggregate, _mode, (3, 1, 9, 4, 6), _groups, name="ragged", width=10),
+        partial(_aggregate, _mode, (3, 1, 9, 4, 6), _groups, name="ragged"),
     )
     _add(
         f"{_slug}-equal-lengths",
         f"{_mode} where every response has the same length",
         _clauses,
         _flags,
-        partial(_aggregate, _mode, (4, 4, 4, 4, 4), _groups, name="equal"),
+        partial(_aggregate, _mode, (4, 4, 4, 4, 4), _groups, name="equal", width=4),
     )
     _add(
         f"{_slug}-normalizer",
@@ -134,7 +134,7 @@ for _name, _objective in _BOTH.items():
         "As many responses as tokens: no axis can be mistaken for the other",
         "AGG-1 AGG-2",
         "axis shape-broadcast broadcast-loss",
-        partial(_lengths, _objective, (5, 2, 4, 1, 3), (1.0, -0.5, 0.25, -2.0, 1.5)),
+        partial(_lengths, _objective, (5, 2, 4, 1, 3), (1.0, -0.5, 0.25, -2.0, 1.5), width=5),
     )
     _add(
         f"one-response-{_name}",
@@ -226,7 +226,7 @@ _add(
     "Not one counted token in the batch: loss 0 and gradient 0, not NaN",
     "DATA-3 AGG-8",
     "empty-nan",
-    lambda: loss(gspo(), padded(explicit([[], []]).also(advantages=[1.0, -1.0]), width=3, fill=-1.0)),
+    lambda: loss(gspo(), padded(explicit([[], [], [], []]).also(advantages=[1.0, -1.0, 0.5, 0.0]), fill=-1.0)),
     level="SHOULD",
     note="The paper has no empty batch. Convention: an empty sum is 0 and 0 over 0 responses is 0.",
 )

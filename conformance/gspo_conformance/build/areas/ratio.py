@@ -34,8 +34,7 @@ for _kind, (_clauses, _what) in KINDS.items():
     _flags = "ratio-inverted padded-length" + (
         " arithmetic-mean-ratio no-length-normalisation" if _kind != "token" else ""
     )
-    _level = {"level": "MUST"}
-    _add(f"{_slug}-ragged", f"Unequal lengths: {_what}", _clauses, _flags, lambda k=_kind: ratio(k, ragged(), width=9))
+    _add(f"{_slug}-ragged", f"Unequal lengths: {_what}", _clauses, _flags, lambda k=_kind: ratio(k, ragged()))
     _add(
         f"{_slug}-opposite-tokens",
         "Two tokens that moved as far up as down: the sequence ratio is exactly 1, the token ratios are 2 and 1/2",
@@ -96,14 +95,14 @@ _add(
     "Responses of one token: sequence ratio and token ratio are the same number",
     "RATIO-2 RATIO-4",
     "off-by-one",
-    lambda: ratio("sequence", explicit([[0.25], [-0.5], [0.0]]), width=3),
+    lambda: ratio("sequence", explicit([[0.25], [-0.5], [0.0], [0.0625]])),
 )
 _add(
     "square-batch",
     "As many responses as tokens, unequal lengths: a division that broadcasts the wrong way still has a legal shape",
     "RATIO-2 RATIO-4",
     "shape-broadcast axis",
-    lambda: ratio("sequence", responses("ratio/square", [4, 2, 1, 3], [0.3, -0.2, 0.1, -0.4], spread=0.3)),
+    lambda: ratio("sequence", responses("ratio/square", [4, 2, 1, 3], [0.3, -0.2, 0.1, -0.4], spread=0.3), width=4),
 )
 _add(
     "wide-padding",
@@ -136,7 +135,7 @@ _add(
     "A response without a counted token: its ratio is 1",
     "RATIO-2 DATA-3",
     "empty-nan",
-    lambda: ratio("sequence", explicit([[0.25, 0.5], [], [-0.25]]), width=3),
+    lambda: ratio("sequence", explicit([[0.25, 0.5], [], [-0.25], [0.125]])),
     level="SHOULD",
     note="The paper has no empty response. Convention: mean log-ratio 0, ratio 1, contribution 0.",
 )
@@ -157,7 +156,7 @@ _add(
     "The last sampled token, end-of-sequence, carries most of the change: it counts, once",
     "RATIO-4 DATA-4 DATA-1",
     "eos-dropped",
-    lambda: ratio("sequence", explicit([[0.0, 0.0, 0.5], [0.125, -1.0], [-0.75]]), width=4),
+    lambda: ratio("sequence", explicit([[0.0, 0.0, 0.5], [0.125, -1.0], [-0.75]])),
 )
 _add(
     "first-token-counts",
