@@ -1,0 +1,75 @@
+"""Stand-ins for packages that a trainer's modules import and its loss never calls: engines, servers, data loaders.
+
+A stand-in can be imported, subclassed and used as a decorator; to call anything of it is an error, so
+that no mathematics can hide behind it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def stub(*packages: str) -> None:
+    """Makes `import NAME` and `import NAME.anything` succeed for packages that are not installed."""
+    absent = {name for name in packages if name not in sys.modules and not _installed(name)}
+    if absent:
+        sys.meta_path.append(_Finder(absent))
+
+
+class Placeholder(type):
+    """The class of everything that a stand-in holds: it has any attribute and refuses to be called."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _placeholder(f"{cls.__name__}.{name}")
+
+    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+        """A decorator hands back what it decorates; everything else is refused."""
+        if len(arguments) == 1 and not options and callable(arguments[0]):
+            return arguments[0]
+        if not arguments and options:
+            return lambda function: function
+        raise RuntimeError(f"{cls.__name__} is a stand-in for a package that is not installed")
+
+
+class _Stub(ModuleType):
+    __path__: Sequence[str] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _placeholder(f"{self.__name__}.{name}")
+
+
+class _Finder(MetaPathFinder, Loader):
+    def __init__(self, packages: set[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        ours = name.partition(".")[0] in self.packages or any(name.startswith(one + ".") for one in self.packages)
+        return ModuleSpec(name, self, is_package=True) if ours or name in self.packages else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Stub(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        return None
+
+
+def _placeholder(name: str) -> Any:
+    return Placeholder(name, (), {})
+
+
+def _installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

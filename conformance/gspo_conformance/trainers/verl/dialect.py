@@ -1,0 +1,246 @@
+"""verl's keys, below `actor_rollout_ref.actor`: `policy_loss.loss_mode` picks ratio and surrogate, `loss_agg_mode` the aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..dialect import PAPER, Finding, Inexpressible, Reading
+
+ACTOR = "actor_rollout_ref.actor."
+DEFAULTS: dict[str, Any] = {
+    ACTOR + "policy_loss.loss_mode": "vanilla",
+    ACTOR + "clip_ratio": 0.2,
+    ACTOR + "clip_ratio_low": 0.2,
+    ACTOR + "clip_ratio_high": 0.2,
+    ACTOR + "clip_ratio_c": 3.0,
+    ACTOR + "loss_agg_mode": "token-mean",
+    ACTOR + "loss_scale_factor": None,
+    ACTOR + "tau_pos": 1.0,
+    ACTOR + "tau_neg": 1.05,
+    ACTOR + "use_kl_loss": False,
+    ACTOR + "kl_loss_coef": 0.001,
+    ACTOR + "kl_loss_type": "low_var_kl",
+    ACTOR + "ppo_mini_batch_size": 256,
+    ACTOR + "ppo_epochs": 1,
+    "data.train_batch_size": 1024,
+    "algorithm.adv_estimator": "gae",
+    "algorithm.norm_adv_by_std_in_grpo": True,
+    "algorithm.use_kl_in_reward": False,
+}
+NO_DUAL = 1e9
+AGGREGATIONS = {
+    "token-mean": "token_mean",
+    "token-sum": "token_sum",
+    "seq-mean-token-sum": "sequence_mean_token_sum",
+    "seq-mean-token-sum-norm": "sequence_mean_token_sum",
+    "seq-mean-token-mean": "sequence_mean_token_mean",
+}
+ESTIMATORS = {
+    "kl": "k1",
+    "k1": "k1",
+    "abs": "abs",
+    "mse": "k2",
+    "k2": "k2",
+    "low_var_kl": "k3",
+    "k3": "k3",
+    "k3+": "k3_plus",
+}
+CLAMPS = {"k3": (20.0, 10.0), "k3_plus": (20.0, 10.0)}
+
+
+class Verl:
+    """From 0.6.1 to 0.9.0 the loss mode `gspo` ignores `loss_agg_mode`; from 0.9.1 it obeys."""
+
+    name = "verl"
+    versions = ("0.9.0", "0.9.1")
+
+    def read(self, settings: Mapping[str, Any], version: str) -> Reading:
+        """What these keys optimise; keys without the prefix of the actor are accepted too."""
+        given = {key: value for key, value in _prefixed(settings).items() if key in DEFAULTS}
+        every = DEFAULTS | given
+        mode = every[ACTOR + "policy_loss.loss_mode"]
+        surrogate, ratio = _surrogate(mode, every)
+        objective = {
+            **PAPER,
+            "ratio": ratio,
+            "surrogate": surrogate,
+            "aggregation": _aggregation(mode, every, version),
+            "penalty": _penalty(every),
+            "log_ratio_cap": 10.0 if mode == "gspo" else None,
+        }
+        reading = Reading(
+            trainer=self.name,
+            version=version,
+            objective=objective,
+            advantages=_advantages(every),
+            estimator=str(every["algorithm.adv_estimator"]),
+            updates_per_rollout=_updates(every),
+            settings=every,
+            given=frozenset(given),
+        )
+        return reading.with_findings(*_findings(mode, every, given, version))
+
+    def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """The keys for an objective."""
+        if objective["correction"]:
+            raise Inexpressible("verl computes correction weights before the loss, not in it")
+        mode, keys = _mode(objective)
+        keys |= {ACTOR + "policy_loss.loss_mode": mode}
+        keys |= _written_aggregation(mode, objective["aggregation"], version)
+        return keys | _written_penalty(objective["penalty"])
+
+    def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """`loss_mode: gspo` and a clip range."""
+        return {
+            ACTOR + "policy_loss.loss_mode": "gspo",
+            ACTOR + "clip_ratio_low": clip["low"],
+            ACTOR + "clip_ratio_high": clip["high"],
+        }
+
+
+def _prefixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key if key in DEFAULTS or ACTOR + key not in DEFAULTS else ACTOR + key: v for key, v in settings.items()}
+
+
+def _surrogate(mode: str, every: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    low, high = every[ACTOR + "clip_ratio_low"], every[ACTOR + "clip_ratio_high"]
+    low = every[ACTOR + "clip_ratio"] if low is None else low
+    high = every[ACTOR + "clip_ratio"] if high is None else high
+    if mode == "vanilla":
+        dual = every[ACTOR + "clip_ratio_c"]
+        return {"kind": "clip", "low": low, "high": high, "dual": None if dual >= NO_DUAL else dual}, "token"
+    if mode == "gspo":
+        return {"kind": "clip", "low": low, "high": high, "dual": None}, "gspo_token"
+    if mode == "sapo":
+        return {"kind": "sapo", "tau_pos": every[ACTOR + "tau_pos"], "tau_neg": every[ACTOR + "tau_neg"]}, "token"
+    if mode == "geo_mean":
+        return {"kind": "gmpo", "low": low, "high": high}, "token"
+    if mode == "cispo":
+        return {"kind": "cispo", "low": low if low < 1 else None, "high": high}, "token"
+    if mode == "gpg":
+        return {"kind": "reinforce", "gate": None}, "token"
+    raise Inexpressible(f"loss_mode {mode!r} is not an objective of this family")
+
+
+def _aggregation(mode: str, every: Mapping[str, Any], version: str) -> dict[str, Any]:
+    fixed = mode in ("sapo", "geo_mean") or (mode == "gspo" and version == "0.9.0")
+    name = "seq-mean-token-mean" if fixed else every[ACTOR + "loss_agg_mode"]
+    scale = every[ACTOR + "loss_scale_factor"] if name == "seq-mean-token-sum-norm" else None
+    return {"mode": AGGREGATIONS[name], "count": "all", "constant": float(scale or 1.0)}
+
+
+def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not every[ACTOR + "use_kl_loss"]:
+        return None
+    estimator = ESTIMATORS[every[ACTOR + "kl_loss_type"]]
+    ratio_clamp, value_clamp = CLAMPS.get(estimator, (None, None))
+    return {
+        "estimator": estimator,
+        "coefficient": every[ACTOR + "kl_loss_coef"],
+        "importance": None,
+        "aggregation": None,
+        "log_ratio_clamp": ratio_clamp,
+        "value_clamp": value_clamp,
+    }
+
+
+def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
+    estimator = every["algorithm.adv_estimator"]
+    if estimator in ("grpo", "grpo_vectorized"):
+        by_std = every["algorithm.norm_adv_by_std_in_grpo"] or estimator == "grpo_vectorized"
+        return {"center": "mean", "scale": "std" if by_std else "none", "ddof": 1, "eps": 1e-6}
+    return {"center": "leave_one_out", "scale": "none"} if estimator in ("rloo", "rloo_vectorized") else None
+
+
+def _updates(every: Mapping[str, Any]) -> int:
+    """Optimiser steps per rollout batch: mini-batches times epochs."""
+    batch, part = every["data.train_batch_size"], every[ACTOR + "ppo_mini_batch_size"]
+    return max(1, -(-int(batch) // int(part))) * int(every[ACTOR + "ppo_epochs"])
+
+
+def _findings(mode: str, every: Mapping[str, Any], given: Mapping[str, Any], version: str) -> list[Finding]:
+    found = []
+    low, high = ACTOR + "clip_ratio_low", ACTOR + "clip_ratio_high"
+    if ACTOR + "clip_ratio" in given and not {low, high} <= set(given):
+        found.append(
+            Finding(
+                rule="clip-range-ignored",
+                severity="error",
+                key=ACTOR + "clip_ratio",
+                message=f"clip_ratio = {given[ACTOR + 'clip_ratio']:g} never reaches the loss: the two sides have defaults of their own",
+                clause="GSPO-SURR-3",
+                consequence=f"the range in force is -{every[low]:g} / +{every[high]:g}",
+                fix=f"{low}=3e-4 {high}=4e-4",
+            )
+        )
+    if mode == "gspo" and version == "0.9.0" and ACTOR + "loss_agg_mode" in given:
+        found.append(
+            Finding(
+                rule="aggregation-ignored",
+                severity="note",
+                key=ACTOR + "loss_agg_mode",
+                message="verl 0.9.0 ignores loss_agg_mode for gspo and uses seq-mean-token-mean; verl 0.9.1 obeys it",
+                clause="GSPO-AGG-1",
+                fix=f"{ACTOR}loss_agg_mode=seq-mean-token-mean, which means the same in both",
+            )
+        )
+    return found
+
+
+def _mode(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    surrogate, ratio = objective["surrogate"], objective["ratio"]
+    kind, cap = surrogate["kind"], objective["log_ratio_cap"]
+    if kind == "clip" and ratio in ("sequence", "gspo_token") and surrogate["dual"] is None and cap in (None, 10.0):
+        return "gspo", _bounds(surrogate)
+    if cap is not None:
+        raise Inexpressible("verl caps the log-ratio of gspo at 10 and of no other loss")
+    if kind == "clip" and ratio == "token":
+        return "vanilla", _bounds(surrogate) | {ACTOR + "clip_ratio_c": surrogate["dual"] or NO_DUAL}
+    if kind == "sapo" and ratio == "token":
+        return "sapo", {ACTOR + "tau_pos": surrogate["tau_pos"], ACTOR + "tau_neg": surrogate["tau_neg"]}
+    if kind == "gmpo":
+        return "geo_mean", _bounds(surrogate)
+    if kind == "cispo" and ratio == "token":
+        return "cispo", _bounds(
+            {"low": 1.0 if surrogate["low"] is None else surrogate["low"], "high": surrogate["high"]}
+        )
+    if kind == "reinforce" and surrogate["gate"] is None:
+        return "gpg", {}
+    raise Inexpressible(f"no loss_mode of verl has the surrogate {kind} on the {ratio} ratio")
+
+
+def _bounds(surrogate: Mapping[str, Any]) -> dict[str, Any]:
+    return {ACTOR + "clip_ratio_low": surrogate["low"], ACTOR + "clip_ratio_high": surrogate["high"]}
+
+
+def _written_aggregation(mode: str, aggregation: Mapping[str, Any], version: str) -> dict[str, Any]:
+    name, constant = aggregation["mode"], aggregation["constant"]
+    if name == "group_token_mean":
+        raise Inexpressible("verl has no token mean per group")
+    if name == "token_sum" and constant != 1:
+        raise Inexpressible("verl divides a token sum by nothing")
+    fixed = mode in ("sapo", "geo_mean") or (mode == "gspo" and version == "0.9.0")
+    if fixed and name != "sequence_mean_token_mean":
+        raise Inexpressible(f"loss_mode {mode} of verl {version} aggregates by seq-mean-token-mean alone")
+    if name == "sequence_mean_token_sum" and constant != 1:
+        return {ACTOR + "loss_agg_mode": "seq-mean-token-sum-norm", ACTOR + "loss_scale_factor": constant}
+    return {ACTOR + "loss_agg_mode": next(key for key, value in AGGREGATIONS.items() if value == name)}
+
+
+def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
+    if penalty is None:
+        return {ACTOR + "use_kl_loss": False}
+    estimator = penalty["estimator"]
+    clamps = (penalty["log_ratio_clamp"], penalty["value_clamp"])
+    if penalty["importance"] or penalty["aggregation"] or clamps not in ((None, None), CLAMPS.get(estimator)):
+        raise Inexpressible("verl's KL term has no importance weight, no aggregation and no clamps of its own choice")
+    kind = next(key for key, value in ESTIMATORS.items() if value == estimator)
+    return {
+        ACTOR + "use_kl_loss": True,
+        ACTOR + "kl_loss_type": kind,
+        ACTOR + "kl_loss_coef": penalty["coefficient"],
+    }
+
+
+DIALECT = Verl()
