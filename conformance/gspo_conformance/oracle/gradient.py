@@ -1,13 +1,16 @@
 """The gradient d L / d logp in closed form, token by token (GSPO-GRAD-1 to -5)."""
 
+from functools import partial
+
 from mpmath import fsum, mpf
 
 from . import scales
+from .exact import each
 from .layout import PerToken
 from .loss import Response, penalty_scale_terms, penalty_weighting, surrogate_weighting
 from .penalty import response_slopes
-from .problem import PER_TOKEN_SURROGATES, Problem
-from .surrogate import unit_slope
+from .problem import Problem
+from .surrogate import PER_TOKEN_SURROGATES, unit_slope
 
 Slopes = tuple[list[mpf], list[mpf]]
 
@@ -49,7 +52,7 @@ def _unit_slopes(problem: Problem, response: Response) -> Slopes:
     """dJ/dl (or dJ/dlogp) of every token; a log-ratio held by the cap has none (GSPO-RATIO-6)."""
     surrogate = problem.objective["surrogate"]
     moves = [ratio.passes or surrogate["kind"] in PER_TOKEN_SURROGATES for ratio in response.ratios]
-    slopes = [unit_slope(surrogate, ratio, a) for ratio, a in zip(response.ratios, response.advantages, strict=True)]
+    slopes = each(partial(unit_slope, surrogate), response.ratios, response.advantages)
     sizes = scales.response_slope_scales(surrogate, response.ratios, response.advantages, response.advantage_scales)
     return _where(moves, slopes), _where(moves, sizes)
 

@@ -5,11 +5,13 @@ margin is far above K u is decided alike by every correct implementation. At a b
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from mpmath import inf, mpf
 
 from .correction import binds, raw_weights
+from .exact import each
 from .loss import Response
 from .penalty import ESTIMATORS, clamped
 from .problem import Problem
@@ -32,13 +34,18 @@ def distance(value: mpf, bound: mpf, scale: mpf) -> mpf:
 def _surrogate_kinks(problem: Problem, found: list[Response]) -> Iterator[mpf]:
     """Clip, dual and weight bounds, log-space bounds of GMPO, the cap; units with A = 0 decide nothing."""
     surrogate, cap = problem.objective["surrogate"], problem.objective["log_ratio_cap"]
+    nearest = partial(_nearest, surrogate, cap)
     for response in found:
-        for ratio, advantage in zip(response.ratios, response.advantages, strict=True):
-            if advantage != 0:
-                yield from _unit_kinks(surrogate, ratio, advantage)
-                if cap is not None:
-                    yield distance(ratio.uncapped, cap, ratio.reach + abs(cap))
+        yield from each(nearest, response.ratios, response.advantages)
         yield from _sign_kinks(response)
+
+
+def _nearest(surrogate: dict[str, Any], cap: mpf | None, ratio: Ratio, advantage: mpf) -> mpf:
+    """The smallest distance of one unit."""
+    if advantage == 0:
+        return inf
+    capped = [] if cap is None else [distance(ratio.uncapped, cap, ratio.reach + abs(cap))]
+    return min([*_unit_kinks(surrogate, ratio, advantage), *capped], default=inf)
 
 
 def _sign_kinks(response: Response) -> Iterator[mpf]:

@@ -1,6 +1,7 @@
 """The loss: L = -(1/M) sum_i omega_i sum_t rho_{i,t} J_{i,t} + beta (1/M') sum_i omega'_i sum_t KL_{i,t}."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mpmath import mpf
@@ -8,6 +9,7 @@ from mpmath import mpf
 from . import aggregation as _aggregation
 from . import scales
 from .correction import response_corrections
+from .exact import each
 from .layout import PerToken
 from .penalty import response_penalties
 from .problem import Problem
@@ -85,7 +87,7 @@ def _response(problem: Problem, index: int) -> Response:
         value_scales=scales.response_value_scales(surrogate, found, advantages, errors, logp),
         weights=[weight for weight, _ in corrections],
         weight_scales=[scale for _, scale in corrections],
-        decisions=[unit_decision(surrogate, ratio, a) for ratio, a in zip(found, advantages, strict=True)],
+        decisions=each(partial(unit_decision, surrogate), found, advantages),
     )
 
 

@@ -6,7 +6,7 @@ from .aggregation import ratio_or_zero
 from .loss import Response, penalty_scale_terms, penalty_terms, penalty_weighting
 from .problem import Problem
 from .ratio import Ratio, mean, metric_ratios, token_log_ratios
-from .scales import Output, exp_minus_line_scale, ratio_scale
+from .scales import Output, ratio_scale
 
 _TIE = mpf("1e-4")
 
@@ -57,10 +57,14 @@ def _extreme(units: list[Ratio], value: mpf) -> Output:
 
 
 def _approx_kl(problem: Problem) -> Output:
-    """The token mean of e^d - 1 - d (GSPO-METRIC-3)."""
+    """The token mean of e^d - 1 - d; the scale is the size of its terms, e^d (1 + |d|) + 1 + |d| (GSPO-METRIC-3)."""
     rows = zip(problem.logp, problem.old_logp, strict=True)
     differences = [d for logp, old_logp in rows for d in token_log_ratios(logp, old_logp)]
-    return Output(mean([exp(d) - 1 - d for d in differences]), mean(exp_minus_line_scale(differences)))
+    ratios = [exp(d) for d in differences]
+    values = [ratio - 1 - d for ratio, d in zip(ratios, differences, strict=True)]
+    return Output(
+        mean(values), mean([(ratio + 1) * (1 + abs(d)) for ratio, d in zip(ratios, differences, strict=True)])
+    )
 
 
 def _effective_sample_size(units: list[Ratio]) -> Output:

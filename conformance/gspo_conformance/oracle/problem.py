@@ -9,6 +9,7 @@ from mpmath import mpf
 
 from .exact import exact, exact_parameters
 from .layout import Layout, PerToken, layout_of
+from .surrogate import PER_TOKEN_SURROGATES
 
 RATIOS = ("token", "sequence", "gspo_token", "product")
 SURROGATES: dict[str, dict[str, Any]] = {
@@ -23,7 +24,6 @@ SURROGATES: dict[str, dict[str, Any]] = {
 AGGREGATION = {"mode": "sequence_mean_token_mean", "count": "all", "constant": 1.0}
 PENALTY = {"estimator": "k3", "importance": None, "aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
 CORRECTION = {"low": None, "high": None, "numerator": "old", "negative_only": False}
-PER_TOKEN_SURROGATES = ("reinforce", "cispo", "vespo")
 
 
 @dataclass(frozen=True)

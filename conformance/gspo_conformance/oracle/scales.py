@@ -7,11 +7,13 @@ An output with scale 0 is owed exactly. A target conforms when |got - truth| <= 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mpmath import exp, mpf
 
 from . import surrogate as _surrogate
+from .exact import each
 from .penalty import ESTIMATORS, Penalty, clamped, estimate, importance
 from .ratio import Ratio, mean, token_log_ratios
 
@@ -37,7 +39,7 @@ def ratio_scale(ratio: Ratio) -> mpf:
     return ratio.value * relative(ratio)
 
 
-def unit_value_scale(surrogate: Surrogate, ratio: Ratio, advantage: mpf, logp: mpf) -> mpf:
+def unit_value_scale(surrogate: Surrogate, ratio: Ratio, logp: mpf, advantage: mpf) -> mpf:
     """|J| + |dJ/dl| times the spread of l: a value at a bound does not feel the ratio."""
     if advantage == 0:
         return mpf(0)
@@ -117,22 +119,25 @@ def response_value_scales(
     """The scale of J at every counted token of one response; `errors` are the scales of the advantages."""
     if surrogate["kind"] == "gmpo":
         return [_gmpo_value_scale(surrogate, ratios, advantages[0], errors[0])] * len(ratios) if ratios else []
-    return [
-        from_advantage(
-            unit_value_scale(surrogate, u, a, x), a, e, lambda one, u=u, x=x: unit_value_scale(surrogate, u, one, x)
-        )
-        for u, a, e, x in zip(ratios, advantages, errors, logp, strict=True)
-    ]
+
+    def scale(ratio: Ratio, advantage: mpf, error: mpf, log: mpf) -> mpf:
+        of = partial(unit_value_scale, surrogate, ratio, log)
+        return from_advantage(of(advantage), advantage, error, of)
+
+    moving = logp if surrogate["kind"] in _surrogate.PER_TOKEN_SURROGATES else [mpf(0)] * len(logp)
+    return each(scale, ratios, advantages, errors, moving)
 
 
 def response_slope_scales(
     surrogate: Surrogate, ratios: list[Ratio], advantages: list[mpf], errors: list[mpf]
 ) -> list[mpf]:
     """The scale of dJ/dl at every counted token of one response."""
-    return [
-        from_advantage(unit_slope_scale(surrogate, u, a), a, e, lambda one, u=u: unit_slope_scale(surrogate, u, one))
-        for u, a, e in zip(ratios, advantages, errors, strict=True)
-    ]
+
+    def scale(ratio: Ratio, advantage: mpf, error: mpf) -> mpf:
+        of = partial(unit_slope_scale, surrogate, ratio)
+        return from_advantage(of(advantage), advantage, error, of)
+
+    return each(scale, ratios, advantages, errors)
 
 
 def _gmpo_value_scale(surrogate: Surrogate, ratios: list[Ratio], advantage: mpf, error: mpf) -> mpf:
@@ -192,13 +197,3 @@ def response_penalty_scales(
 def product_scale(value: mpf, value_scale: mpf, factor: mpf, factor_scale: mpf) -> mpf:
     """|v| err(w) + |w| err(v)."""
     return abs(value) * factor_scale + abs(factor) * value_scale
-
-
-def exp_minus_line_scale(log_ratios: list[mpf]) -> list[mpf]:
-    """Scale of e^d - 1 - d: the size of its terms, e^d (1 + |d|) + 1 + |d|."""
-    return [exp(d) * (1 + abs(d)) + 1 + abs(d) for d in log_ratios]
-
-
-def centred_scale(value: mpf, mean_size: mpf) -> mpf:
-    """Scale of x - mean: |x - mean| + mean|x|, since the mean errs by u mean|x|."""
-    return abs(value) + mean_size

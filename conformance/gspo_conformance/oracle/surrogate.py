@@ -1,13 +1,17 @@
 """Surrogates: what one token or one response adds to the objective J, and how fast it moves."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mpmath import exp, mpf
 
+from .exact import each
 from .ratio import Ratio, mean
 
 Surrogate = dict[str, Any]
+
+PER_TOKEN_SURROGATES = ("reinforce", "cispo", "vespo")
 
 
 def decision(clip: Surrogate, x: mpf, advantage: mpf) -> str | None:
@@ -161,5 +165,5 @@ def response_values(
     if surrogate["kind"] == "gmpo":
         zero = not advantages or advantages[0] == 0
         return [mpf(0) if zero else gmpo_value(surrogate, live, advantages[0])] * len(live)
-    units = zip(live, frozen, advantages, logp, strict=True)
-    return [unit_value(surrogate, *unit) for unit in units]
+    moving = logp if surrogate["kind"] in PER_TOKEN_SURROGATES else [mpf(0)] * len(live)
+    return each(partial(unit_value, surrogate), live, frozen, advantages, moving)
