@@ -1,0 +1,100 @@
+"""Every vector put to mutants, quickly: a mutant is asked only where the reference passes through a stage that it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+from ..applicability import case_of
+from ..formats import Vector
+from ..target import Capabilities, Case
+from .registry import Mutant
+from .whole import Reference
+
+EVERYTHING = Capabilities.everything()
+
+
+class Question(NamedTuple):
+    """A vector in one dtype."""
+
+    vector: Vector
+    case: Case
+
+    @property
+    def key(self) -> str:
+        """As in the results of a run."""
+        return f"{self.vector.id}[{self.case.dtype}]"
+
+
+class Refused(NamedTuple):
+    """The answer of a mutant that raised instead of answering."""
+
+    reason: str
+
+
+Answer = dict[str, Any] | Refused
+
+
+@dataclass
+class Bench:
+    """Questions, the reference's answers to them, and what mutants said so far."""
+
+    questions: Sequence[Question]
+    right: list[Answer] = field(default_factory=list)
+    used: list[frozenset[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for question in self.questions:
+            answer, stages = traced(question.case)
+            self.right.append(answer)
+            self.used.append(stages)
+
+    def reaches(self, mutant: Mutant, index: int) -> bool:
+        """Whether the question passes through a stage that the mutant changes."""
+        return not mutant.stages.isdisjoint(self.used[index])
+
+    def ask(self, mutant: Mutant, index: int) -> Answer:
+        """The mutant's answer, the reference's own where it cannot differ."""
+        return attempt(mutant.kind, self.questions[index].case) if self.reaches(mutant, index) else self.right[index]
+
+
+def bench(vectors: Iterable[Vector]) -> Bench:
+    """Every vector in every dtype it is run in."""
+    return Bench([Question(vector, case_of(vector, dtype, EVERYTHING)) for vector in vectors for dtype in vector.dtype])
+
+
+def attempt(kind: type[Reference], case: Case) -> Answer:
+    """The answer, or that there was none."""
+    try:
+        return kind(case).answer()
+    except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
+        return Refused(f"{type(error).__name__}: {error}")
+
+
+def traced(case: Case) -> tuple[Answer, frozenset[str]]:
+    """The reference's answer and the stages that it went through."""
+    kind = _tracer()
+    seen: set[str] = {"wide"}
+    kind._seen = seen
+    return attempt(kind, case), frozenset(seen)
+
+
+@cache
+def _tracer() -> type[Reference]:
+    members: dict[str, Any] = {}
+    for base in reversed(Reference.__mro__[:-1]):
+        for name, member in vars(base).items():
+            if not name.startswith("_") and callable(member):
+                members[name] = _recorded(name, member)
+    members["per_sequence"] = property(_recorded("per_sequence", Reference.per_sequence.fget))
+    return type("Traced", (Reference,), members)
+
+
+def _recorded(name: str, member: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(self: Any, *arguments: Any, **named: Any) -> Any:
+        self._seen.add(name)
+        return member(self, *arguments, **named)
+
+    return recorded

@@ -1,0 +1,1 @@
+"""The mutants themselves, one file per stage of the algorithm."""

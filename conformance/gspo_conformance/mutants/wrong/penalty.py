@@ -1,0 +1,321 @@
+"""Wrong KL penalties: estimator, sign, gradient, place and weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import tape
+from ..registry import mutant
+from ..surrogates import Fields
+from ..tape import stop, where
+from ..whole import Reference
+
+
+class _Estimator(Reference):
+    """One estimator in place of others."""
+
+    wrong: dict[str, str]
+
+    def estimate(self, estimator: str, z: Any) -> Any:
+        return super().estimate(self.wrong.get(estimator, estimator), z)
+
+
+@mutant(
+    "penalty.k1-for-k3",
+    "GSPO-KL-3",
+    effect="as a loss k1 has the gradient 1 whatever the distance, and 0 in expectation: nothing is regularised",
+    seen=("arXiv:2506.09477",),
+)
+class K1ForK3(_Estimator):
+    """k1 where k3 is asked for: in a loss its gradient is 0 in expectation."""
+
+    wrong = {"k3": "k1", "k3_plus": "k1"}
+
+
+@mutant(
+    "penalty.k2-for-k3",
+    "GSPO-KL-3",
+    effect="far from the reference the pull is weaker on one side, stronger on the other",
+)
+class K2ForK3(_Estimator):
+    """k2 where k3 is asked for."""
+
+    wrong = {"k3": "k2"}
+
+
+@mutant(
+    "penalty.k3-for-k2",
+    "GSPO-KL-2",
+    effect="the gradient is that of the forward KL, and explodes where the policy has left the reference below",
+    seen=("NVIDIA-NeMo/RL#2506", "arXiv:2506.09477"),
+)
+class K3ForK2(_Estimator):
+    """k3 where k2 is asked for: its gradient is that of the forward KL."""
+
+    wrong = {"k2": "k3"}
+
+
+@mutant("penalty.k3-for-k1", "GSPO-KL-1", effect="an option does nothing")
+class K3ForK1(_Estimator):
+    """k3 where k1 or |z| is asked for: the option is ignored."""
+
+    wrong = {"k1": "k3", "abs": "k3"}
+
+
+@mutant(
+    "penalty.plus-ignored",
+    "GSPO-KL-4",
+    effect="the straight-through gradient that was asked for is not there",
+    seen=("verl-project/verl#6058",),
+)
+class PlusIgnored(_Estimator):
+    """The suffix of k3+ ignored: value and gradient of k3."""
+
+    wrong = {"k3_plus": "k3"}
+
+
+@mutant("penalty.plus-is-k2", "GSPO-KL-4", effect="the logged divergence is another one")
+class PlusIsK2(_Estimator):
+    """k3+ with the value of k2 as well: the straight-through trick is left out."""
+
+    wrong = {"k3_plus": "k2"}
+
+
+@mutant("penalty.k3-reversed", "GSPO-KL-3", effect="near the reference the same, far from it the other divergence")
+class Reversed(Reference):
+    """z with the wrong sign: e^z - z - 1, the estimator of the opposite divergence."""
+
+    def deviation(self) -> Any:
+        return -super().deviation()
+
+
+@mutant("penalty.abs-without-kink", "GSPO-KL-1", effect="on-policy tokens are pushed")
+class AbsGradient(Reference):
+    """|z| with gradient 1 at z = 0, where it is 0 by symmetry."""
+
+    def estimate(self, estimator: str, z: Any) -> Any:
+        return where(stop(z) >= 0, z, -z) if estimator == "abs" else super().estimate(estimator, z)
+
+
+@mutant(
+    "penalty.subtracted",
+    "GSPO-KL-6",
+    effect="the policy is pushed away from the reference",
+    seen=("verl-project/verl@a65c9157",),
+)
+class Subtracted(Reference):
+    """The penalty subtracted from the loss: distance is rewarded."""
+
+    def penalty_term(self) -> Any:
+        return -super().penalty_term()
+
+
+@mutant("penalty.ignored", "GSPO-KL-6", effect="nothing holds the policy near the reference")
+class Ignored(Reference):
+    """No penalty although the objective has one.
+
+    One trainer leaves it out under its GSPO loss, its coefficient 0.1 by default.
+    """
+
+    def penalty_term(self) -> Any:
+        return 0.0
+
+
+@mutant(
+    "penalty.detached",
+    "GSPO-KL-6",
+    effect="the penalty is in the loss and not in the gradient",
+    seen=("NovaSky-AI/SkyRL#1353",),
+)
+class Detached(Reference):
+    """The penalty without a gradient: logged, but not acting.
+
+    Computed under `no_grad`.
+    """
+
+    def penalty_term(self) -> Any:
+        return stop(super().penalty_term())
+
+
+@mutant("penalty.twice", "GSPO-KL-6", effect="twice the coefficient that was asked for")
+class Twice(Reference):
+    """Counted twice: in the token loss and once more outside."""
+
+    def penalty_term(self) -> Any:
+        return super().penalty_term() * 2.0
+
+
+@mutant(
+    "penalty.gated",
+    "GSPO-KL-6",
+    effect="where the policy has moved furthest nothing pulls it back",
+    seen=("THUDM/slime#1372",),
+)
+class Gated(Reference):
+    """The penalty inside the clip: clipped units have none."""
+
+    def divergence(self, penalty: Fields) -> Any:
+        surrogate = self.objective["surrogate"]
+        found = super().divergence(penalty)
+        return where(self.clipped().any, 0.0, found) if surrogate["kind"] == "clip" else found
+
+
+@mutant("penalty.times-advantage", "GSPO-KL-6", effect="bad responses are paid for leaving the reference")
+class TimesAdvantage(Reference):
+    """The penalty inside the advantage: multiplied by A."""
+
+    def divergence(self, penalty: Fields) -> Any:
+        return super().divergence(penalty) * self.advantages
+
+
+@mutant("penalty.times-length", "GSPO-KL-6", effect="the coefficient grows with the length")
+class TimesLength(Reference):
+    """The penalty of a response multiplied by its length: broadcast to every token and summed."""
+
+    def divergence(self, penalty: Fields) -> Any:
+        return super().divergence(penalty) * self.sequences.spread(self.lengths())
+
+
+@mutant("penalty.of-mean", "GSPO-KL-6", effect="tokens that moved in opposite directions cancel: no penalty")
+class OfMean(Reference):
+    """The estimator of the mean log-ratio of a response instead of the mean of the estimators: opposite moves cancel."""
+
+    def deviation(self) -> Any:
+        found = super().deviation()
+        return self.sequences.spread(self.mean_tokens(found)) if hasattr(self, "leaf") else found
+
+
+@mutant("penalty.of-sum", "GSPO-KL-6", effect="e^{-z} of a whole response: the penalty explodes with the length")
+class OfSum(Reference):
+    """The estimator of the summed log-ratio of a response: it explodes with the length."""
+
+    def deviation(self) -> Any:
+        found = super().deviation()
+        return self.sequences.spread(self.sum_tokens(found)) if hasattr(self, "leaf") else found
+
+
+@mutant(
+    "penalty.importance-ignored", "GSPO-KL-5", effect="off-policy the estimate is biased", seen=("NVIDIA-NeMo/RL#2506",)
+)
+class ImportanceIgnored(Reference):
+    """The importance weight of the penalty left out."""
+
+    def importance(self, kind: str | None) -> Any:
+        return 1.0
+
+
+@mutant("penalty.importance-sequence", "GSPO-KL-5", effect="tokens of one response share a weight that is not theirs")
+class ImportanceSequence(Reference):
+    """The sequence ratio as the importance of each token, where the token ratio is asked for.
+
+    What happens by itself when the penalty reuses the ratio of the policy term.
+    """
+
+    def importance(self, kind: str | None) -> Any:
+        return super().importance("sequence" if kind else None)
+
+
+@mutant("penalty.importance-token", "GSPO-KL-5", effect="noise that the sequence ratio averages out")
+class ImportanceToken(Reference):
+    """The token ratio as the importance, where the sequence ratio is asked for."""
+
+    def importance(self, kind: str | None) -> Any:
+        return super().importance("token" if kind else None)
+
+
+@mutant(
+    "penalty.importance-detached",
+    "GSPO-KL-5",
+    effect="half of the gradient is missing; k3's weight is what made it unbiased",
+    seen=("NVIDIA-NeMo/RL#2958",),
+)
+class ImportanceDetached(Reference):
+    """The importance weight of the penalty detached: half of the gradient is missing."""
+
+    def importance(self, kind: str | None) -> Any:
+        return stop(super().importance(kind))
+
+
+@mutant("penalty.importance-anyway", "GSPO-KL-5", effect="the penalty fades where the policy became less likely")
+class ImportanceAnyway(Reference):
+    """The penalty weighted by the ratio although none is asked for.
+
+    A default that was switched on.
+    """
+
+    def importance(self, kind: str | None) -> Any:
+        return super().importance(kind or "token")
+
+
+@mutant("penalty.token-mean", "GSPO-KL-6", effect="long responses are held more tightly than short ones")
+class TokenMean(Reference):
+    """The penalty averaged over all tokens whatever the objective's aggregation: long responses weigh more.
+
+    A default argument of the reduction.
+    """
+
+    def penalty_value(self, penalty: Fields) -> Any:
+        given, self.normalizer = self.normalizer, None
+        found = self.aggregate(self.divergence(penalty), {"mode": "token_mean", "count": "all", "constant": 1.0})
+        self.normalizer = given
+        return found
+
+
+@mutant("penalty.own-aggregation-ignored", "GSPO-KL-6", effect="an option does nothing")
+class OwnIgnored(Reference):
+    """The penalty's own aggregation ignored: the objective's is used."""
+
+    def penalty_value(self, penalty: Fields) -> Any:
+        return super().penalty_value({**penalty, "aggregation": None})
+
+
+@mutant("penalty.corrected", "GSPO-KL-6", effect="the penalty is cut where sampler and trainer disagree")
+class Corrected(Reference):
+    """The penalty multiplied by the correction weight: where sampler and trainer disagree it is cut too."""
+
+    def divergence(self, penalty: Fields) -> Any:
+        return super().divergence(penalty) * stop(self.weights())
+
+
+@mutant("penalty.value-clamped", "GSPO-KL-8", effect="beyond a divergence of 10 nothing pulls any more")
+class ValueClamped(Reference):
+    """The value clamped to ±10 and the log-ratio to ±20, though nobody asked: far away the gradient is 0.
+
+    A guard that is always on.
+    """
+
+    def estimated(self, penalty: Fields) -> Any:
+        bound = 20.0 if penalty["log_ratio_clamp"] is None else penalty["log_ratio_clamp"]
+        cut = 10.0 if penalty["value_clamp"] is None else penalty["value_clamp"]
+        return super().estimated({**penalty, "log_ratio_clamp": bound, "value_clamp": cut})
+
+
+@mutant("penalty.unmasked", "GSPO-DATA-2", effect="the padding is regularised", seen=("NovaSky-AI/SkyRL#1633",))
+class Unmasked(Reference):
+    """The penalty over every position, counted or not: padding is in it."""
+
+    def read_tokens(self, arrays: dict[str, Any]) -> None:
+        super().read_tokens(arrays)
+        if "ref_logp" in arrays:
+            self.raw = self.leaf - self.number(arrays["ref_logp"])
+
+    def penalty_value(self, penalty: Fields) -> Any:
+        own = penalty["aggregation"] or self.objective["aggregation"]
+        count = self.count(own) if self.normalizer is None else self.normalizer
+        found = self.divergence(penalty)
+        return tape.total(self.omega(own) * self.sequences.sum(found)) / (count or 1.0)
+
+    def deviation(self) -> Any:
+        return self.raw if hasattr(self, "raw") else super().deviation()
+
+
+@mutant("penalty.value-k3-gradient-k1", "GSPO-KL-3", effect="the logged divergence is right and the gradient is not")
+class ValueK3GradientK1(Reference):
+    """k3 with the gradient of k1: the value is right, the gradient is not.
+
+    `k3.detach() + z - z.detach()`.
+    """
+
+    def estimate(self, estimator: str, z: Any) -> Any:
+        found = super().estimate(estimator, z)
+        return stop(found) + (z - stop(z)) if estimator == "k3" else found

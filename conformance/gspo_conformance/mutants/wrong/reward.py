@@ -1,0 +1,296 @@
+"""Wrong rewards: clip, normalisation, KL per token, length, dynamic sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...tensors import NumPyArray
+from ..advantages import Settings
+from ..registry import mutant
+from ..sequences import Sequences
+from ..whole import Reference
+
+
+@mutant(
+    "reward.clip-symmetric", "GSPO-REWARD-1", effect="rewards below the low bound survive, or those above it do not"
+)
+class ClipSymmetric(Reference):
+    """Rewards clipped to ±high: the lower bound is never read."""
+
+    def held_rewards(self, rewards: NumPyArray, low: float, high: float) -> NumPyArray:
+        return np.clip(rewards, -abs(high), abs(high))
+
+
+@mutant("reward.zero-bound-off", "GSPO-REWARD-1", effect="a reward bounded at 0 is not bounded")
+class ZeroBoundOff(Reference):
+    """A bound of 0 taken for "off".
+
+    `if reward_clip:`.
+    """
+
+    def held_rewards(self, rewards: NumPyArray, low: float, high: float) -> NumPyArray:
+        return np.clip(rewards, low or -np.inf, high or np.inf)
+
+
+@mutant("reward.clip-ignored", "GSPO-REWARD-1", effect="one outlier decides the statistics of its group")
+class ClipIgnored(Reference):
+    """Rewards not clipped."""
+
+    def held_rewards(self, rewards: NumPyArray, low: float, high: float) -> NumPyArray:
+        return rewards
+
+
+@mutant(
+    "reward.scale-centres",
+    "GSPO-REWARD-2",
+    effect="the option to divide alone also subtracts",
+    seen=("alibaba/ROLL#165",),
+)
+class ScaleCentres(Reference):
+    """Scaling alone is not possible: the full z-score is taken."""
+
+    def switches(self, settings: Settings) -> Settings:
+        return settings | {"shift": settings["shift"] or settings["scale"]}
+
+
+@mutant("reward.shift-scales", "GSPO-REWARD-2", effect="the option to subtract alone also divides")
+class ShiftScales(Reference):
+    """Shifting alone is not possible: the full z-score is taken."""
+
+    def switches(self, settings: Settings) -> Settings:
+        return settings | {"scale": settings["shift"] or settings["scale"]}
+
+
+@mutant("reward.batch-for-group", "GSPO-REWARD-2", effect="prompts are compared with each other")
+class BatchForGroup(Reference):
+    """Statistics of the batch where those of the group are asked for."""
+
+    def sources(self, arrays: dict[str, Any], method: str) -> list[NumPyArray]:
+        return super().sources(arrays, "batch")
+
+
+@mutant(
+    "reward.running-without-batch",
+    "GSPO-REWARD-3",
+    effect="the first batch is normalised by nothing, every other by the past alone",
+)
+class RunningWithoutBatch(Reference):
+    """Running statistics merged after they are used: the current batch is not in them."""
+
+    def population(self, rewards: NumPyArray, arrays: dict[str, Any]) -> NumPyArray:
+        return self.number(arrays["history"]) if "history" in arrays else super().population(rewards, arrays)
+
+
+@mutant("reward.running-forgets", "GSPO-REWARD-3", effect="running statistics are those of the batch")
+class RunningForgets(Reference):
+    """Running statistics reset at every batch: nothing is running."""
+
+    def population(self, rewards: NumPyArray, arrays: dict[str, Any]) -> NumPyArray:
+        return rewards
+
+
+@mutant("reward.running-averaged", "GSPO-REWARD-3", effect="the differences between batches are left out of the spread")
+class RunningAveraged(Reference):
+    """Means and variances of batches averaged by size: the distance between the batches is left out."""
+
+    def normalized(self, rewards: NumPyArray, population: NumPyArray, settings: Settings) -> NumPyArray:
+        arrays = self.arrays()
+        if "history" not in arrays:
+            return super().normalized(rewards, population, settings)
+        sizes = [int(size) for size in arrays["history_sizes"]] + [len(rewards)]
+        batches = np.split(population, np.cumsum(sizes)[:-1])
+        squares = sum(((batch - batch.mean()) ** 2).sum() for batch in batches)
+        freedom = len(population) - self.freedom(settings["ddof"])
+        shifted = rewards - self.mean(population) if settings["shift"] else rewards
+        return (
+            self.divided(shifted, np.sqrt(squares / freedom), settings["eps"], "std") if settings["scale"] else shifted
+        )
+
+
+@mutant("reward.kl-added", "GSPO-REWARD-4", effect="the policy is paid for leaving the reference")
+class KlAdded(Reference):
+    """The KL added to the reward instead of subtracted."""
+
+    def less_penalty(self, rewards: NumPyArray, penalty: NumPyArray) -> NumPyArray:
+        return rewards + penalty
+
+
+@mutant("reward.kl-dropped", "GSPO-REWARD-4", effect="no penalty at all")
+class KlDropped(Reference):
+    """No KL in the reward."""
+
+    def less_penalty(self, rewards: NumPyArray, penalty: NumPyArray) -> NumPyArray:
+        return rewards
+
+
+@mutant(
+    "reward.kl-k3",
+    "GSPO-REWARD-4",
+    effect="in the reward k3 is biased: the gradient is that of another divergence",
+    seen=("arXiv:2506.09477",),
+)
+class KlK3(Reference):
+    """k3 in the reward whatever was asked for: right as a loss, biased as a reward."""
+
+    def reward_estimator(self, estimator: str) -> str:
+        return "k3"
+
+
+@mutant("reward.at-first-token", "GSPO-REWARD-4", effect="with a discount or a critic the credit goes to the wrong end")
+class AtFirstToken(Reference):
+    """The reward on the first counted token instead of the last."""
+
+    def last(self, sequences: Sequences, i: int) -> NumPyArray:
+        return sequences.tokens(i)[:1]
+
+
+@mutant(
+    "reward.at-row-end",
+    "GSPO-REWARD-4",
+    effect="short responses never see their reward",
+    seen=("verl-project/verl#7278",),
+)
+class AtRowEnd(Reference):
+    """The reward at the last position of the row: lost where that is padding."""
+
+    def last(self, sequences: Sequences, i: int) -> NumPyArray:
+        start, end = sequences.spans[i]
+        return np.arange(max(end - 1, start), end)
+
+
+@mutant("reward.on-every-token", "GSPO-REWARD-4", effect="long responses are rewarded by their length")
+class OnEveryToken(Reference):
+    """The reward on every counted token: long responses collect it many times."""
+
+    def last(self, sequences: Sequences, i: int) -> NumPyArray:
+        return sequences.tokens(i)
+
+
+@mutant("overlong.step", "GSPO-REWARD-5", effect="no warning before the cliff")
+class OverlongStep(Reference):
+    """-1 beyond the maximum and 0 before: no ramp."""
+
+    def overlong(self, lengths: NumPyArray, longest: float, cache: float) -> NumPyArray:
+        return np.where(lengths > longest, -1.0, 0.0)
+
+
+@mutant(
+    "overlong.unbounded",
+    "GSPO-REWARD-5",
+    effect="very long responses are punished without limit",
+    seen=("areal-project/AReaL#501",),
+)
+class OverlongUnbounded(Reference):
+    """The ramp not stopped at -1."""
+
+    def overlong(self, lengths: NumPyArray, longest: float, cache: float) -> NumPyArray:
+        return np.minimum((longest - cache - lengths) / cache, 0.0)
+
+
+@mutant("overlong.sign", "GSPO-REWARD-5", effect="length is rewarded")
+class OverlongSign(Reference):
+    """The penalty with the wrong sign: length is rewarded."""
+
+    def overlong(self, lengths: NumPyArray, longest: float, cache: float) -> NumPyArray:
+        return -super().overlong(lengths, longest, cache)
+
+
+@mutant("overlong.from-maximum", "GSPO-REWARD-5", effect="the ramp begins where it should end")
+class OverlongFromMaximum(Reference):
+    """The ramp from L to L + C instead of from L - C to L."""
+
+    def overlong(self, lengths: NumPyArray, longest: float, cache: float) -> NumPyArray:
+        return super().overlong(lengths, longest + cache, cache)
+
+
+@mutant("sampling.keeps-all", "GSPO-REWARD-6", effect="groups without a signal dilute the step")
+class KeepsAll(Reference):
+    """Every group kept: the filter does nothing."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        return True
+
+
+@mutant("sampling.inverted", "GSPO-REWARD-6", effect="exactly the wrong groups train")
+class Inverted(Reference):
+    """The mask of what to drop returned as the mask of what to keep."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        return not super().informs(rewards, low, high)
+
+
+@mutant("sampling.bounds-inclusive", "GSPO-REWARD-6", effect="groups at a bound stay in")
+class BoundsInclusive(Reference):
+    """Bounds that include their ends."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        mean = self.mean(rewards)
+        return not self.flat(rewards) and (low is None or mean >= low) and (high is None or mean <= high)
+
+
+@mutant("sampling.bounds-ignored", "GSPO-REWARD-6", effect="an option does nothing")
+class BoundsIgnored(Reference):
+    """Groups of equals dropped, bounds never read."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        return not self.flat(rewards)
+
+
+@mutant(
+    "sampling.by-mean",
+    "GSPO-REWARD-6",
+    effect="groups that are equal at any value but 0 and 1 stay in",
+    seen=("areal-project/AReaL#1454",),
+)
+class ByMean(Reference):
+    """Groups dropped whose mean is 0 or 1: equal rewards in between stay.
+
+    Written for binary rewards.
+    """
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        mean = self.mean(rewards)
+        return (0 if low is None else low) < mean < (1 if high is None else high)
+
+
+@mutant(
+    "sampling.std-threshold",
+    "GSPO-REWARD-6",
+    effect="rounding decides, or small differences are thrown away",
+    seen=("radixark/miles#701",),
+)
+class StdThreshold(Reference):
+    """Groups dropped whose standard deviation is below 0.01: small differences are thrown away."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        return super().informs(rewards, low, high) and bool(rewards.std() > 0.01)
+
+
+@mutant(
+    "sampling.singleton-kept",
+    "GSPO-REWARD-6",
+    effect="a response without comparison stays in",
+    seen=("alibaba/ROLL#255",),
+)
+class SingletonKept(Reference):
+    """A group of one kept: a single response always passes."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        return len(rewards) == 1 or super().informs(rewards, low, high)
+
+
+@mutant(
+    "sampling.row-by-row",
+    "GSPO-REWARD-6",
+    effect="the responses at the bounds go, the others stay: groups are torn apart",
+)
+class RowByRow(Reference):
+    """Responses dropped by their own reward: groups are torn apart."""
+
+    def informative_groups(self) -> dict[str, Any]:
+        keep, rewards = super().informative_groups()["keep"], self.number(self.arrays()["rewards"])
+        low, high = self.case.parameters.get("low"), self.case.parameters.get("high")
+        inside = (rewards > (-np.inf if low is None else low)) & (rewards < (np.inf if high is None else high))
+        return {"keep": keep & inside}
