@@ -190,7 +190,13 @@ class Gradients:
         if self.head.narrow:
             unit = weights.abs().amax()
             weights = torch.where(unit > 0, weights / unit, weights)
-        self.add(slopes_(exponentials, tokens, found, weights), rows, positions, unit)
+        self.add(self.slopes(exponentials, tokens, found, weights, positions), rows, positions, unit)
+
+    def slopes(
+        self, exponentials: Tensor, tokens: Tensor, found: Normalised, weights: Tensor, positions: Tensor
+    ) -> Tensor:
+        """g (1[j = y] - softmax_j), in place of e^{z - m}; a head that holds a part of the vocabulary overrides it."""
+        return slopes_(exponentials, tokens, found, weights)
 
     def finish(self, factor: Tensor | None = None) -> list[Tensor | None]:
         """The gradients (times `factor`, in place) in the dtype of what they belong to."""

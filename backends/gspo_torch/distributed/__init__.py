@@ -13,5 +13,14 @@ What `docs/distributed.md` says about gradients holds throughout: every rank dif
 from .context import ContextSplit
 from .reduce import Union, reduce
 from .responses import group_advantages, informative_groups, leave_one_out_advantages
+from .vocabulary import linear_token_logps
 
-__all__ = ["ContextSplit", "Union", "group_advantages", "informative_groups", "leave_one_out_advantages", "reduce"]
+__all__ = [
+    "ContextSplit",
+    "Union",
+    "group_advantages",
+    "informative_groups",
+    "leave_one_out_advantages",
+    "linear_token_logps",
+    "reduce",
+]
