@@ -56,7 +56,7 @@ def normalize_rewards(
     for indices in _sources(method, values, groups):
         stats = moments([*earlier, *(values[index] for index in indices)])
         for index in indices:
-            terms[index] = _normalized(values[index], stats, shift, scale, exact(ddof), exact(eps), bool(earlier))
+            terms[index] = _normalized(values[index], stats, shift, scale, exact(ddof), exact(eps), method == "running")
     return {"rewards": laid(terms)}
 
 
@@ -79,7 +79,7 @@ def _sources(method: str, values: list[mpf], groups: Numbers | None) -> list[lis
 
 
 def _normalized(value: mpf, stats: Moments, shift: bool, scale: bool, ddof: mpf, eps: mpf, merged: bool) -> Term:
-    """One reward; moments merged from batches know equal rewards to u mean|r| only."""
+    """One reward; running moments know equal rewards to u mean|r| only."""
     term = stats.centred(value) if shift else (value, mpf(0))
     if shift and merged and stats.equal:
         term = mpf(0), stats.size
