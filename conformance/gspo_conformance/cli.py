@@ -12,6 +12,7 @@ COMMANDS = {
     "explain": ("explain", "a clause, a vector, a flag or a mutant, in words and numbers"),
     "vectors": ("vectors", "list, show, lint or regenerate the golden vectors"),
     "mutants": ("mutants", "the suite's own score: who kills which wrong implementation"),
+    "lint": ("lint", "what a trainer's configuration really optimises"),
     "trainers": ("trainers", "the trainers whose real code can be checked, and their environments"),
     "report": ("report", "merge recorded runs into one report"),
     "new-target": ("new_target", "write the skeleton of an adapter for your implementation"),
@@ -47,7 +48,8 @@ def _run(name: str, words: list[str]) -> int:
     )
     command.add_arguments(parser)
     try:
-        return command.run(parser.parse_args(words))
+        parse = parser.parse_intermixed_args if getattr(command, "INTERMIXED", False) else parser.parse_args
+        return command.run(parse(words))
     except UsageError as error:
         print(f"gspo {name}: {error}", file=sys.stderr)
         return _USAGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..dialect import PAPER, Finding, Inexpressible, Reading
 
@@ -54,6 +54,15 @@ class Verl:
 
     name = "verl"
     versions = ("0.9.0", "0.9.1")
+    fixes: ClassVar[dict[str, str]] = {
+        "ratio": f"{ACTOR}policy_loss.loss_mode=gspo",
+        "aggregation": f"{ACTOR}loss_agg_mode=seq-mean-token-mean",
+        "clip": f"{ACTOR}clip_ratio_low=3e-4 {ACTOR}clip_ratio_high=4e-4",
+        "penalty": f"{ACTOR}use_kl_loss=False",
+        "advantages": "algorithm.adv_estimator=grpo",
+        "scale": "algorithm.norm_adv_by_std_in_grpo=True",
+        "updates": f"{ACTOR}ppo_mini_batch_size a quarter of data.train_batch_size",
+    }
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys without the prefix of the actor are accepted too."""

@@ -1,0 +1,66 @@
+"""An objective as one formula in Unicode, the way the specification writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RATIOS = {
+    "token": ("w_it", "w_it = π_θ(y_it)/π_old(y_it)"),
+    "sequence": ("s_i", "s_i = exp(mean_t log π_θ(y_it)/π_old(y_it))"),
+    "gspo_token": ("s_it", "s_it = sg[s_i]·π_θ(y_it)/sg[π_θ(y_it)], s_i = exp(mean_t log π_θ/π_old)"),
+    "product": ("u_i", "u_i = Π_t π_θ(y_it)/π_old(y_it)"),
+}
+OUTER = {
+    "sequence_mean_token_mean": "1/G Σ_i 1/|y_i| Σ_t ",
+    "sequence_mean_token_sum": "1/G Σ_i Σ_t ",
+    "token_mean": "1/Σ|y_i| Σ_i Σ_t ",
+    "token_sum": "Σ_i Σ_t ",
+    "group_token_mean": "mean over groups of 1/Σ|y_i| Σ_i Σ_t ",
+}
+ESTIMATORS = {
+    "k1": "z",
+    "k2": "z²/2",
+    "k3": "(e^-z + z - 1)",
+    "k3_plus": "(e^-z + z - 1) with the gradient of z²/2",
+    "abs": "|z|",
+}
+
+
+def formula(objective: Mapping[str, Any]) -> str:
+    """`L = -1/G Σ_i min(s_i A_i, clip(s_i, 1-0.0003, 1+0.0004) A_i),  s_i = ...`."""
+    ratio, where = RATIOS[objective["ratio"]]
+    unit = _surrogate(objective, ratio)
+    outer = OUTER[objective["aggregation"]["mode"]]
+    constant = objective["aggregation"]["constant"]
+    per_response = objective["ratio"] in ("sequence", "product") and objective["surrogate"]["kind"] in ("clip", "sapo")
+    if per_response and objective["aggregation"]["mode"] == "sequence_mean_token_mean":
+        outer = "1/G Σ_i "
+    weights = "ρ_it " * len(objective["correction"])
+    text = f"L = -{f'1/{constant:g} ' if constant != 1 else ''}{outer}{weights}{unit}"
+    if objective["penalty"]:
+        text += f" + {objective['penalty']['coefficient']:g}·{ESTIMATORS[objective['penalty']['estimator']]}"
+        where += ", z = log π_θ - log π_ref"
+    if objective["log_ratio_cap"] is not None:
+        where += f", log-ratio capped at {objective['log_ratio_cap']:g}"
+    return f"{text},  {where}"
+
+
+def _surrogate(objective: Mapping[str, Any], x: str) -> str:
+    surrogate = objective["surrogate"]
+    kind, a = surrogate["kind"], "A_i"
+    if kind == "clip":
+        text = f"min({x} {a}, clip({x}, 1-{surrogate['low']:g}, 1+{surrogate['high']:g}) {a})"
+        return f"max({text}, {surrogate['dual']:g} {a} where {a}<0)" if surrogate.get("dual") else text
+    if kind == "cispo":
+        low = "0" if surrogate["low"] is None else f"1-{surrogate['low']:g}"
+        return f"sg[clip({x}, {low}, 1+{surrogate['high']:g})] {a} log π_θ(y_it)"
+    if kind == "gmpo":
+        return f"exp(mean_t clip(log w_it, -{surrogate['low']:g}, {surrogate['high']:g})) {a}"
+    if kind == "sapo":
+        return f"4/τ σ(τ({x}-1)) {a} with τ = {surrogate['tau_pos']:g} or {surrogate['tau_neg']:g}"
+    if kind == "reinforce":
+        return f"{'' if surrogate['gate'] is None else 'gate·'}{a} log π_θ(y_it)"
+    if kind == "vespo":
+        return f"sg[{x}^k e^(λ(1-{x}))] {a} log π_θ(y_it)"
+    return f"{x} {a}"

@@ -1,0 +1,109 @@
+"""What the lint found, for people (text), programs (JSON) and code hosts (SARIF 2.1.0)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..trainers.dialect import Finding, Reading
+from .configuration import Configuration
+from .formula import formula
+
+FORMATS = ("text", "json", "sarif")
+_MARKS = {"error": "error  ", "warning": "warning", "note": "note   "}
+_LEVELS = {"error": "error", "warning": "warning", "note": "note"}
+
+
+def render(reading: Reading, found: Sequence[Finding], configuration: Configuration, form: str) -> str:
+    """The report in one of `FORMATS`."""
+    if form == "json":
+        return json.dumps(_record(reading, found, configuration), indent=2, ensure_ascii=False, default=str) + "\n"
+    if form == "sarif":
+        return json.dumps(_sarif(found, configuration), indent=2, ensure_ascii=False) + "\n"
+    return _text(reading, found, configuration)
+
+
+def _text(reading: Reading, found: Sequence[Finding], configuration: Configuration) -> str:
+    lines = [
+        f"{reading.trainer} {reading.version}",
+        "",
+        f"  {formula(reading.objective)}",
+        f"  {_advantage(reading)}",
+        "",
+    ]
+    for one in found:
+        lines.append(f"  {_MARKS[one.severity]} {one.rule:22} {one.message}")
+        place = configuration.places.get(one.key, "")
+        details = [
+            ("where", ", ".join(filter(None, (one.key, place)))),
+            ("costs", one.consequence),
+            ("fix", one.fix),
+            ("clause", one.clause),
+        ]
+        lines += [f"          {name:6} {text}" for name, text in details if text]
+    lines += [f"  not read, because it is computed: {one}" for one in configuration.computed]
+    return (
+        "\n".join([*lines, "" if found else "  nothing to say: this is the paper's objective", _summary(found)]) + "\n"
+    )
+
+
+def _advantage(reading: Reading) -> str:
+    if reading.advantages is None:
+        return f"A: from {reading.estimator}"
+    center = {"mean": "r_i - mean", "none": "r_i", "leave_one_out": "r_i - mean of the others"}
+    text = center[reading.advantages.get("center", "mean")]
+    if reading.advantages.get("scale", "std") == "none":
+        return f"A_i = {text}"
+    ddof, eps = reading.advantages.get("ddof", 1), reading.advantages.get("eps", 1e-6)
+    return f"A_i = ({text}) / ({reading.advantages.get('scale', 'std')}(ddof {ddof}) + {eps:g})"
+
+
+def _summary(found: Sequence[Finding]) -> str:
+    counts = Counter(one.severity for one in found)
+    return "  " + ", ".join(f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in _MARKS)
+
+
+def _record(reading: Reading, found: Sequence[Finding], configuration: Configuration) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "trainer": reading.trainer,
+        "release": reading.version,
+        "formula": formula(reading.objective),
+        "objective": dict(reading.objective),
+        "advantages": None if reading.advantages is None else dict(reading.advantages),
+        "estimator": reading.estimator,
+        "settings": {key: reading.settings[key] for key in sorted(reading.settings)},
+        "given": sorted(reading.given),
+        "computed": list(configuration.computed),
+        "findings": [asdict(one) for one in found],
+    }
+
+
+def _sarif(found: Sequence[Finding], configuration: Configuration) -> dict[str, Any]:
+    rules = {one.rule: one for one in found}
+    driver = {
+        "name": "gspo lint",
+        "rules": [{"id": name, "shortDescription": {"text": one.message}} for name, one in sorted(rules.items())],
+    }
+    return {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": driver}, "results": [_result(one, configuration) for one in found]}],
+    }
+
+
+def _result(one: Finding, configuration: Configuration) -> dict[str, Any]:
+    places = sorted(set(configuration.places.values()))
+    file, _, line = configuration.places.get(one.key, places[0] if places else "").rpartition(":")
+    file, line = (file, line) if line.isdigit() else (f"{file}:{line}" if file else line, "1")
+    text = " ".join(filter(None, (one.message + ".", one.consequence, f"Fix: {one.fix}" if one.fix else "")))
+    location = {"artifactLocation": {"uri": file}, "region": {"startLine": int(line)}}
+    return {
+        "ruleId": one.rule,
+        "level": _LEVELS[one.severity],
+        "message": {"text": text},
+        "locations": [{"physicalLocation": location}],
+    }
