@@ -7,15 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from gspo_core.validation import check_array, check_floating, check_same_namespace, check_shape
 
 from .head import Gradients, Head, Needs, default_chunk_size
-from .logps import check_temperature, check_tokens
+from .logps import check_temperature, check_tokens, compute_dtype
 from .normalise import Normalised
 from .once import once
 
 
+# The tokens that a gradient reaches are counted on the host, so callers' graphs break here.
+@_disable_dynamo
 def linear_token_logps(
     hidden: Tensor,
     weight: Tensor,
@@ -51,10 +54,11 @@ def linear_token_logps(
 
 
 class Layer(NamedTuple):
-    """How a head is to be used."""
+    """How a head is to be used, and the dtype of its logits."""
 
     temperature: float
     chunk_size: int
+    dtype: torch.dtype
 
     def head(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head:
         """The head over detached tensors."""
@@ -83,7 +87,7 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature
         chunk_size = default_chunk_size(weight.shape[0], hidden.device)
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size: expected a positive integer or None, got {chunk_size!r}")
-    return Layer(float(temperature), chunk_size)
+    return Layer(float(temperature), chunk_size, compute_dtype(hidden))
 
 
 def _check_dtypes(named: dict[str, Tensor]) -> None:

@@ -40,8 +40,9 @@ class FusedCall:
         self, objective: Objective, tokens: Tensor, layer: Layer, design: str, arguments: dict[str, Any]
     ) -> None:
         self.objective, self.layer, self.design, self.arguments = objective, layer, design, arguments
-        # No argument's check, and no part of the step that is read before log π is known, depends on log π.
-        self.step = self._prepare(arguments["old_logp"])
+        # Nothing that is checked or read before log π is known depends on it: 0 stands for it.
+        blank = torch.zeros((), dtype=layer.dtype, device=tokens.device).expand(tokens.shape)
+        self.step = self._prepare(blank)
         self.positions = self.step.layout.counted.reshape(-1).nonzero()[:, 0]
         self.tokens = tokens.reshape(-1)[self.positions].long()
         self.metrics: dict[str, Tensor] = {}

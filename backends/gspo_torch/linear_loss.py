@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from gspo_core import Objective, PolicyLoss
 from gspo_core.sequences import Sequences, bind_sequences
@@ -18,6 +19,9 @@ from .logps import check_tokens
 from .once import once
 
 
+# Chunks are counted on the host and sums are kept in place: a trace of that would be wrong, so callers' graphs break here.
+# `torch.compiler.disable` does the same and imports the compiler at once; this waits for the first call.
+@_disable_dynamo
 def linear_policy_loss(
     objective: Objective,
     *,
