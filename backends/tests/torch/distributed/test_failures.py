@@ -1,0 +1,61 @@
+"""A rank that dies or comes too late is one clear error on the others, within the time limit of the group."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+import gspo_torch as gspo
+from gspo_torch import distributed
+
+from .batches import batch
+from .world import World
+
+LIMIT = 1.5
+
+
+@pytest.fixture
+def pair() -> Iterator[World]:
+    two = World(2, timeout=LIMIT)
+    yield two
+    two.close()
+
+
+def late() -> float:
+    distributed.group_advantages(batch()["advantages"], batch()["groups"])
+    if dist.get_rank() == 1:
+        time.sleep(3 * LIMIT)
+    return _seconds_to_the_error()
+
+
+def dead() -> float:
+    distributed.group_advantages(batch()["advantages"], batch()["groups"])
+    if dist.get_rank() == 1:
+        os._exit(3)
+    return _seconds_to_the_error()
+
+
+def _seconds_to_the_error() -> float:
+    begin = time.monotonic()
+    expected = "the normaliser: expected all of the ranks [0, 1] to take part; one is gone, late, or called something"
+    with pytest.raises(RuntimeError, match=re.escape(expected)):
+        distributed.reduce(gspo.Objective.gspo(), **batch(), world_scale=2)
+    return time.monotonic() - begin
+
+
+def test_a_rank_that_died(pair: World) -> None:
+    survivor, casualty = pair.answers(dead, grace=4 * LIMIT)
+    assert casualty.failure == "the process ended with 3"
+    assert survivor.failure is None
+    assert survivor.value < 2 * LIMIT
+
+
+def test_a_rank_that_is_late(pair: World) -> None:
+    in_time = pair.answers(late)[0]
+    assert in_time.failure is None
+    assert LIMIT / 2 < in_time.value < 3 * LIMIT
