@@ -1,0 +1,1 @@
+"""TRL: `GRPOTrainer._compute_loss`."""

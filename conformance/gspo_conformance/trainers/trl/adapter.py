@@ -1,0 +1,114 @@
+"""`GRPOTrainer._compute_loss`, unbound, on an object that has the attributes it reads: real config, real accelerator."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from tempfile import gettempdir
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from trl import GRPOConfig, GRPOTrainer
+
+from ...target import Capabilities, Case, Skip
+from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from .dialect import DIALECT
+
+RELEASE = version("trl")
+
+
+def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """One optimiser step of one micro-batch that is the whole generation batch."""
+    trainer = _trainer(tuple(sorted(settings.items())))
+    inputs = _inputs(case)
+    return torch_loss(case, lambda logp: _compute(trainer, inputs, logp))
+
+
+def _compute(trainer: SimpleNamespace, inputs: dict[str, Any], logp: Any) -> Any:
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logp, torch.zeros_like(logp.detach()), None)
+    return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+
+
+@cache
+def _trainer(settings: tuple[tuple[str, Any], ...]) -> SimpleNamespace:
+    """What `_compute_loss` reads of a trainer."""
+    plain = {
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
+    }
+    args = GRPOConfig(output_dir=f"{gettempdir()}/gspo-trl", **plain, **dict(settings))
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    return SimpleNamespace(
+        args=args,
+        accelerator=Accelerator(cpu=True),
+        model=SimpleNamespace(training=True),
+        current_gradient_accumulation_steps=1,
+        aux_loss_enabled=False,
+        top_entropy_quantile=args.top_entropy_quantile,
+        off_policy_mask_threshold=args.off_policy_mask_threshold,
+        importance_sampling_level=args.importance_sampling_level,
+        beta=args.beta,
+        loss_type=args.loss_type,
+        epsilon_low=args.epsilon,
+        epsilon_high=high,
+        max_completion_length=args.max_completion_length,
+        use_vllm=False,
+        vllm_importance_sampling_correction=args.vllm_importance_sampling_correction,
+        _entropy_bonus_enabled=False,
+        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+        get_gamma_weights=GRPOTrainer.get_gamma_weights,
+        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+    )
+
+
+def _inputs(case: Case) -> dict[str, Any]:
+    mask = tensor(case.inputs["mask"]).int()
+    rows = torch.zeros(mask.shape[0], 1, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": rows,
+        "prompt_mask": torch.ones_like(rows),
+        "completion_ids": torch.zeros(mask.shape, dtype=torch.int64),
+        "completion_mask": mask,
+        "advantages": tensor(case.inputs["advantages"]),
+        "old_per_token_logps": tensor(case.inputs["old_logp"], case.input_dtype),
+        "num_items_in_batch": mask.sum().to(getattr(torch, case.dtype)),
+    }
+    if "ref_logp" in case.inputs:
+        inputs["ref_per_token_logps"] = tensor(case.inputs["ref_logp"], case.input_dtype)
+    if inputs["advantages"].shape == mask.shape and (case.objective or {}).get("ratio") == "sequence":
+        raise Skip("advantages per token with a sequence ratio")
+    return inputs
+
+
+CAPABILITIES = Capabilities(
+    operations=frozenset({"policy_loss"}),
+    dtypes=frozenset({"float32", "float64"}),
+    gradient=True,
+    token_advantages=True,
+    input_dtypes=frozenset({"bfloat16", "float16"}),
+    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp"}),
+    parameters=frozenset({"objective"}),
+)
+
+
+def claims() -> TrainerTarget:
+    """Every objective that a `loss_type` claims."""
+    return _target("trl", CAPABILITIES)
+
+
+def default() -> TrainerTarget:
+    """`importance_sampling_level="sequence"`, all else as it comes: `loss_type="dapo"`."""
+    return _target("trl:default", replace(CAPABILITIES, token_advantages=False), default=True)
+
+
+def _target(name: str, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
+    versions = {"trl": RELEASE, "torch": torch.__version__}
+    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, {}, capabilities, default)

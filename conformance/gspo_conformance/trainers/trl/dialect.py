@@ -1,0 +1,229 @@
+"""TRL's `GRPOConfig`: `importance_sampling_level` is the ratio, `loss_type` the surrogate together with its aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ..dialect import PAPER, Finding, Inexpressible, Reading
+
+DEFAULTS: dict[str, Any] = {
+    "importance_sampling_level": "token",
+    "loss_type": "dapo",
+    "epsilon": 0.2,
+    "epsilon_high": None,
+    "delta": None,
+    "beta": 0.0,
+    "use_bias_correction_kl": True,
+    "scale_rewards": "group",
+    "num_generations": 8,
+    "num_iterations": 1,
+    "steps_per_generation": None,
+    "gradient_accumulation_steps": 1,
+    "generation_batch_size": None,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 512,
+    "sapo_temperature_pos": 1.0,
+    "sapo_temperature_neg": 1.05,
+    "vespo_k_pos": 2.0,
+    "vespo_lambda_pos": 3.0,
+    "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
+    "off_policy_mask_threshold": None,
+    "top_entropy_quantile": 1.0,
+    "use_vllm": False,
+    "vllm_importance_sampling_correction": True,
+    "vllm_importance_sampling_mode": "sequence_mask",
+    "vllm_importance_sampling_clip_max": 3.0,
+    "vllm_importance_sampling_clip_min": None,
+}
+CLIPPED = {
+    "grpo": "sequence_mean_token_mean",
+    "bnpo": "token_mean",
+    "dapo": "token_mean",
+    "dr_grpo": "sequence_mean_token_sum",
+    "luspo": "sequence_mean_token_sum",
+}
+OTHERS = {"sapo": "sequence_mean_token_mean", "cispo": "token_mean", "vespo": "token_mean"}
+LEVELS = {"token": "token", "sequence": "sequence"}
+
+
+class Trl:
+    """`loss_type: grpo` with `importance_sampling_level: sequence` is the paper's objective."""
+
+    name = "trl"
+    versions = ("1.16.0",)
+    fixes: ClassVar[dict[str, str]] = {
+        "ratio": "importance_sampling_level='sequence'",
+        "aggregation": "loss_type='grpo'",
+        "clip": "epsilon=3e-4, epsilon_high=4e-4",
+        "dual": "delta=None",
+        "penalty": "beta=0.0",
+        "scale": "scale_rewards='group'",
+        "updates": "steps_per_generation = 4 * gradient_accumulation_steps",
+    }
+
+    def read(self, settings: Mapping[str, Any], version: str) -> Reading:
+        """What a `GRPOConfig` optimises."""
+        given = {key: value for key, value in settings.items() if key in DEFAULTS}
+        every = DEFAULTS | given
+        loss, level = every["loss_type"], every["importance_sampling_level"]
+        if loss not in CLIPPED | OTHERS or level not in LEVELS:
+            raise Inexpressible(f"loss_type {loss!r} with importance_sampling_level {level!r} is not accepted by TRL")
+        objective = {
+            **PAPER,
+            "ratio": "product" if loss == "vespo" else LEVELS[level],
+            "surrogate": _surrogate(loss, every),
+            "aggregation": _aggregation(loss, every),
+            "penalty": _penalty(level, every),
+            "correction": _correction(every),
+            "log_ratio_cap": 20.0 if loss == "vespo" else None,
+        }
+        reading = Reading(
+            trainer=self.name,
+            version=version,
+            objective=objective,
+            advantages={"center": "mean", "scale": _scale(every["scale_rewards"]), "ddof": 1, "eps": 1e-4},
+            updates_per_rollout=_updates(every),
+            settings=every,
+            given=frozenset(given),
+        )
+        return reading.with_findings(*_findings(every))
+
+    def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """The arguments of `GRPOConfig` for an objective."""
+        if objective["correction"]:
+            raise Inexpressible("TRL computes correction weights before the loss, not in it")
+        loss, keys = _written_surrogate(objective)
+        level = "token" if objective["ratio"] == "product" else objective["ratio"]
+        return {"loss_type": loss, "importance_sampling_level": level, **keys, **_written_penalty(objective)}
+
+    def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """`importance_sampling_level="sequence"` and a clip range."""
+        return {"importance_sampling_level": "sequence", "epsilon": clip["low"], "epsilon_high": clip["high"]}
+
+
+def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
+    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
+    if loss == "cispo":
+        return {"kind": "cispo", "low": None, "high": high - 1}
+    if loss == "sapo":
+        return {"kind": "sapo", "tau_pos": every["sapo_temperature_pos"], "tau_neg": every["sapo_temperature_neg"]}
+    if loss == "vespo":
+        names = {
+            "k_pos": "vespo_k_pos",
+            "lam_pos": "vespo_lambda_pos",
+            "k_neg": "vespo_k_neg",
+            "lam_neg": "vespo_lambda_neg",
+        }
+        return {"kind": "vespo", **{name: every[key] for name, key in names.items()}}
+    return {"kind": "clip", "low": every["epsilon"], "high": high, "dual": every["delta"]}
+
+
+def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
+    constant = float(every["max_completion_length"]) if loss == "dr_grpo" else 1.0
+    return {"mode": (CLIPPED | OTHERS)[loss], "count": "all", "constant": constant}
+
+
+def _penalty(level: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not every["beta"]:
+        return None
+    weight = LEVELS[level] if every["use_bias_correction_kl"] else None
+    clamps = {"aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
+    return {"estimator": "k3", "coefficient": every["beta"], "importance": weight, **clamps}
+
+
+def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not (every["use_vllm"] and every["vllm_importance_sampling_correction"]):
+        return []
+    level, action = str(every["vllm_importance_sampling_mode"]).split("_")
+    return [
+        {
+            "level": level,
+            "action": {"truncate": "clamp", "mask": "mask"}[action],
+            "low": every["vllm_importance_sampling_clip_min"],
+            "high": every["vllm_importance_sampling_clip_max"],
+            "numerator": "old",
+            "negative_only": False,
+        }
+    ]
+
+
+def _scale(value: Any) -> str:
+    return {"group": "std", True: "std", "batch": "batch_std", "none": "none", False: "none"}[value]
+
+
+def _updates(every: Mapping[str, Any]) -> int:
+    """Optimiser steps per generation batch, times `num_iterations`."""
+    accumulation = int(every["gradient_accumulation_steps"])
+    steps = every["steps_per_generation"]
+    if steps is None and every["generation_batch_size"]:
+        steps = int(every["generation_batch_size"]) // int(every["per_device_train_batch_size"])
+    return max(1, (accumulation if steps is None else int(steps)) // accumulation) * int(every["num_iterations"])
+
+
+def _findings(every: Mapping[str, Any]) -> list[Finding]:
+    found = []
+    if every["top_entropy_quantile"] < 1 and every["importance_sampling_level"] == "sequence":
+        found.append(
+            Finding(
+                "entropy-mask",
+                "warning",
+                "top_entropy_quantile",
+                "the entropy mask drops tokens from the loss, while the sequence ratio still sends gradient to them",
+                "GSPO-DATA-1",
+                "gradients shrink by the fraction of tokens that is kept",
+                "top_entropy_quantile=1.0",
+            )
+        )
+    if every["off_policy_mask_threshold"] is not None:
+        told = "responses with a negative advantage that drifted further than the threshold are dropped"
+        found.append(Finding("off-policy-mask", "note", "off_policy_mask_threshold", told, "GSPO-CORR-6"))
+    return found
+
+
+def _written_surrogate(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    surrogate, ratio, cap = objective["surrogate"], objective["ratio"], objective["log_ratio_cap"]
+    kind, mode, constant = surrogate["kind"], objective["aggregation"]["mode"], objective["aggregation"]["constant"]
+    if objective["aggregation"]["count"] == "non_empty":
+        raise Inexpressible("TRL counts every response, empty ones too")
+    if kind == "clip" and ratio in LEVELS and cap is None:
+        keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
+        return _written_aggregation(mode, constant, keys)
+    if kind == "sapo" and ratio in LEVELS and cap is None and mode == OTHERS["sapo"]:
+        return kind, {"sapo_temperature_pos": surrogate["tau_pos"], "sapo_temperature_neg": surrogate["tau_neg"]}
+    if kind == "cispo" and ratio in LEVELS and cap is None and mode == OTHERS["cispo"] and surrogate["low"] is None:
+        return kind, {"epsilon_high": surrogate["high"] + 1}
+    if kind == "vespo" and ratio == "product" and mode == OTHERS["vespo"]:
+        names = {
+            "k_pos": "vespo_k_pos",
+            "lam_pos": "vespo_lambda_pos",
+            "k_neg": "vespo_k_neg",
+            "lam_neg": "vespo_lambda_neg",
+        }
+        return kind, {key: float(surrogate[name]) for name, key in names.items()}
+    raise Inexpressible(f"no loss_type of TRL has the surrogate {kind} on the {ratio} ratio with {mode}")
+
+
+def _written_aggregation(mode: str, constant: float, keys: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if mode == "sequence_mean_token_sum" and constant == 1:
+        return "luspo", keys
+    if mode == "sequence_mean_token_sum" and constant == int(constant):
+        return "dr_grpo", keys | {"max_completion_length": int(constant)}
+    names = {"sequence_mean_token_mean": "grpo", "token_mean": "dapo"}
+    if mode not in names:
+        raise Inexpressible(f"no loss_type of TRL aggregates by {mode} with the constant {constant:g}")
+    return names[mode], keys
+
+
+def _written_penalty(objective: Mapping[str, Any]) -> dict[str, Any]:
+    penalty = objective["penalty"]
+    if penalty is None:
+        return {"beta": 0.0}
+    plain = penalty["aggregation"] is None and penalty["log_ratio_clamp"] is None and penalty["value_clamp"] is None
+    if penalty["estimator"] != "k3" or not plain or penalty["importance"] not in (None, objective["ratio"]):
+        raise Inexpressible("TRL's KL term is k3, plain or weighted by the ratio of its own level")
+    return {"beta": penalty["coefficient"], "use_bias_correction_kl": penalty["importance"] is not None}
+
+
+DIALECT = Trl()
