@@ -18,6 +18,7 @@ from .recipe import Case, Recipe
 
 VALUE_DIGITS = 30
 SCALE_DIGITS = 5
+UNDERFLOW = mpmath.mpf(2) ** -1100
 LONG = 4096
 LONG_K = 64
 
@@ -155,9 +156,11 @@ def _longest_sequence(part: Mapping[str, Any]) -> int:
 
 
 def decimal_text(number: Any, digits: int = VALUE_DIGITS) -> Any:
-    """A decimal string of so many significant digits; booleans and None stay what they are."""
+    """A decimal string of so many significant digits, 0 for what underflows in every dtype; decisions are 0 and 1."""
     if isinstance(number, bool):
         return int(number)
+    if abs(number) < UNDERFLOW:
+        return "0"
     text: str = mpmath.nstr(mpmath.mpf(number), digits, strip_zeros=True).removeprefix("+")
     return {"0.0": "0", "-0.0": "0"}.get(text, text.removesuffix(".0"))
 

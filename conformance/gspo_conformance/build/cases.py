@@ -17,7 +17,7 @@ import numpy as np
 from ..tensors import NumPyArray
 
 QUANTUM = 2.0**-20
-WIDTHS = (9, 32, 64, 512, 4096, 8192, 32768)
+WIDTHS = (9, 32, 64, 128, 512, 4096, 8192, 32768)
 ROWS = ("logp", "old_logp", "ref_logp", "behavior_logp", "token_advantages", "values", "rewards")
 
 
@@ -38,7 +38,9 @@ def log_ratios(name: str, length: int, mean: float, spread: float, quantum: floa
         return np.zeros(0)
     draws = uniform(name, length, -spread, spread, quantum)
     steps = np.round((draws - draws.mean() + mean) / quantum).astype(np.int64)
-    steps[-1] += round(mean * length / quantum) - int(steps.sum())
+    every, some = divmod(round(mean * length / quantum) - int(steps.sum()), length)
+    steps += every
+    steps[:some] += 1
     return steps * quantum
 
 

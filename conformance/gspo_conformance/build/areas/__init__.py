@@ -16,6 +16,12 @@ MODULES = (
     "correction",
     "gradient",
     "stop_gradient",
+    "numerics",
+    "packing",
+    "distribution",
+    "metrics",
+    "reward",
+    "pipeline",
 )
 
 
