@@ -38,6 +38,9 @@ class Backend:
         """sg[x]: the values of x with a derivative of zero."""
         return values
 
+    def check_dtype(self, name: str, dtype: Any) -> None:
+        """Raises where the framework, as it is configured, would narrow values of `dtype` silently."""
+
     def segment_sum(self, values: Array, offsets: Array, max_length: int) -> Array:
         """Σ_{t in segment i} v_t for `values` `[N]` and `offsets` `[S+1]`, by gathering to `[S, max_length]`."""
         xp = namespace_of(values)
@@ -89,6 +92,11 @@ def _load(root: str) -> Backend:
             f"without one, stop-gradients would be ignored. Install it with: pip install 'gspo[{root}]'"
         )
     return Backend()
+
+
+def register_backend(root: str, backend: Backend) -> None:
+    """Makes `backend` the one for arrays of the root module `root`; a package that is imported anyway needs no entry."""
+    _BACKENDS[root] = backend
 
 
 def backend_of(array: Array) -> Backend:

@@ -63,6 +63,7 @@ def check_floating(name: str, array: Array) -> None:
     xp = namespace_of(array)
     if array.dtype == xp.bool or xp.isdtype(array.dtype, ("integral", "complex floating")):
         raise TypeError(f"{name}: expected a real floating-point dtype, got {array.dtype}")
+    backend_of(array).check_dtype(name, array.dtype)
 
 
 def check_integer(name: str, array: Array) -> None:

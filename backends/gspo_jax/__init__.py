@@ -1,4 +1,4 @@
-"""gspo_jax: `gspo_core` on JAX, and the losses that never hold the logits of a batch.
+"""gspo_jax: `gspo_core` on JAX, losses that never hold the logits of a batch, losses over a mesh.
 
 import gspo_jax as gspo
 
@@ -9,5 +9,11 @@ import gspo_core
 from gspo_core import *  # noqa: F403
 
 from .backend import backend as backend
+from .distributed import policy_loss as policy_loss
+from .linear import linear_policy_loss as linear_policy_loss
+from .linear import linear_token_logps as linear_token_logps
+from .linear import token_logps as token_logps
 
-__all__ = sorted([*gspo_core.__all__, "backend"])
+__all__ = sorted(
+    {*gspo_core.__all__, "backend", "linear_policy_loss", "linear_token_logps", "token_logps"},
+)

@@ -28,6 +28,14 @@ class JaxBackend(gspo_core.Backend):
         """sg[x]."""
         return jax.lax.stop_gradient(values)
 
+    def check_dtype(self, name: str, dtype: Any) -> None:
+        """float64 needs x64: without it, JAX narrows every operation on a float64 array to float32."""
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise TypeError(
+                f"{name}: expected {jax.dtypes.canonicalize_dtype(dtype)} or narrower, since jax_enable_x64 is off "
+                f"and JAX would narrow the values silently, got {dtype}"
+            )
+
     def segment_sum(self, values: jax.Array, offsets: jax.Array, max_length: int) -> jax.Array:
         """Σ_{t in segment i} v_t in memory O(N); `max_length` is not needed and not read.
 

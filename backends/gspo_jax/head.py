@@ -1,0 +1,131 @@
+"""The output head with its log softmax, a chunk of tokens at a time, forward and backward.
+
+The backward pass computes the logits of each chunk again, and only for tokens whose gradient is not 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from .chunks import Cut, Picked, Strided
+from .mesh import vary_like
+from .selection import Normalised, RowSums, logit_gradient, normalise, row_sums
+
+Saved: TypeAlias = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, Normalised]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is fixed when a program is traced. `picks`: gather wanted tokens, or leave every token where it is."""
+
+    temperature: float
+    chunk_size: int
+    vocab_axis: str | None
+    picks: bool
+
+    def cut(self, wanted: jax.Array) -> Cut:
+        """The chunks of a batch."""
+        return Picked(wanted, self.chunk_size) if self.picks else Strided(wanted, self.chunk_size)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def head_logps(
+    head: Head, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, tokens: jax.Array, wanted: jax.Array
+) -> jax.Array:
+    """log softmax((h W^T + b) / temperature) at the wanted tokens, 0 elsewhere, NaN outside the vocabulary.
+
+    `hidden` `[..., D]`, `weight` `[V, D]`, `bias` `[V]`, `tokens` and `wanted` `[...]`.
+    """
+    return _forward_and_save(head, hidden, weight, bias, tokens, wanted)[0]
+
+
+def accumulator(*arrays: jax.Array) -> Any:
+    """float64 if any array is float64, else float32."""
+    return jnp.float64 if any(array.dtype == jnp.float64 for array in arrays) else jnp.float32
+
+
+def common_dtype(a: jax.Array, b: jax.Array) -> Any:
+    """The dtype that a product of the two runs in: theirs, or the accumulator's where they differ."""
+    return a.dtype if a.dtype == b.dtype else accumulator(a, b)
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(
+    head: Head, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, tokens: jax.Array, wanted: jax.Array
+) -> Normalised:
+    cut = head.cut(wanted)
+    zeros = vary_like(jnp.zeros(tokens.shape, accumulator(hidden, weight)), hidden, weight, bias, tokens, wanted)
+
+    def step(index: jax.Array, kept: RowSums) -> RowSums:
+        chunk = cut.chunk(index)
+        sums = row_sums(_logits(head, chunk.take(hidden), weight, bias), chunk.take(tokens), head.vocab_axis)
+        return RowSums(*(chunk.put(into, new) for into, new in zip(kept, sums, strict=True)))
+
+    sums = jax.lax.fori_loop(0, cut.steps, step, RowSums(zeros, zeros, zeros))
+    return normalise(sums, tokens, weight.shape[0], head.vocab_axis)
+
+
+def _forward_and_save(
+    head: Head, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, tokens: jax.Array, wanted: jax.Array
+) -> tuple[jax.Array, Saved]:
+    found = _forward(head, hidden, weight, bias, tokens, wanted)
+    return jnp.where(wanted, found.logp, jnp.zeros_like(found.logp)), (hidden, weight, bias, tokens, found)
+
+
+@partial(jax.jit, static_argnums=0)
+def _backward(head: Head, saved: Saved, gradient: jax.Array) -> tuple[Any, ...]:
+    hidden, weight, bias, tokens, normalised = saved
+    dtype, narrow = accumulator(hidden, weight), common_dtype(hidden, weight)
+    cut = head.cut(gradient != 0)
+
+    def step(index: jax.Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
+        to_hidden, to_weight, to_bias = sums
+        chunk = cut.chunk(index)
+        rows = chunk.take(hidden)
+        slope = logit_gradient(
+            _logits(head, rows, weight, bias),
+            chunk.take(tokens),
+            Normalised(*(chunk.take(part) for part in normalised)),
+            chunk.take(gradient) / head.temperature,
+            head.vocab_axis,
+        )
+        to_bias = None if bias is None else to_bias + jnp.sum(slope, axis=range(slope.ndim - 1))
+        slope = slope.astype(narrow)
+        rise = _product(slope, weight, slope.ndim - 1, 0, dtype)
+        to_hidden = chunk.put(to_hidden, rise.astype(hidden.dtype))
+        every = tuple(range(slope.ndim - 1))
+        return to_hidden, to_weight + _product(slope, rows, every, every, dtype), to_bias
+
+    start = [
+        None if like is None else vary_like(jnp.zeros(like.shape, kind), hidden, weight, bias, tokens, gradient)
+        for like, kind in ((hidden, hidden.dtype), (weight, dtype), (bias, dtype))
+    ]
+    found = jax.lax.fori_loop(0, cut.steps, step, tuple(start))
+    like = (hidden, weight, bias)
+    return *(None if b is None else a.astype(b.dtype) for a, b in zip(found, like, strict=True)), None, None
+
+
+def _logits(head: Head, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """(h W^T + b) / temperature, accumulated in float32 or wider."""
+    dtype = accumulator(hidden, weight)
+    logits = _product(hidden, weight, hidden.ndim - 1, 1, dtype)
+    if bias is not None:
+        logits = logits + jax.lax.broadcast_to_rank(bias.astype(dtype), logits.ndim)
+    return logits / head.temperature
+
+
+def _product(
+    a: jax.Array, b: jax.Array, over_a: int | tuple[int, ...], over_b: int | tuple[int, ...], dtype: Any
+) -> Any:
+    """Σ a b over the named axes, accumulated in `dtype`."""
+    common = common_dtype(a, b)
+    contracted = tuple((axes,) if isinstance(axes, int) else axes for axes in (over_a, over_b))
+    return jax.lax.dot_general(a.astype(common), b.astype(common), (contracted, ((), ())), preferred_element_type=dtype)
+
+
+head_logps.defvjp(_forward_and_save, _backward)
