@@ -22,3 +22,5 @@ def to_float16(values: NumPyArray) -> NumPyArray:
 
 
 ROUND = {"bfloat16": to_bfloat16, "float16": to_float16}
+SIGNIFICAND = {"bfloat16": 8, "float16": 11}
+LARGEST = {"bfloat16": 3.3895e38, "float16": 65504.0}

@@ -9,7 +9,6 @@ together are a class with both as bases.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +47,7 @@ class LossReference(Surrogates, Metrics):
 
     def read(self, arrays: dict[str, Any], parameters: Fields) -> None:
         """Every argument, cleaned; all but `logp` are constants (GSPO-DATA-6)."""
-        self.objective = self.choose(deepcopy(dict(parameters["objective"])))
+        self.objective = self.choose(dict(parameters["objective"]))
         self.normalizer = parameters.get("normalizer")
         self.read_tokens(arrays)
         self.groups = arrays.get("groups")
@@ -57,11 +56,21 @@ class LossReference(Surrogates, Metrics):
     def read_tokens(self, arrays: dict[str, Any]) -> None:
         """The log-probabilities and where they live; `leaf` is what the gradient is with respect to."""
         self.sequences = self.layout(arrays)
-        self.leaf = Var(self.number(arrays["logp"]))
+        self.leaf = Var(self.checked("logp", arrays))
         self.new = self.clean(self.leaf)
         for name in ("old_logp", "ref_logp", "behavior_logp"):
-            value = self.clean(self.number(arrays[name])) if name in arrays else None
-            setattr(self, name, value)
+            setattr(self, name, self.clean(self.checked(name, arrays)) if name in arrays else None)
+
+    def checked(self, name: str, arrays: dict[str, Any]) -> NumPyArray:
+        """A token array, finite where it counts."""
+        values = self.number(arrays[name])
+        self.refuse(name, values[self.sequences.counted])
+        return values
+
+    def refuse(self, name: str, values: NumPyArray) -> None:
+        """An error where a counted input is not finite (GSPO-NUM-6)."""
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}: expected finite numbers at counted tokens")
 
     def inputs(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The arrays as they were given."""
@@ -93,7 +102,9 @@ class LossReference(Surrogates, Metrics):
         if advantages.ndim == len(self.sequences.shape) and values.size != self.sequences.number:
             if self.per_sequence:
                 raise ValueError("advantages: expected one per response, got one per token")
+            self.refuse("advantages", values[self.sequences.counted])
             return self.clean(values)
+        self.refuse("advantages", values)
         return self.clean(self.sequences.spread(values))
 
     @property
@@ -216,6 +227,8 @@ class LossReference(Surrogates, Metrics):
 
     def count(self, aggregation: Fields) -> Any:
         """M by mode (GSPO-AGG-2, GSPO-AGG-7)."""
+        if aggregation["count"] == "given":
+            raise ValueError("normalizer: expected a number, since the aggregation counts as given")
         lengths, mode = self.lengths(), aggregation["mode"]
         if mode == "token_mean":
             return lengths.sum()

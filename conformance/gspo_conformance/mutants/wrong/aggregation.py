@@ -285,3 +285,12 @@ class WrongAxis(Reference):
         counted = self.sequences.counted.reshape(self.sequences.shape).astype(stop(values).dtype)
         weight = counted / np.maximum(counted.sum(axis=0), 1) / self.sequences.shape[1]
         return tape.total(self.clean(values) * weight.ravel())
+
+
+@mutant("aggregation.normalizer-guessed", "GSPO-AGG-8", effect="every micro-batch is normalised by itself, unnoticed")
+class NormalizerGuessed(Reference):
+    """A missing normaliser replaced by the local count where the objective demands one."""
+
+    def count(self, aggregation: Fields) -> Any:
+        counted = "all" if aggregation["count"] == "given" else aggregation["count"]
+        return super().count({**aggregation, "count": counted})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import copysign, frexp, inf, ldexp
 from typing import Any
 
 import numpy as np
 
 from ...tensors import NumPyArray
 from .. import tape
-from ..narrow import ROUND
+from ..narrow import LARGEST, ROUND, SIGNIFICAND
 from ..registry import mutant
 from ..surrogates import Fields
 from ..tape import exp, make, stop, straight, value_of, where
@@ -81,12 +82,13 @@ class Float32Only(Reference):
         return np.asarray(values).astype(np.float32).ravel()
 
 
-def _accumulated(values: NumPyArray, storage: str) -> Any:
+def _accumulated(values: NumPyArray, storage: str) -> float:
     """A running sum that is rounded at every step."""
-    narrow, total = ROUND[storage], np.float32(0)
-    for value in np.asarray(values, dtype=np.float32):
-        total = np.float32(narrow(total + value))
-    return total
+    bits, total = SIGNIFICAND[storage], 0.0
+    for value in values.tolist():
+        mantissa, exponent = frexp(total + value)
+        total = ldexp(round(ldexp(mantissa, bits)), exponent - bits)
+    return total if abs(total) <= LARGEST[storage] else copysign(inf, total)
 
 
 class _Accumulator(Reference):
@@ -287,3 +289,16 @@ class NanToZero(Reference):
             return np.where(np.isfinite(value), value, 0.0).astype(value.dtype)
 
         return {name: mended(name, value) for name, value in super().inputs(arrays).items()}
+
+
+@mutant(
+    "numerics.non-finite-accepted",
+    "GSPO-NUM-6",
+    effect="one corrupted token turns the step into NaN, far from its cause",
+    seen=("OpenRLHF/OpenRLHF#1240",),
+)
+class NonFiniteAccepted(Reference):
+    """NaN and infinity at counted tokens accepted: the loss is NaN instead of an error that names the argument."""
+
+    def refuse(self, name: str, values: NumPyArray) -> None:
+        pass

@@ -1,0 +1,172 @@
+"""Who would have answered like this: single mutants, documented dialects, pairs of mutants.
+
+An answer discriminates where it is wrong, or where a suspect would have been. A suspect's share is the
+part of the discriminating answers that it returns too. Screening looks at a few answers, the verdict
+at many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+from ..mutants.atlas import Atlas, Row
+from ..mutants.registry import Mutant, compose
+from .evidence import Evidence, spread
+
+SCREENED = 32
+FINALISTS = 12
+JUDGED = 240
+CONTROL = 160
+TOLERATED = 8
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One explanation: a mutant, or several at once, and how many of the discriminating answers it returns."""
+
+    parts: tuple[Mutant, ...]
+    explained: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        """`aggregation.token-mean+clip.range-swapped`."""
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def share(self) -> float:
+        """The part explained."""
+        return self.explained / self.of if self.of else 0.0
+
+
+class Search:
+    """The answers of one target, held against an atlas."""
+
+    def __init__(self, atlas: Atlas, evidence: Sequence[Evidence]) -> None:
+        self.atlas = atlas
+        self._composed: dict[tuple[str, ...], Row] = {}
+        wrong = [item for item in evidence if not item.right]
+        right = [item for item in evidence if item.right]
+        self.sample = spread(wrong, atlas, SCREENED)
+        self.control = spread(right, atlas, SCREENED)
+        self.judged = spread(wrong, atlas, JUDGED) + spread(right, atlas, CONTROL)
+
+    def singles(self) -> list[Suspect]:
+        """The best single mutants, best first."""
+        return self._best([(mutant,) for mutant in self._screened()])
+
+    def combinations(self, combined: Iterable[tuple[Mutant, ...]]) -> list[Suspect]:
+        """Given combinations that explain most of a few answers, best first."""
+        return self._best([parts for parts in combined if self._misses(parts) is not None])
+
+    def pairs(self) -> list[Suspect]:
+        """The best pairs, best first."""
+        return self._best(self._pairs()[:FINALISTS])
+
+    def _screened(self) -> list[Mutant]:
+        scores: dict[int, int] = {}
+        for item in self.sample:
+            for index in self._matching(item):
+                scores[index] = scores.get(index, 0) + 1
+        ranked = sorted(scores, key=lambda index: -scores[index])
+        bar = scores[ranked[min(FINALISTS, len(ranked)) - 1]] if ranked else 0
+        return [self.atlas.mutants[index] for index in ranked if scores[index] >= bar][: 2 * FINALISTS]
+
+    def _matching(self, item: Evidence) -> list[int]:
+        """The mutants that alone return this answer."""
+        rows = [(index, self.atlas.row(mutant, item.question)) for index, mutant in enumerate(self.atlas.mutants)]
+        moved = [(index, row) for index, row in rows if row is not None]
+        found = self.atlas.matches(item.question, item.row, [row for _, row in moved])
+        return [index for (index, _), yes in zip(moved, found, strict=True) if yes]
+
+    def _best(self, suspects: Iterable[tuple[Mutant, ...]]) -> list[Suspect]:
+        found = [self._judge(parts) for parts in suspects]
+        return sorted(found, key=lambda suspect: (-suspect.share, len(suspect.parts), suspect.name))
+
+    def _judge(self, parts: tuple[Mutant, ...]) -> Suspect:
+        explained = total = 0
+        for item in self.judged:
+            row = self.predicted(parts, item.question)
+            agrees = item.right if row is None else self.atlas.matches(item.question, item.row, [row])[0]
+            if item.right and agrees:
+                continue
+            total += 1
+            explained += agrees
+        return Suspect(parts, explained, total)
+
+    def predicted(self, parts: tuple[Mutant, ...], question: int) -> Row | None:
+        """The answer of all parts at once; None where it is the right one."""
+        reached = tuple(part for part in parts if self.atlas.bench.reaches(part, question))
+        if len(reached) < 2:
+            return self.atlas.row(reached[0], question) if reached else None
+        if all(self.atlas.row(part, question) is None for part in reached):
+            return None
+        place = (*(part.name for part in reached), str(question))
+        if place not in self._composed:
+            self._composed[place] = self.atlas.fresh(together(reached), question)
+        return self._composed[place]
+
+    def _pairs(self) -> list[tuple[Mutant, ...]]:
+        """Pairs that fit the sample: first by what each does alone, then by running both."""
+        kept: list[tuple[int, tuple[Mutant, ...]]] = []
+        for one, other in self._possible():
+            for parts in orders(one, other):
+                misses = self._misses(parts)
+                if misses is not None:
+                    kept.append((misses, parts))
+        return [parts for _, parts in sorted(kept, key=lambda entry: entry[0])]
+
+    def _possible(self) -> list[tuple[Mutant, Mutant]]:
+        """Pairs that no answer on which only one of the two acts speaks against, by more than an eighth."""
+        moved, matching = self._alone(self.sample)
+        allowed = len(self.sample) // TOLERATED
+        quiet = self._quiet()
+        found: list[tuple[Mutant, Mutant]] = []
+        for i, j in combinations(quiet, 2):
+            both = moved[i] & moved[j]
+            only = (moved[i] & ~both & matching[i]) | (moved[j] & ~both & matching[j])
+            if moved[i] and moved[j] and len(self.sample) - (both | only).bit_count() <= allowed:
+                found.append((self.atlas.mutants[i], self.atlas.mutants[j]))
+        return found
+
+    def _alone(self, sample: Sequence[Evidence]) -> tuple[list[int], list[int]]:
+        """Per mutant, as bits over the sample: where it acts, and where it alone returns the answer."""
+        moved, matching = [0] * len(self.atlas.mutants), [0] * len(self.atlas.mutants)
+        for place, item in enumerate(sample):
+            for index, mutant in enumerate(self.atlas.mutants):
+                moved[index] |= self.atlas.active(mutant, item.question) << place
+            for index in self._matching(item):
+                matching[index] |= 1 << place
+        return moved, matching
+
+    def _quiet(self) -> list[int]:
+        """The mutants that act on few of the answers that were right."""
+        loud = [sum(self.atlas.active(mutant, item.question) for item in self.control) for mutant in self.atlas.mutants]
+        return [index for index, count in enumerate(loud) if count <= len(self.control) // TOLERATED]
+
+    def _misses(self, parts: tuple[Mutant, ...]) -> int | None:
+        """How many answers of the sample the parts do not return; None where they are too many."""
+        misses, allowed = 0, len(self.sample) // TOLERATED
+        for item in self.sample:
+            row = self.predicted(parts, item.question)
+            misses += row is None or not self.atlas.matches(item.question, item.row, [row])[0]
+            if misses > allowed:
+                return None
+        return misses
+
+
+@cache
+def together(parts: tuple[Mutant, ...]) -> Mutant:
+    """All parts at once, the first outermost."""
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = compose(whole, part)
+    return whole
+
+
+def orders(one: Mutant, other: Mutant) -> list[tuple[Mutant, ...]]:
+    """Both orders where the two change a stage in common, else one."""
+    return [(one, other)] if one.stages.isdisjoint(other.stages) else [(one, other), (other, one)]

@@ -1,0 +1,144 @@
+"""The verdict: one sentence, how sure it is, and who else comes near."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..formats import Vector, load_vectors
+from ..mutants.atlas import Atlas
+from ..mutants.bench import bench
+from ..mutants.dialects import DIALECTS, Dialect
+from ..mutants.registry import mutants
+from ..run import Run
+from .evidence import Evidence, evidence_of
+from .patterns import factor_text, factors, observed
+from .suspects import Search, Suspect
+
+SURE = 0.985
+NAMED = 0.5
+MENTIONED = 0.3
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`suspect` is None where nothing known answers like this; `observed` says what was seen, whoever did it."""
+
+    sentence: str
+    suspect: Suspect | None
+    equivalents: tuple[str, ...] = ()
+    runners_up: tuple[Suspect, ...] = ()
+    dialects: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    gradient_factors: tuple[float, float] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The mutants that are named."""
+        return () if self.suspect is None else tuple(part.name for part in self.suspect.parts)
+
+    @property
+    def confidence(self) -> float:
+        """The share of the discriminating answers that is explained."""
+        return 0.0 if self.suspect is None else self.suspect.share
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for reports."""
+        suspect = self.suspect
+        return {
+            "sentence": self.sentence,
+            "mutants": list(self.names),
+            "clauses": [] if suspect is None else list(dict.fromkeys(part.clause for part in suspect.parts)),
+            "links": [] if suspect is None else [link for part in suspect.parts for link in part.links],
+            "effect": "" if suspect is None else "; ".join(part.effect for part in suspect.parts if part.effect),
+            "confidence": self.confidence,
+            "explained": 0 if suspect is None else suspect.explained,
+            "of": 0 if suspect is None else suspect.of,
+            "equivalents": list(self.equivalents),
+            "runners_up": [{"mutants": other.name, "confidence": other.share} for other in self.runners_up],
+            "dialects": list(self.dialects),
+            "observed": list(self.observed),
+            "gradient_factors": None if self.gradient_factors is None else list(self.gradient_factors),
+        }
+
+
+def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | None:
+    """Who answers like this target; None where every answer was right, or nothing was answered."""
+    atlas = atlas_of(list(load_vectors() if vectors is None else vectors))
+    return diagnose_evidence(evidence_of(run, atlas), atlas)
+
+
+def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis | None:
+    """`diagnose` for answers that are at hand."""
+    if all(item.right for item in evidence):
+        return None
+    suspects = _suspects(Search(atlas, evidence))
+    span = factors(evidence, atlas)
+    seen = tuple(observed(evidence, atlas))
+    if not suspects or suspects[0].share < NAMED:
+        return Diagnosis(_unknown(seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
+    best = suspects[0]
+    level = [item for item in suspects[1:] if (item.explained, item.of) == (best.explained, best.of)]
+    alike = tuple(item.name for item in level if len(item.parts) == len(best.parts))
+    others = tuple(item for item in suspects[1:] if item not in level and item.share >= MENTIONED)[:3]
+    known = tuple(dialect.name for dialect in DIALECTS if set(dialect.names) == {part.name for part in best.parts})
+    return Diagnosis(_sentence(best, alike, known, span), best, alike, others, known, seen, span)
+
+
+_ATLASES: dict[tuple[int, ...], Atlas] = {}
+
+
+def atlas_of(vectors: Sequence[Vector]) -> Atlas:
+    """One atlas for a set of vectors, shared by every run over it; it keeps its vectors, so their identity is a key."""
+    key = tuple(map(id, vectors))
+    if key not in _ATLASES:
+        _ATLASES.clear()
+        _ATLASES[key] = Atlas(bench(vectors), mutants())
+    return _ATLASES[key]
+
+
+def _suspects(search: Search) -> list[Suspect]:
+    """Singles; dialects and pairs only where no single mutant explains nearly everything."""
+    found = search.singles()
+    if found and found[0].share >= SURE:
+        return found
+    found = _ranked(found + search.combinations(_parts(DIALECTS)))
+    if found and found[0].share >= SURE:
+        return found
+    return _ranked(found + search.pairs())
+
+
+def _ranked(suspects: list[Suspect]) -> list[Suspect]:
+    """By share; a further mutant must explain a hundredth more."""
+    unique = {suspect.parts: suspect for suspect in suspects}
+    return sorted(unique.values(), key=lambda item: (-item.share + 0.01 * (len(item.parts) - 1), item.name))
+
+
+def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
+    return [dialect.parts for dialect in dialects if len(dialect.names) > 1]
+
+
+def _sentence(best: Suspect, alike: Sequence[str], known: Sequence[str], span: tuple[float, float] | None) -> str:
+    what = ", and ".join(_described(part) for part in best.parts)
+    tail = [
+        factor_text(span),
+        f"this is {known[0]}" if known else "",
+        f"cannot be told from {', '.join(f'`{name}`' for name in alike[:3])} by these vectors" if alike else "",
+        "" if best.share >= SURE else f"explains {best.explained} of {best.of} answers",
+    ]
+    return "; ".join([f"returns {what}", *(text for text in tail if text)])
+
+
+def _described(part: Any) -> str:
+    consequence = f", {part.consequence}" if part.consequence else ""
+    return f"the answers of `{part.name}` ({part.clause}): {_lower(part.title)}{consequence}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+
+
+def _unknown(seen: Sequence[str], suspects: Sequence[Suspect]) -> str:
+    near = f"nearest is `{suspects[0].name}`, {suspects[0].explained} of {suspects[0].of}" if suspects else ""
+    return "; ".join(text for text in ("unknown deviation", *seen[:3], near) if text)
