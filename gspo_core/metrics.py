@@ -25,7 +25,7 @@ def token_sums(step: Step) -> TokenSums:
     """The sums over the counted tokens of a step."""
     xp, total = step.xp, step.layout.total
     token = step.stop(step.logp) - step.old_logp
-    return TokenSums(total(divergence(token)), total(xp.abs(xp.sign(token))))
+    return TokenSums(total(divergence(token)), total(xp.astype(token != 0, token.dtype)))
 
 
 def divergence(log_ratio: Array) -> Array:

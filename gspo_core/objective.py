@@ -115,22 +115,22 @@ class Objective:
     @classmethod
     def gspo(cls, clip: Clip = PAPER_CLIP) -> Objective:
         """GSPO, eq. 5: one length-normalised ratio, one clip decision and one weight per response."""
-        return cls("sequence", clip)
+        return cls("sequence", clip, Aggregation())
 
     @classmethod
     def gspo_token(cls, clip: Clip = PAPER_CLIP) -> Objective:
         """GSPO-token, eq. 13: GSPO with advantages that may vary by token."""
-        return cls("gspo_token", clip)
+        return cls("gspo_token", clip, Aggregation())
 
     @classmethod
     def grpo(cls, clip: Clip = Clip(0.2, 0.27)) -> Objective:
         """GRPO, eq. 2, with the clip range of the GSPO paper's baseline and no KL term."""
-        return cls("token", clip)
+        return cls("token", clip, Aggregation())
 
     @classmethod
     def ppo(cls, clip: Clip = Clip(0.2, 0.2)) -> Objective:
         """PPO, eq. 1."""
-        return cls("token", clip)
+        return cls("token", clip, Aggregation())
 
     @classmethod
     def dr_grpo(cls, constant: float = 1.0, clip: Clip = Clip(0.2, 0.2)) -> Objective:
@@ -155,7 +155,7 @@ class Objective:
     @classmethod
     def gmpo(cls, surrogate: Gmpo = Gmpo()) -> Objective:
         """GMPO (arXiv 2507.20673): geometric mean of clipped token ratios."""
-        return cls("token", surrogate)
+        return cls("token", surrogate, Aggregation())
 
     @classmethod
     def cispo(cls, surrogate: Cispo = Cispo()) -> Objective:
@@ -165,7 +165,7 @@ class Objective:
     @classmethod
     def sapo(cls, surrogate: Sapo = Sapo()) -> Objective:
         """SAPO (arXiv 2511.20347): a soft gate on the token ratio."""
-        return cls("token", surrogate)
+        return cls("token", surrogate, Aggregation())
 
     @classmethod
     def luspo(cls, clip: Clip = PAPER_CLIP) -> Objective:

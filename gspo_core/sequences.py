@@ -190,6 +190,7 @@ class _Segments(Layout):
         position = xp.arange(num_tokens, dtype=packed.offsets.dtype, device=device_of(packed.offsets))
         inside = position < packed.offsets[-1]
         self.counted = inside if packed.mask is None else inside & packed.mask
+        self._masked = packed.mask is not None
         self._position, self._inside = position, inside
         self._owner: Array = None
 
@@ -199,6 +200,12 @@ class _Segments(Layout):
             owner = self.xp.searchsorted(self.offsets[1:], self._position, side="right")
             self._owner = self.xp.where(self._inside, owner, self.xp.zeros_like(owner))
         return self._owner
+
+    def lengths(self, dtype: Any) -> Array:
+        if self._masked:
+            return super().lengths(dtype)
+        lengths = self.xp.astype(self.offsets[1:] - self.offsets[:-1], dtype)
+        return self.backend.all_reduce_sum(lengths, self.context)
 
     def _sum(self, values: Array) -> Array:
         return self.backend.segment_sum(values, self.offsets, self.max_length)

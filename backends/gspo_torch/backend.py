@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gspo_core import Backend
+from gspo_core.arrays import namespace_of
+from gspo_core.backend import register_backend
 
-# Two levels of at most this many additions each way keep the error of a sum near sqrt(256) roundings.
+# Two levels of about this many additions each keep the error of a sum near sqrt(256) roundings.
 _BLOCK = 256
+_TERMS = 32
 
 
 class TorchBackend(Backend):
@@ -26,7 +30,9 @@ class TorchBackend(Backend):
         return values.detach()
 
     def segment_sum(self, values: Tensor, offsets: Tensor, max_length: int) -> Tensor:
-        """Σ_{t in segment i} v_t by two scatter-additions; memory O(N) whatever the longest segment."""
+        """Σ_{t in segment i} v_t in two levels; memory O(N) whatever the longest segment."""
+        if self.can_inspect(values) and not (values.requires_grad and torch.is_grad_enabled()):
+            return _reduced(values, offsets)
         num_tokens, num_segments = values.shape[0], offsets.shape[0] - 1
         position = torch.arange(num_tokens, device=values.device)
         owner = torch.searchsorted(offsets[1:], position, right=True)
@@ -54,7 +60,22 @@ class TorchBackend(Backend):
         """True for a plain tensor in host memory that nothing traces or transforms."""
         if torch.compiler.is_compiling() or type(values) not in (Tensor, torch.nn.Parameter):
             return False
-        return values.device.type == "cpu" and not _transformed()
+        return values.device.type == "cpu" and not transformed()
+
+
+def _reduced(values: Tensor, offsets: Tensor) -> Tensor:
+    """Level by level, sums of at most `_TERMS` terms: as accurate as pairwise sums, and without scattering.
+
+    A tenth of the time of `index_add`, but it has no second derivative.
+    """
+    longest = values.shape[0]
+    while longest > _TERMS:
+        cuts = torch.arange(0, values.shape[0] + 1, _TERMS, dtype=offsets.dtype)
+        cuts = torch.cat([cuts, offsets]).sort().values
+        values = torch.segment_reduce(values, "sum", offsets=cuts, unsafe=True, initial=0)
+        offsets = torch.searchsorted(cuts, offsets)
+        longest = longest // _TERMS + 1
+    return torch.segment_reduce(values, "sum", offsets=offsets, unsafe=True, initial=0)
 
 
 def _all_reduce(values: Tensor, operation: str, group: Any) -> Tensor:
@@ -90,10 +111,16 @@ class _Vary(torch.autograd.Function):
         return _Sum.apply(gradient, ctx.group), None
 
 
-def _transformed() -> bool:
-    """Whether `torch.func` or a tracer of `torch.fx` is at work."""
+def transformed() -> bool:
+    """Whether forward-mode derivatives, `torch.func` or a tracer of `torch.fx` are at work."""
     tracer = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
-    return torch._C._functorch.peek_interpreter_stack() is not None or tracer is not None
+    interpreted = torch._C._functorch.peek_interpreter_stack() is not None
+    return interpreted or tracer is not None or forward_ad._current_level >= 0
 
 
 backend = TorchBackend()
+
+# Look-ups by type that happened now are constants to a compiler; the first of them could not be traced.
+register_backend("torch", backend)
+for _kind in (Tensor, torch.nn.Parameter):
+    namespace_of(_kind(torch.empty(0)))

@@ -1,0 +1,101 @@
+"""Σ_t over the counted tokens of each response, and a value per response laid back on its tokens.
+
+In host memory this runs block by block through two small buffers: memory bandwidth and fresh pages are what
+a loss costs, not arithmetic. A token is selected there by multiplying its bits, as integers, with 0
+or 1: as exact as `where` (NaN and infinity included), in a sixth of its time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gspo_core.metrics import TokenSums, divergence
+from gspo_core.sequences import Layout
+
+from .backend import backend
+
+# So many tokens of each of the two buffers, per thread, leave room in a second-level cache.
+_BLOCK = 1 << 16
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+class LogRatioSums(NamedTuple):
+    """Σ_t d_{i,t} and T_i, `[S]`, and the sums that the token metrics are made of."""
+
+    log_ratio: Tensor
+    lengths: Tensor
+    tokens: TokenSums
+
+
+def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.dtype) -> LogRatioSums:
+    """Sums of d = `logp` - `old_logp` over the counted tokens, in `dtype`, without a derivative."""
+    if backend.can_inspect(logp):
+        return _host_sums(logp, old_logp, layout, dtype)
+    d = logp.to(dtype) - old_logp.to(dtype)
+    d = torch.where(layout.counted, d, d.new_zeros(()))
+    tokens = TokenSums(divergence(d).sum(), (d != 0).any())
+    return LogRatioSums(layout.sum_tokens(d), layout.lengths(dtype), tokens)
+
+
+def spread(per_response: Tensor, layout: Layout) -> Tensor:
+    """v_i at every counted token of response i and exactly 0 elsewhere, whatever v_i is."""
+    counted = layout.counted
+    values = per_response[:, None] if counted.ndim == 2 else _repeated(per_response, layout)
+    if not backend.can_inspect(counted):
+        return torch.where(counted, values, values.new_zeros(()))
+    found = per_response.new_empty(counted.shape)
+    bits = _BITS[found.dtype]
+    for block in _blocks(counted):
+        found[block].view(bits).copy_(counted[block].view(torch.int8)).mul_(values[block].view(bits))
+    return found
+
+
+def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) -> LogRatioSums:
+    counted, padded = layout.counted, layout.counted.ndim == 2
+    blocks = _blocks(counted)
+    scratch = torch.empty(blocks[0].stop, *counted.shape[1:], dtype=dtype)
+    # Packed segments cross blocks: their differences are kept, and summed at the end.
+    differences = torch.empty_like(scratch) if padded else torch.empty(counted.shape, dtype=dtype)
+    sums, lengths, total, moved = [], [], 0.0, False
+    for block in blocks:
+        size = block.stop - block.start
+        d = differences[:size] if padded else differences[block]
+        keep = scratch[:size].view(_BITS[dtype]).copy_(counted[block].view(torch.int8))
+        _subtract(logp[block], old_logp[block], d).view(keep.dtype).mul_(keep)
+        if padded:
+            sums.append(d.sum(1))
+            lengths.append(keep.sum(1, dtype=keep.dtype))
+        # The core's `divergence`, in place. It is positive wherever d is not 0, but for underflow.
+        here = torch.expm1(d, out=scratch[:size]).sub_(d).sum().item()
+        total, moved = total + here, moved or here != 0 or bool(d.any())
+    if padded:
+        log_ratio, counts = torch.cat(sums), torch.cat(lengths).to(dtype)
+    else:
+        log_ratio = backend.segment_sum(differences, layout.offsets, layout.max_length)
+        counts = layout.lengths(dtype)
+    return LogRatioSums(log_ratio, counts, TokenSums(log_ratio.new_tensor(total), log_ratio.new_tensor(moved)))
+
+
+def _subtract(new: Tensor, old: Tensor, out: Tensor) -> Tensor:
+    """`new` - `old` in the dtype of `out`, which no narrower one enters."""
+    if out.dtype in (new.dtype, old.dtype):
+        return torch.sub(new, old, out=out)
+    return out.copy_(new).sub_(old)
+
+
+def _repeated(per_response: Tensor, layout: Any) -> Tensor:
+    """v_i at every token of segment i, and 0 past the last segment."""
+    num_tokens, offsets = layout.counted.shape[0], layout.offsets
+    counts = torch.diff(offsets, append=offsets.new_full((1,), num_tokens))
+    values = torch.cat([per_response, per_response.new_zeros(1)])
+    return torch.repeat_interleave(values, counts, output_size=num_tokens)
+
+
+def _blocks(counted: Tensor) -> list[slice]:
+    """Slices of the first dimension with about `_BLOCK` tokens for each thread."""
+    size = counted.shape[0]
+    step = max(1, _BLOCK * torch.get_num_threads() * size // counted.numel())
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
