@@ -98,7 +98,7 @@ _std(
     "eps-placement",
     eps=2.0**-10,
 )
-_std("no-eps", "eps 0", TWO, "eps-placement", eps=0.0)
+_std("no-eps", "eps 0: the standard deviation alone divides", TWO, "eps-placement", eps=0.0)
 _std(
     "reward-offset",
     "The rewards of a group 1000 away from 0: one-pass variance loses them",
@@ -117,7 +117,7 @@ _std(
     "mean-only",
     "Rewards minus the mean of the group, undivided",
     TWO,
-    "batch-statistics std-applied",
+    "batch-statistics switch-ignored",
     "ADV-7",
     scale="none",
 )
@@ -125,7 +125,7 @@ _std(
     "scale-only",
     "Divided by the group's standard deviation, not centred",
     TWO,
-    "center-applied",
+    "switch-ignored",
     "ADV-1 ADV-2",
     center="none",
 )
@@ -210,6 +210,7 @@ for _scale in ("none", "batch_std"):
         "phantom-advantage",
         partial(group, [TENTHS] * 7 + [0.0, 1.0], [0] * 7 + [1, 1], scale=_scale),
         level="SHOULD" if _scale == "batch_std" else "MUST",
+        note=CONVENTION.format(ddof=1, eps=1e-6) if _scale == "batch_std" else "",
     )
 _SINGLE = "A group of one has no spread. Convention: A = 0 exactly (not the raw reward, not NaN)."
 for _slug, _parameters in {
@@ -281,25 +282,25 @@ def _token_case(operation: str, outputs: str, rows: Sequence[str], layout: str, 
 
 
 _TOKEN_CASES: dict[str, tuple[str, str, tuple[str, ...], str, str, str, dict[str, Any]]] = {
-    "gae": ("gae_advantages", "advantages returns", ("rewards", "values"), "padded", "ADV-9", "gae-lambda", {"gamma": 0.9375, "lam": 0.875}),
-    "gae-undiscounted": ("gae_advantages", "advantages returns", ("rewards", "values"), "padded", "ADV-9", "gae-lambda", {"gamma": 1.0, "lam": 1.0}),
-    "gae-one-step": ("gae_advantages", "advantages returns", ("rewards", "values"), "padded", "ADV-9", "gae-lambda", {"gamma": 0.75, "lam": 0.0}),
-    "gae-holes": ("gae_advantages", "advantages returns", ("rewards", "values"), "holes", "ADV-9", "gae-transition tool-tokens", {"gamma": 0.9375, "lam": 0.75}),
-    "gae-bootstrap": ("gae_advantages", "advantages returns", ("rewards", "values"), "holes", "ADV-9", "gae-transition gae-bootstrap", {"gamma": 0.875, "lam": 0.9375, "bootstrap": True}),
-    "gae-packed": ("gae_advantages", "advantages returns", ("rewards", "values"), "packed", "ADV-9 PACK-1", "gae-transition packed-one-ratio", {"gamma": 0.875, "lam": 0.75}),
-    "returns": ("reinforce_returns", "returns", ("rewards",), "padded", "ADV-8", "return-direction", {"gamma": 0.875}),
-    "returns-undiscounted": ("reinforce_returns", "returns", ("rewards",), "padded", "ADV-8", "return-direction", {"gamma": 1.0}),
-    "returns-holes": ("reinforce_returns", "returns", ("rewards",), "holes", "ADV-8", "return-direction gae-transition", {"gamma": 0.75}),
-    "returns-packed": ("reinforce_returns", "returns", ("rewards",), "packed", "ADV-8 PACK-1", "return-direction packed-one-ratio", {"gamma": 0.75}),
+    "gae": ("gae_advantages", "advantages returns", ("rewards", "values"), "padded", "ADV-9", "gae-recursion", {"gamma": 0.9375, "lam": 0.875}),
+    "gae-undiscounted": ("gae_advantages", "advantages returns", ("rewards", "values"), "padded", "ADV-9", "gae-recursion", {"gamma": 1.0, "lam": 1.0}),
+    "gae-one-step": ("gae_advantages", "advantages returns", ("rewards", "values"), "padded", "ADV-9", "gae-recursion", {"gamma": 0.75, "lam": 0.0}),
+    "gae-holes": ("gae_advantages", "advantages returns", ("rewards", "values"), "holes", "ADV-9", "observation-transitions tool-tokens", {"gamma": 0.9375, "lam": 0.75}),
+    "gae-bootstrap": ("gae_advantages", "advantages returns", ("rewards", "values"), "holes", "ADV-9", "observation-transitions gae-recursion", {"gamma": 0.875, "lam": 0.9375, "bootstrap": True}),
+    "gae-packed": ("gae_advantages", "advantages returns", ("rewards", "values"), "packed", "ADV-9 PACK-1", "observation-transitions packed-one-ratio", {"gamma": 0.875, "lam": 0.75}),
+    "returns": ("reinforce_returns", "returns", ("rewards",), "padded", "ADV-8", "gae-recursion", {"gamma": 0.875}),
+    "returns-undiscounted": ("reinforce_returns", "returns", ("rewards",), "padded", "ADV-8", "gae-recursion", {"gamma": 1.0}),
+    "returns-holes": ("reinforce_returns", "returns", ("rewards",), "holes", "ADV-8", "gae-recursion observation-transitions", {"gamma": 0.75}),
+    "returns-packed": ("reinforce_returns", "returns", ("rewards",), "packed", "ADV-8 PACK-1", "gae-recursion packed-one-ratio", {"gamma": 0.75}),
     "whiten": ("whiten", "values", ("values",), "padded", "ADV-10", "whiten-padding ddof", {"center": True, "ddof": 1, "eps": 1e-8}),
     "whiten-holes": ("whiten", "values", ("values",), "holes", "ADV-10", "whiten-padding", {"center": True, "ddof": 1, "eps": 1e-8}),
     "whiten-population": ("whiten", "values", ("values",), "padded", "ADV-10 ADV-2", "ddof", {"center": True, "ddof": 0, "eps": 1e-8}),
-    "whiten-scale-only": ("whiten", "values", ("values",), "padded", "ADV-10", "center-applied", {"center": False, "ddof": 1, "eps": 1e-8}),
+    "whiten-scale-only": ("whiten", "values", ("values",), "padded", "ADV-10", "switch-ignored", {"center": False, "ddof": 1, "eps": 1e-8}),
     "whiten-eps": ("whiten", "values", ("values",), "padded", "ADV-10 ADV-2", "eps-placement", {"center": True, "ddof": 1, "eps": 0.25}),
     "whiten-packed": ("whiten", "values", ("values",), "packed", "ADV-10 PACK-1", "whiten-padding", {"center": True, "ddof": 1, "eps": 1e-8}),
-    "reinforce-pp": ("reinforce_pp_advantages", "advantages", ("token_rewards",), "padded", "ADV-11 ADV-8 ADV-10", "whiten-padding return-direction", {"gamma": 0.9375}),
-    "reinforce-pp-holes": ("reinforce_pp_advantages", "advantages", ("token_rewards",), "holes", "ADV-11", "whiten-padding gae-transition", {"gamma": 1.0}),
-    "reinforce-pp-baseline": ("reinforce_pp_advantages", "advantages", ("token_rewards",), "padded", "ADV-11", "group-baseline-ignored", {"gamma": 1.0, "groups": True}),
+    "reinforce-pp": ("reinforce_pp_advantages", "advantages", ("token_rewards",), "padded", "ADV-11 ADV-8 ADV-10", "whiten-padding gae-recursion", {"gamma": 0.9375, "ddof": 1, "eps": 1e-8}),
+    "reinforce-pp-holes": ("reinforce_pp_advantages", "advantages", ("token_rewards",), "holes", "ADV-11", "whiten-padding observation-transitions", {"gamma": 1.0, "ddof": 1, "eps": 1e-8}),
+    "reinforce-pp-baseline": ("reinforce_pp_advantages", "advantages", ("token_rewards",), "padded", "ADV-11", "group-baseline-ignored", {"gamma": 1.0, "ddof": 1, "eps": 1e-8, "groups": True}),
 }  # fmt: skip
 for _slug, (_operation, _outputs, _rows, _layout, _clauses, _flags, _parameters) in _TOKEN_CASES.items():
     _add(
@@ -317,11 +318,11 @@ def _clip(bound: float) -> Case:
     )
 
 
-_add("clip", "Advantages held to ±1.5", "ADV-12", "advantage-clip-ignored", partial(_clip, 1.5))
+_add("clip", "Advantages held to ±1.5", "ADV-12", "bounds-ignored", partial(_clip, 1.5))
 _add(
     "clip-inert",
     "A bound beyond every advantage changes nothing",
     "ADV-12",
-    "advantage-clip-ignored",
+    "bounds-ignored",
     partial(_clip, 10.0),
 )

@@ -88,7 +88,7 @@ for _mode in ("sequence_mean_token_sum", "token_sum"):
         f"{_mode.replace('_', '-')}-constant",
         f"{_mode} over a constant length budget of 48",
         f"{MODES[_mode][0]}",
-        "modes-identical constant-ignored",
+        "modes-identical switch-ignored",
         partial(_aggregate, _mode, (3, 1, 9, 4), name="constant", constant=48.0),
     )
 _add(
@@ -133,7 +133,7 @@ for _name, _objective in _BOTH.items():
         f"square-{_name}",
         "As many responses as tokens: no axis can be mistaken for the other",
         "AGG-1 AGG-2",
-        "axis shape-broadcast broadcast-loss",
+        "shape-broadcast broadcast-loss",
         partial(_lengths, _objective, (5, 2, 4, 1, 3), (1.0, -0.5, 0.25, -2.0, 1.5), width=5),
     )
     _add(

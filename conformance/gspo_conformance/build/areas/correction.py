@@ -90,7 +90,7 @@ for _bound in ("low", "high"):
         f"one-bound-{_bound}",
         f"A {_bound} bound alone: the other side is open",
         "CORR-2",
-        "clamp-for-mask correction-bound",
+        "clamp-for-mask bounds-ignored",
         partial(
             _case,
             objective("token", clip(0.2, 0.2), correction=[correction("token", "mask", **{_bound: 1.0625 if _bound == "high" else 0.9375})]),
@@ -216,7 +216,7 @@ _add(
     "metrics-uncorrected",
     "Dropped tokens stay in the metrics: clip fraction, mean ratio and token count know no correction",
     "METRIC-1 METRIC-2 METRIC-6 CORR-2",
-    "dropped-from-divisor metric-corrected",
+    "dropped-from-divisor sampler-in-ratio",
     partial(_case, objective("token", clip(0.2, 0.2), correction=[correction("token", "mask", high=1.0625)]), None, *_METRICS),
 )  # fmt: skip
 _add(

@@ -121,14 +121,14 @@ _add(
     "ranks",
     "Two ranks with 1 and 3 responses: each response weighs 1/4, not 1/2 and 1/6",
     "DIST-2 AGG-8",
-    "rank-mean mean-of-means",
+    "mean-of-means",
     lambda: step(gspo(), batch().part((0, 1, 2, 3)), ((0,), (1, 2, 3)), 4.0),
 )
 _add(
     "ranks-token-mean",
     "Two ranks with 1 and 19 tokens under a token mean",
     "DIST-2 AGG-3",
-    "rank-mean mean-of-means",
+    "mean-of-means",
     lambda: step(objective("sequence", clip(), "token_mean"), batch().part((0, 1, 2, 3)), ((0,), (1, 2, 3)), 20.0),
 )
 
@@ -142,7 +142,7 @@ _add(
     "empty-rank",
     "A rank whose responses have no counted token takes part with 0",
     "DIST-2 DATA-3",
-    "empty-nan rank-mean",
+    "empty-nan mean-of-means",
     _empty_rank,
     level="SHOULD",
     note=EMPTY,
@@ -187,14 +187,14 @@ _add(
     "group-over-ranks",
     "Rewards as gathered from two ranks of four, every group half on each: centring per rank gives other advantages",
     "DIST-4 ADV-7",
-    "rank-statistics group-order",
+    "batch-statistics group-order",
     partial(_group_over_ranks, "none"),
 )
 _add(
     "group-over-ranks-std",
     "The same, divided by the standard deviation of the whole group",
     "DIST-4 ADV-1 ADV-2",
-    "rank-statistics ddof",
+    "batch-statistics ddof",
     partial(_group_over_ranks, "std"),
     level="SHOULD",
     note="The paper prints a standard deviation without ddof or eps; both are parameters here: ddof=1, eps=1e-06.",

@@ -27,7 +27,7 @@ def _plain(source: Responses, **layout: Any) -> Case:
 
 
 _PLAIN: dict[str, tuple[str, str, str, Responses]] = {
-    "coefficient": ("GRAD-1", "-s A / (G |y|) at every token of a response, the same for all", "length-not-cancelled token-mean max-for-min",
+    "coefficient": ("GRAD-1", "-s A / (G |y|) at every token of a response, the same for all", "token-sum token-mean max-for-min",
                     band("coefficient", (3, 7, 1, 12), (2e-4, -1e-4, 1e-4, -2e-4), (1.0, -0.5, 2.0, -1.5))),
     "uneven-tokens": ("GRAD-1 RATIO-2", "Tokens that moved by e^0.5 and e^-0.5: their coefficients are equal all the same (GRPO weighs each by its own ratio)", "arithmetic-mean-ratio token-clip",
                       explicit([[0.5, -0.5], [0.75, -0.25, -0.5, 2.0**-11], [-0.5, 0.5]]).also(advantages=[1.0, 0.5, -1.0])),
@@ -39,7 +39,7 @@ _PLAIN: dict[str, tuple[str, str, str, Responses]] = {
                     band("all-clipped", (4, 2, 5), (1e-3, -1e-3, 2e-3), (0.5, -1.5, 1.0))),
     "none-clipped": ("GRAD-1", "Every response is inside the range: the gradient is 0 nowhere", "clip-kills-gradient absolute-bound",
                      band("none-clipped", (4, 2, 5), (1e-4, -1e-4, 2e-4), (0.5, -1.5, 1.0))),
-    "long": ("GRAD-1 AGG-2", "Responses of 1, 4, 16 and 64 tokens: the coefficients of each add up to s |A| / G", "token-mean token-sum length-not-cancelled",
+    "long": ("GRAD-1 AGG-2", "Responses of 1, 4, 16 and 64 tokens: the coefficients of each add up to s |A| / G", "token-mean token-sum",
              band("long", (1, 4, 16, 64), (1e-4, -1e-4, 2e-4, -2e-4), (1.0, -1.0, 1.0, -1.0))),
     "opposite-pair": ("GRAD-1", "Two responses of one length and opposite advantage: their coefficients nearly cancel, and do not", "group-count max-for-min",
                       band("pair", (6, 6), (2e-4, -2e-4), (1.0, -1.0))),
@@ -49,7 +49,7 @@ _PLAIN: dict[str, tuple[str, str, str, Responses]] = {
                          band("advantages", (3, 4, 2, 5), (1e-4, -1e-4, 2e-4, -2e-4), (512.0, -(2.0**-10), 0.0625, -64.0))),
     "two-groups": ("GRAD-1 AGG-2", "Six responses of two groups of different size: each weighs 1/6", "group-count mean-of-means",
                    band("groups", (3, 5, 2, 4, 6, 1), (1e-4, -1e-4, 2e-4, -2e-4, 5e-5, -5e-5), (1.0, -1.0, 0.75, -0.25, -0.25, -0.25))),
-    "single": ("GRAD-1", "One response of one token: -s A", "length-not-cancelled group-count",
+    "single": ("GRAD-1", "One response of one token: -s A", "token-sum group-count",
                band("single", (1,), (-2e-4,), (-1.5,))),
 }  # fmt: skip
 for _slug, (_clauses, _title, _flags, _source) in _PLAIN.items():
@@ -75,17 +75,17 @@ def _token(source: Responses, low: float = 3e-4, high: float = 4e-4) -> Case:
 
 
 _BY_TOKEN: dict[str, tuple[str, str, Responses]] = {
-    "token-inside": ("Advantages that vary by token, ratios inside the range: each token carries its own", "expand token-advantages-averaged",
+    "token-inside": ("Advantages that vary by token, ratios inside the range: each token carries its own", "broadcast-ratio token-advantages-averaged",
                      _by_token("inside", (5, 3, 7), (2e-4, -2e-4, 1e-4))),
-    "token-above": ("Ratios above the range: tokens with A > 0 are clipped, tokens with A < 0 are not, in one response", "expand token-advantages-averaged two-sided-gate",
+    "token-above": ("Ratios above the range: tokens with A > 0 are clipped, tokens with A < 0 are not, in one response", "broadcast-ratio token-advantages-averaged two-sided-gate",
                     _by_token("above", (5, 3, 7), (6e-4, 1e-3, 2e-3))),
-    "token-below": ("Ratios below the range: tokens with A < 0 are clipped, tokens with A > 0 are not, in one response", "expand token-advantages-averaged two-sided-gate",
+    "token-below": ("Ratios below the range: tokens with A < 0 are clipped, tokens with A > 0 are not, in one response", "broadcast-ratio token-advantages-averaged two-sided-gate",
                     _by_token("below", (5, 3, 7), (-6e-4, -1e-3, -2e-3))),
-    "token-zero-sum": ("Advantages of each response add up to 0: a ratio broadcast with its gradient gives none", "expand token-advantages-averaged",
+    "token-zero-sum": ("Advantages of each response add up to 0: a ratio broadcast with its gradient gives none", "broadcast-ratio token-advantages-averaged",
                        explicit([[2.0**-12, 0.0, -(2.0**-13)], [0.0625, -0.0625]]).tokens(token_advantages=[[1.0, -2.0, 1.0], [-0.5, 0.5]])),
-    "token-one-nonzero": ("One token of each response has an advantage, the others exactly 0", "expand token-advantages-averaged zero-advantage-clipped",
+    "token-one-nonzero": ("One token of each response has an advantage, the others exactly 0", "broadcast-ratio token-advantages-averaged zero-advantage-clipped",
                           explicit([[2.0**-12, 0.0, -(2.0**-13), 2.0**-10], [0.0625, -0.0625], [0.5, 0.25, -0.75]]).tokens(token_advantages=[[0.0, 0.0, 2.0, 0.0], [-1.0, 0.0], [0.0, 0.0, -0.5]])),
-    "token-uniform": ("Advantages given per token and all equal: GSPO-token is GSPO", "doubled-gradient expand",
+    "token-uniform": ("Advantages given per token and all equal: GSPO-token is GSPO", "doubled-gradient broadcast-ratio",
                       band("uniform", (4, 2, 6), (2e-4, 6e-4, -1e-4), (1.0, -0.5, 0.75)).tokens(token_advantages=[[1.0] * 4, [-0.5] * 2, [0.75] * 6])),
 }  # fmt: skip
 for _slug, (_title, _flags, _source) in _BY_TOKEN.items():
@@ -97,7 +97,7 @@ for _slug, _low, _high in (("wide", 0.2, 0.27), ("one-sided", 0.0625, 0.5)):
         f"token-{_slug}",
         f"Advantages that vary by token, range {_low}/{_high}, ratios on both sides",
         "GRAD-3 RATIO-3 SURR-3",
-        "expand token-advantages-averaged two-sided-gate range-swapped",
+        "broadcast-ratio token-advantages-averaged two-sided-gate range-swapped",
         partial(_token, _by_token(_slug, (5, 3, 7, 4), (0.5, -0.5, 0.03125, -0.125)), _low, _high),
     )
 for _name, _objective in {"gspo": gspo(), "gspo-token": gspo_token()}.items():
@@ -139,4 +139,25 @@ for _slug, (_clauses, _objective) in _WEIGHTED.items():
         f"{_clauses} GRAD-5 CORR-4",
         "correction-not-detached correction-level",
         partial(_weighted, _objective),
+    )
+
+
+def _refused(objective_: dict[str, Any]) -> Case:
+    return loss(objective_, padded(Responses(_BY_TOKEN["token-inside"][2].rows)), ("loss",), refuses="advantages")
+
+
+_REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "sequence": ("the sequence ratio", gspo()),
+    "product": ("the product ratio", objective("product", clip(0.2, 0.2))),
+    "sequence-unclipped": ("an unclipped sequence ratio", objective("sequence", {"kind": "unclipped"})),
+    "sequence-sapo": ("SAPO on the sequence ratio", objective("sequence", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05})),
+    "gmpo": ("GMPO", objective("token", {"kind": "gmpo", "low": 0.4, "high": 0.4})),
+}  # fmt: skip
+for _slug, (_what, _objective) in _REFUSED.items():
+    _add(
+        f"refuses-token-advantages-{_slug}",
+        f"Advantages per token with {_what} are an error, neither summed nor averaged in silence",
+        "ADV-14",
+        "bad-call-accepted token-advantages-averaged",
+        partial(_refused, _objective),
     )

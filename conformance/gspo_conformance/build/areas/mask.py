@@ -119,7 +119,7 @@ for _which in ("first", "last"):
         f"{_which}-token",
         f"The {_which} counted token carries half a unit of log-ratio: a mask that is shifted by one loses it",
         "DATA-1 RATIO-4",
-        "off-by-one prompt-counted" if _which == "first" else "off-by-one eos-dropped",
+        "off-by-one" if _which == "first" else "off-by-one eos-dropped",
         partial(_shifted, _which),
     )
 
@@ -206,7 +206,7 @@ for _slug, _value in _FILLS.items():
         f"token-advantages-{_slug}",
         f"Advantages per token with a value of {_value} at uncounted positions",
         "DATA-2 GRAD-3",
-        "garbage-in-padding garbage-advantages",
+        "garbage-in-padding",
         partial(_token_advantages, {"logp": -1.0, "old_logp": -1.0, "token_advantages": _value}),
     )
 

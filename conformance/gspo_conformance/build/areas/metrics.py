@@ -54,7 +54,7 @@ _FRACTIONS: dict[str, tuple[str, dict[str, Any], Responses]] = {
     "unclipped": ("nothing to clip: 0", objective("token", {"kind": "unclipped"}), wide()),
     "token-mean": ("the aggregation of the loss does not change it", objective("sequence", clip(0.2, 0.2), "token_mean"), wide()),
 }  # fmt: skip
-_BUGS = "metric-out-of-range metric-per-sequence metric-over-padding"
+_BUGS = "metric-out-of-range metric-units metric-over-padding"
 for _slug, (_what, _objective, _source) in _FRACTIONS.items():
     _add(
         f"clip-fraction-{_slug}",
@@ -89,7 +89,7 @@ for _slug, (_what, _objective) in _STATISTICS.items():
         f"ratio-{_slug}",
         f"Mean, smallest and largest ratio and effective sample size {_what}",
         "METRIC-2 METRIC-4",
-        "metric-over-padding metric-per-token",
+        "metric-over-padding metric-units",
         partial(_case, _objective, wide(), (*RATIOS, "metrics.effective_sample_size"), fill={"logp": -0.5, "old_logp": -3.0}),
     )  # fmt: skip
 _add(
@@ -105,7 +105,7 @@ _add(
     "ratio-uncorrected",
     "A correction weight does not show in the ratio statistics",
     "METRIC-2 CORR-5",
-    "metric-corrected sampler-in-ratio",
+    "sampler-in-ratio",
     partial(_case, objective("token", clip(0.2, 0.2), correction=[correction("token", "clamp", high=1.25)]), wide("behavior_logp"), RATIOS),
 )  # fmt: skip
 for _slug, _objective in {"gspo": gspo(), "token": objective("token", clip(0.2, 0.2), "token_mean")}.items():
@@ -113,7 +113,7 @@ for _slug, _objective in {"gspo": gspo(), "token": objective("token", clip(0.2, 
         f"approx-kl-{_slug}",
         f"approx_kl is a token mean whatever ratio and aggregation are ({_slug})",
         "METRIC-3",
-        "metric-per-sequence metric-over-padding metric-ratio-for-log",
+        "metric-units metric-over-padding metric-ratio-for-log",
         partial(_case, _objective, wide(), ("metrics.approx_kl",), fill={"logp": -0.5, "old_logp": -3.0}),
     )
 _add(
@@ -127,7 +127,7 @@ _add(
     "sample-size-skewed",
     "One response far likelier than the rest: the effective sample size nears 1",
     "METRIC-4",
-    "metric-per-token",
+    "metric-units",
     partial(_case, gspo(), band("skewed", (4.0, -1.0, -0.5, 0.125), (-1.0, 1.0, 0.5, -0.5)), ("metrics.effective_sample_size",)),
 )  # fmt: skip
 _add(

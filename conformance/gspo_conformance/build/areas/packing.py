@@ -85,7 +85,7 @@ for _slug, (_title, _rows, _advantages) in _SEGMENTS.items():
         f"{_slug}-token",
         f"{_title}; GSPO-token",
         "PACK-3 RATIO-3",
-        "segments-merged expand",
+        "segments-merged broadcast-ratio",
         partial(_row, _rows, _advantages, gspo_token()),
     )
 
@@ -163,7 +163,7 @@ _add(
     "token-advantages",
     "Advantages per token, packed",
     "PACK-1 GRAD-3",
-    "packed-one-advantage expand",
+    "packed-one-advantage broadcast-ratio",
     _token_advantages,
 )
 for _kind in ("token", "sequence", "gspo_token", "product"):
@@ -193,7 +193,7 @@ for _slug, (_bad, _what) in {
         f"refuses-offsets-{_slug}",
         f"Offsets that {_what} are an error",
         "PACK-3",
-        "bad-offsets-accepted",
+        "bad-call-accepted",
         partial(_offsets, _bad),
         level="SHOULD",
         note="An illegal call, of which the paper says nothing. Convention: an error that names the offsets.",

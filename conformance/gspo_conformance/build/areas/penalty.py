@@ -86,7 +86,7 @@ for _name, _fields in _KINDS.items():
             f"clipped-{_name}-{_estimator}",
             "Every response is clipped: the surrogate has no gradient, the KL term keeps its own",
             "KL-6 GRAD-2",
-            "kl-gated kl-in-minimum",
+            "kl-gated",
             partial(_clipped, objective(penalty=penalty(_estimator), **_fields)),
         )
 
@@ -99,14 +99,14 @@ _add(
     "zero-advantage",
     "A = 0 everywhere: the surrogate vanishes, the KL term does not",
     "KL-6 SURR-12",
-    "kl-gated kl-times-advantage",
+    "kl-gated",
     partial(_zero, objective(penalty=penalty("k3"))),
 )
 _add(
     "negative-advantages",
     "A < 0 everywhere: a KL term multiplied by A changes its sign",
     "KL-6",
-    "kl-times-advantage kl-sign",
+    "kl-gated kl-sign",
     lambda: _loss(objective(penalty=penalty("k2")), batch().also(advantages=[-1.0, -2.0, -0.5, -0.25])),
 )
 _MODES = {
@@ -184,7 +184,7 @@ _add(
     "sequence-level-k3",
     "k3 is taken per token: of the summed or mean log-ratio it would be another number",
     "KL-3",
-    "kl-of-sequence kl-aggregation",
+    "kl-aggregation",
     lambda: _loss(objective(penalty=penalty("k3")), explicit([[0.0, 0.0], [0.0, 0.0, 0.0]]).also(advantages=[0.25, -0.25]).tokens(ref_logp=[[-3.0, -1.0], [-0.5, -3.5, -2.0]])),
 )  # fmt: skip
 _add(
@@ -276,7 +276,7 @@ _add(
     "beside-correction",
     "A correction weight multiplies the surrogate, not the KL term",
     "KL-6 CORR-1",
-    "kl-corrected",
+    "kl-gated",
     lambda: _loss(
         objective("token", clip(0.2, 0.2), penalty=penalty("k3"), correction=[correction("token", "clamp", high=0.875)]),
         responses("penalty/corrected", [4, 2, 7, 3], [0.125, -0.25, 0.0625, -0.125], spread=0.3, extra=("ref_logp", "behavior_logp"), extra_spread=0.75).also(advantages=[1.0, -0.5, 0.75, 0.25]),

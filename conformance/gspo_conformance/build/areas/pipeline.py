@@ -62,19 +62,19 @@ _stated("grpo", "Rewards to gradient with GRPO", "ADV-1 RATIO-1 SURR-1", "ddof t
 _stated("dapo", "Rewards to gradient with DAPO: group token means over the groups of the advantages", "ADV-1 AGG-6", "group-order group-count", partial(_case, objective("token", clip(0.2, 0.28), "group_token_mean"), _WIDE))  # fmt: skip
 _stated("gspo-wide-range", "Rewards to gradient, ratios from 0.7 to 1.3 in a range of 0.2/0.27", "ADV-1 SURR-2", "two-sided-gate range-swapped", partial(_case, gspo(0.2, 0.27), _WIDE))  # fmt: skip
 _stated("batch-std", "Centred per group, divided by the batch's standard deviation", "ADV-13 GRAD-1", "batch-statistics", partial(_case, gspo(), _PAPER), scale="batch_std")  # fmt: skip
-_stated("leave-one-out-std", "Leave-one-out mean and standard deviation", "ADV-6 GRAD-1", "self-in-baseline", partial(_case, gspo(), batch("loo", [1.0, 0.0, 0.25, 0.75, 0.5, 0.0], [1, 0, 1, 1, 0, 0])), center="leave_one_out", scale="leave_one_out_std")  # fmt: skip
+_stated("leave-one-out-std", "Leave-one-out mean and standard deviation", "ADV-6 GRAD-1", "self-in-baseline", partial(_case, gspo(), batch("loo", [1.0, 0.0, 0.25, 0.75, 0.5, 0.125], [1, 0, 1, 1, 0, 0])), center="leave_one_out", scale="leave_one_out_std")  # fmt: skip
 
 # Nothing below depends on ddof or eps.
 _FREE: dict[str, tuple[str, str, str, dict[str, Any], Responses, dict[str, Any]]] = {
-    "mean-only": ("ADV-7 GRAD-1", "Rewards minus the mean of their group, the paper's GSPO", "std-applied batch-statistics group-order", gspo(), _PAPER, {"scale": "none"}),
-    "mean-only-grpo": ("ADV-7 SURR-1", "Rewards minus the mean of their group, token ratios", "std-applied batch-statistics", objective("token", clip(0.2, 0.2)), _WIDE, {"scale": "none"}),
-    "dr-grpo": ("ADV-7 AGG-4", "Dr. GRPO: mean only, token sums over a constant", "std-applied token-mean constant-ignored", objective("token", clip(0.2, 0.2), {"mode": "sequence_mean_token_sum", "count": "all", "constant": 16.0}), _WIDE, {"scale": "none"}),
+    "mean-only": ("ADV-7 GRAD-1", "Rewards minus the mean of their group, the paper's GSPO", "switch-ignored batch-statistics group-order", gspo(), _PAPER, {"scale": "none"}),
+    "mean-only-grpo": ("ADV-7 SURR-1", "Rewards minus the mean of their group, token ratios", "switch-ignored batch-statistics", objective("token", clip(0.2, 0.2)), _WIDE, {"scale": "none"}),
+    "dr-grpo": ("ADV-7 AGG-4", "Dr. GRPO: mean only, token sums over a constant", "switch-ignored token-mean", objective("token", clip(0.2, 0.2), {"mode": "sequence_mean_token_sum", "count": "all", "constant": 16.0}), _WIDE, {"scale": "none"}),
     "rloo": ("ADV-6 SURR-7 AGG-4", "RLOO: leave-one-out advantages, REINFORCE, token sums", "self-in-baseline", objective("token", {"kind": "reinforce", "gate": None}, "sequence_mean_token_sum"), _WIDE, {"center": "leave_one_out", "scale": "none"}),
-    "minirl": ("ADV-7 SURR-7", "Mean-only advantages under gated REINFORCE", "std-applied gate-not-detached", objective("token", {"kind": "reinforce", "gate": {"low": 0.2, "high": 0.27, "dual": None}}, "sequence_mean_token_sum"), _WIDE, {"scale": "none"}),
-    "penalty": ("ADV-7 KL-6", "Mean-only advantages and a KL term: it survives where the advantage is 0", "kl-gated kl-times-advantage", objective("sequence", clip(0.2, 0.2), penalty=penalty("k3")), batch("penalty", REWARDS, GROUPS, 0.3, 400.0, "ref_logp"), {"scale": "none"}),
+    "minirl": ("ADV-7 SURR-7", "Mean-only advantages under gated REINFORCE", "switch-ignored weight-not-detached", objective("token", {"kind": "reinforce", "gate": {"low": 0.2, "high": 0.27, "dual": None}}, "sequence_mean_token_sum"), _WIDE, {"scale": "none"}),
+    "penalty": ("ADV-7 KL-6", "Mean-only advantages and a KL term: it survives where the advantage is 0", "kl-gated", objective("sequence", clip(0.2, 0.2), penalty=penalty("k3")), batch("penalty", REWARDS, GROUPS, 0.3, 400.0, "ref_logp"), {"scale": "none"}),
     "equal-rewards": ("ADV-3 SURR-12 GRAD-2", "Groups with equal rewards of 0.1 and of 1: no advantage, no loss, no gradient", "phantom-advantage batch-statistics", gspo(), batch("equal", [float(np.float32(0.1))] * 5 + [1.0] * 3, [4, 4, 4, 4, 4, 0, 0, 0]), {}),
-    "one-informative-group": ("ADV-3 ADV-7 AGG-2", "One group of equal rewards beside one that varies: the first gives nothing and still counts in G", "phantom-advantage group-count", gspo(), batch("informative", [float(np.float32(0.3))] * 5 + [0.0, 1.0, 0.5], [4, 4, 4, 4, 4, 0, 0, 0]), {"scale": "none"}),
-    "negative-rewards": ("ADV-7 SURR-2", "Rewards far below 0: their offset cancels", "center-applied batch-statistics", gspo(), batch("negative", [-8.0, -7.5, -9.0, -8.25, -7.0, -8.5, -7.75, -9.5], GROUPS), {"scale": "none"}),
+    "one-informative-group": ("ADV-3 ADV-7 AGG-2", "One group of equal rewards beside one that varies: the first gives nothing and still counts in G", "phantom-advantage group-count", gspo(), batch("informative", [float(np.float32(0.3))] * 5 + [0.0, 1.0, 0.75], [4, 4, 4, 4, 4, 0, 0, 0]), {"scale": "none"}),
+    "negative-rewards": ("ADV-7 SURR-2", "Rewards far below 0: their offset cancels", "switch-ignored batch-statistics", gspo(), batch("negative", [-8.0, -7.5, -9.0, -8.25, -7.0, -8.5, -7.75, -9.5], GROUPS), {"scale": "none"}),
 }  # fmt: skip
 for _slug, (_clauses, _title, _flags, _objective, _source, _settings) in _FREE.items():
     _add(_slug, _title, _clauses, _flags, partial(_case, _objective, _source, **_settings))

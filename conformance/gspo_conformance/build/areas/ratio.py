@@ -101,7 +101,7 @@ _add(
     "square-batch",
     "As many responses as tokens, unequal lengths: a division that broadcasts the wrong way still has a legal shape",
     "RATIO-2 RATIO-4",
-    "shape-broadcast axis",
+    "shape-broadcast",
     lambda: ratio("sequence", responses("ratio/square", [4, 2, 1, 3], [0.3, -0.2, 0.1, -0.4], spread=0.3), width=4),
 )
 _add(
@@ -162,7 +162,7 @@ _add(
     "first-token-counts",
     "The first sampled token carries most of the change: a shift by one loses it",
     "RATIO-4 DATA-4 DATA-1",
-    "off-by-one prompt-counted",
+    "off-by-one",
     lambda: ratio(
         "sequence",
         explicit([[0.5, 0.0, 0.0], [-1.0, 0.125]]),
@@ -181,7 +181,7 @@ _add(
     "packed-tokens",
     "Packed: the sequence ratio at every token of its segment",
     "RATIO-3 PACK-2",
-    "packed-one-ratio expand",
+    "packed-one-ratio broadcast-ratio",
     lambda: call("ratio", packed(ragged()), "ratio", kind="gspo_token"),
 )
 _add(
@@ -194,7 +194,7 @@ _add(
 
 
 def _capped(ratio_kind: str, cap: float) -> Case:
-    source = explicit([[1.5, 0.5], [3.0, 2.0, 4.0], [-2.0]], old=-8.0).also(advantages=[1.0, -0.5, 0.75])
+    source = explicit([[1.5, 0.5], [3.0, 1.0, 4.0], [-2.0]], old=-8.0).also(advantages=[1.0, -0.5, 0.75])
     return loss(objective(ratio_kind, clip(0.2, 0.27), log_ratio_cap=cap), padded(source))
 
 

@@ -30,7 +30,7 @@ for _slug, (_low, _high, _what) in {
     "clip-zero": (0.0, 4.0, "A bound of zero is a bound, not an absent one"),
     "clip-below-zero": (-8.0, 0.0, "An upper bound of zero is a bound"),
 }.items():
-    _add(_slug, _what, "REWARD-1", "reward-clip-ignored range-swapped", partial(_clip, _low, _high))
+    _add(_slug, _what, "REWARD-1", "bounds-ignored range-swapped", partial(_clip, _low, _high))
 
 
 def _normalize(method: str | None, shift: bool, scale: bool, ddof: int = 1, eps: float = 1e-6, rewards: Sequence[float] = REWARDS, **inputs: Any) -> Case:  # fmt: skip
@@ -50,7 +50,7 @@ for _method, _inputs in _FIELDS.items():
             f"{_method}-{_slug}",
             f"Statistics of the {_method}, {_slug} of shift and scale",
             _clauses,
-            "shift-scale-tangled batch-statistics" + (" running-order" if _method == "running" else ""),
+            "switch-ignored batch-statistics" + (" running-order" if _method == "running" else ""),
             partial(_normalize, _method, _shift, _scale, **_inputs),
             level="SHOULD" if _scale else "MUST",
             note=CONVENTION.format(ddof=1, eps=1e-6) if _scale else "",
@@ -59,7 +59,7 @@ _add(
     "no-method",
     "No statistics: the rewards as they are",
     "REWARD-2",
-    "shift-scale-tangled",
+    "switch-ignored",
     partial(_normalize, None, True, True),
 )
 for _method, _inputs in _FIELDS.items():
@@ -200,6 +200,6 @@ _add(
     "clip-then-normalize",
     "Rewards as they leave the clip, shifted by the batch mean: the order of the two is the caller's",
     "REWARD-2 REWARD-1",
-    "reward-clip-ignored shift-scale-tangled",
+    "bounds-ignored switch-ignored",
     partial(_normalize, "batch", True, False, rewards=list(np.clip(uniform("reward/order", 8, -16.0, 16.0, 2.0**-6), -4.0, 4.0))),
 )  # fmt: skip

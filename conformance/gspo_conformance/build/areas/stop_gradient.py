@@ -56,7 +56,7 @@ _add(
     "gspo-token-by-token",
     "GSPO-token with advantages per token: no token feels the advantage of another",
     "GRAD-5 RATIO-3 GRAD-3",
-    "doubled-gradient expand token-advantages-averaged",
+    "doubled-gradient broadcast-ratio token-advantages-averaged",
     partial(_case, gspo_token(), Responses(near("by-token").rows).tokens(token_advantages=[[1.0, -0.5, 0.25], [0.0, 1.5, -1.0, 0.75, -0.25, 0.5], [-2.0, 1.0], [0.5, 0.25, -1.0, 2.0]])),
 )  # fmt: skip
 _add(
@@ -83,7 +83,7 @@ _WEIGHTS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "reference-fixed": ("DATA-6 KL-2", "What passes through the reference would cancel the gradient of the KL term", objective("sequence", clip(0.2, 0.27), penalty=penalty("k2", 1.0)), ("ref_logp",)),
 }  # fmt: skip
 _BUGS = {
-    "reinforce": "gate-not-detached",
+    "reinforce": "weight-not-detached",
     "cispo": "weight-not-detached",
     "vespo": "weight-not-detached",
     "correction": "correction-not-detached",
