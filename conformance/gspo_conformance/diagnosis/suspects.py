@@ -21,6 +21,7 @@ FINALISTS = 12
 JUDGED = 240
 CONTROL = 160
 TOLERATED = 8
+LEFT = 16
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Search:
         self.sample = spread(wrong, atlas, SCREENED)
         self.control = spread(right, atlas, SCREENED)
         self.judged = spread(wrong, atlas, JUDGED) + spread(right, atlas, CONTROL)
+        self.evidence = evidence
 
     def singles(self) -> list[Suspect]:
         """The best single mutants, best first."""
@@ -61,6 +63,26 @@ class Search:
     def combinations(self, combined: Iterable[tuple[Mutant, ...]]) -> list[Suspect]:
         """Given combinations that explain most of a few answers, best first."""
         return self._best([parts for parts in combined if self._misses(parts) is not None])
+
+    def extended(self, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Each suspect with the further mutants that explain what it leaves over."""
+        found: list[tuple[Mutant, ...]] = []
+        for suspect in suspects:
+            left = spread([item for item in self.evidence if not self._explains(suspect.parts, item)], self.atlas, LEFT)
+            for other in self.atlas.mutants:
+                if other not in suspect.parts and self._moves(other, left):
+                    found += [parts for parts in orders(suspect.parts, other) if self._all(parts, left)]
+        return self._best(found[:FINALISTS])
+
+    def _moves(self, mutant: Mutant, evidence: Sequence[Evidence]) -> bool:
+        return bool(evidence) and all(self.atlas.bench.reaches(mutant, item.question) for item in evidence)
+
+    def _all(self, parts: tuple[Mutant, ...], evidence: Sequence[Evidence]) -> bool:
+        return all(self._explains(parts, item) for item in evidence)
+
+    def _explains(self, parts: tuple[Mutant, ...], item: Evidence) -> bool:
+        row = self.predicted(parts, item.question)
+        return item.right if row is None else self.atlas.matches(item.question, item.row, [row])[0]
 
     def pairs(self) -> list[Suspect]:
         """The best pairs, best first."""
@@ -83,14 +105,16 @@ class Search:
         return [index for (index, _), yes in zip(moved, found, strict=True) if yes]
 
     def _best(self, suspects: Iterable[tuple[Mutant, ...]]) -> list[Suspect]:
-        found = [self._judge(parts) for parts in suspects]
-        return sorted(found, key=lambda suspect: (-suspect.share, len(suspect.parts), suspect.name))
+        """Judged by some answers and ranked; those level at the top once more, by every answer there is."""
+        found = _ordered(self._judge(parts, self.judged) for parts in suspects)
+        level = [one for one in found if one.share == found[0].share]
+        again = [self._judge(one.parts, self.evidence) for one in level]
+        return _ordered([*again, *found[len(level) :]])
 
-    def _judge(self, parts: tuple[Mutant, ...]) -> Suspect:
+    def _judge(self, parts: tuple[Mutant, ...], evidence: Sequence[Evidence]) -> Suspect:
         explained = total = 0
-        for item in self.judged:
-            row = self.predicted(parts, item.question)
-            agrees = item.right if row is None else self.atlas.matches(item.question, item.row, [row])[0]
+        for item in evidence:
+            agrees = self._explains(parts, item)
             if item.right and agrees:
                 continue
             total += 1
@@ -113,7 +137,7 @@ class Search:
         """Pairs that fit the sample: first by what each does alone, then by running both."""
         kept: list[tuple[int, tuple[Mutant, ...]]] = []
         for one, other in self._possible():
-            for parts in orders(one, other):
+            for parts in orders((one,), other):
                 misses = self._misses(parts)
                 if misses is not None:
                     kept.append((misses, parts))
@@ -151,11 +175,14 @@ class Search:
         """How many answers of the sample the parts do not return; None where they are too many."""
         misses, allowed = 0, len(self.sample) // TOLERATED
         for item in self.sample:
-            row = self.predicted(parts, item.question)
-            misses += row is None or not self.atlas.matches(item.question, item.row, [row])[0]
+            misses += not self._explains(parts, item)
             if misses > allowed:
                 return None
         return misses
+
+
+def _ordered(suspects: Iterable[Suspect]) -> list[Suspect]:
+    return sorted(suspects, key=lambda suspect: (-suspect.share, len(suspect.parts), suspect.name))
 
 
 @cache
@@ -167,6 +194,11 @@ def together(parts: tuple[Mutant, ...]) -> Mutant:
     return whole
 
 
-def orders(one: Mutant, other: Mutant) -> list[tuple[Mutant, ...]]:
-    """Both orders where the two change a stage in common, else one."""
-    return [(one, other)] if one.stages.isdisjoint(other.stages) else [(one, other), (other, one)]
+def orders(parts: tuple[Mutant, ...], other: Mutant) -> list[tuple[Mutant, ...]]:
+    """With `other` inside; outside too where a stage in common makes that another thing."""
+    inside, outside = (*parts, other), (other, *parts)
+    return (
+        [inside]
+        if other.stages.isdisjoint(frozenset[str]().union(*(part.stages for part in parts)))
+        else [inside, outside]
+    )

@@ -99,20 +99,25 @@ def atlas_of(vectors: Sequence[Vector]) -> Atlas:
 
 
 def _suspects(search: Search) -> list[Suspect]:
-    """Singles; dialects and pairs only where no single mutant explains nearly everything."""
+    """Singles; where none explains everything, what the best leave over; then dialects and all pairs."""
     found = search.singles()
-    if found and found[0].share >= SURE:
-        return found
-    found = _ranked(found + search.combinations(_parts(DIALECTS)))
-    if found and found[0].share >= SURE:
-        return found
-    return _ranked(found + search.pairs())
+    if not _settled(found):
+        found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= MENTIONED]))
+    if not _settled(found):
+        found = _ranked(found + search.combinations(_parts(DIALECTS)))
+    return found if _settled(found) else _ranked(found + search.pairs())
+
+
+def _settled(suspects: list[Suspect]) -> bool:
+    """Whether the best explains everything, or several together nearly everything."""
+    return bool(suspects) and suspects[0].share >= (1 if len(suspects[0].parts) == 1 else SURE)
 
 
 def _ranked(suspects: list[Suspect]) -> list[Suspect]:
-    """By share; a further mutant must explain a hundredth more."""
+    """By share; a further mutant must explain a hundredth more, or all that is left."""
     unique = {suspect.parts: suspect for suspect in suspects}
-    return sorted(unique.values(), key=lambda item: (-item.share + 0.01 * (len(item.parts) - 1), item.name))
+    cost = {parts: 0.0 if one.share == 1 else 0.01 * (len(parts) - 1) for parts, one in unique.items()}
+    return sorted(unique.values(), key=lambda one: (cost[one.parts] - one.share, len(one.parts), one.name))
 
 
 def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:

@@ -97,7 +97,7 @@ def attempt(kind: type[Reference], case: Case) -> Answer:
     """The answer, or that there was none."""
     try:
         return kind(case).answer()
-    except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
+    except Exception as error:
         return Refused(f"{type(error).__name__}: {error}")
 
 

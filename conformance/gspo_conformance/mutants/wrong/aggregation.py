@@ -160,7 +160,8 @@ class EmptyExcluded(Reference):
     """Responses without counted tokens left out of the number that divides: the others' gradient grows."""
 
     def count(self, aggregation: Fields) -> Any:
-        return super().count({**aggregation, "count": "non_empty"})
+        counted = "non_empty" if aggregation["count"] == "all" else aggregation["count"]
+        return super().count({**aggregation, "count": counted})
 
 
 @mutant(
@@ -173,7 +174,8 @@ class EmptyCounted(Reference):
     """Responses without counted tokens counted although the objective says they are not: the step shrinks."""
 
     def count(self, aggregation: Fields) -> Any:
-        return super().count({**aggregation, "count": "all"})
+        counted = "all" if aggregation["count"] == "non_empty" else aggregation["count"]
+        return super().count({**aggregation, "count": counted})
 
 
 @mutant(

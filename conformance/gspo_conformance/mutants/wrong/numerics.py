@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import copysign, frexp, inf, ldexp
+from math import copysign, frexp, inf, isfinite, ldexp
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,8 @@ def _accumulated(values: NumPyArray, storage: str) -> float:
     """A running sum that is rounded at every step."""
     bits, total = SIGNIFICAND[storage], 0.0
     for value in values.tolist():
+        if not isfinite(total + value):
+            return total + value
         mantissa, exponent = frexp(total + value)
         total = ldexp(round(ldexp(mantissa, bits)), exponent - bits)
     return total if abs(total) <= LARGEST[storage] else copysign(inf, total)
