@@ -68,6 +68,10 @@ class Backend:
         """`values`, the same on every rank of `group`, for each rank to use in its own way."""
         return values
 
+    def device(self, values: Array) -> Any:
+        """The device of `values`, as the array functions of its namespace take it."""
+        return array_api_compat.device(values)  # pyright: ignore[reportUnknownMemberType]
+
     def can_inspect(self, values: Array) -> bool:  # noqa: ARG002
         """Whether `values` may be read here without a device synchronisation or a broken trace."""
         return True
@@ -75,7 +79,7 @@ class Backend:
 
 def device_of(values: Array) -> Any:
     """The device of `values`, as the array functions of its namespace take it."""
-    return array_api_compat.device(values)  # pyright: ignore[reportUnknownMemberType]
+    return backend_of(values).device(values)
 
 
 def _root_module(xp: Namespace) -> str:

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gspo_core import Backend
-from gspo_core.arrays import namespace_of
+from gspo_core import Backend, backend_of
 from gspo_core.backend import register_backend
+
+try:
+    import numpy
+except ImportError:  # PyTorch runs without it
+    numpy = None
 
 # Two levels of about this many additions each keep the error of a sum near sqrt(256) roundings.
 _BLOCK = 256
@@ -55,6 +59,10 @@ class TorchBackend(Backend):
     def vary(self, values: Tensor, group: Any) -> Tensor:
         """The identity, whose derivative adds over the ranks of `group`."""
         return values if group is None or not values.requires_grad else _Vary.apply(values, group)
+
+    def device(self, values: Tensor) -> torch.device:
+        """The device of `values`."""
+        return values.device
 
     def can_inspect(self, values: Tensor) -> bool:
         """True for a plain tensor in host memory that nothing traces or transforms."""
@@ -120,7 +128,13 @@ def transformed() -> bool:
 
 backend = TorchBackend()
 
-# Look-ups by type that happened now are constants to a compiler; the first of them could not be traced.
+# A compiler guards on these tables as they are: whatever this package looks up in them is there from the start.
 register_backend("torch", backend)
-for _kind in (Tensor, torch.nn.Parameter):
-    namespace_of(_kind(torch.empty(0)))
+_known = [Tensor(), torch.nn.Parameter(Tensor())]
+if numpy is not None:
+    _known += [
+        numpy.empty(0),
+        *(kind(0) for kind in (numpy.bool_, numpy.int32, numpy.int64, numpy.float32, numpy.float64)),
+    ]
+for _array in _known:
+    backend_of(_array)

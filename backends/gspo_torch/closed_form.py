@@ -23,13 +23,8 @@ from gspo_core.sequences import Layout
 from gspo_core.step import bind, prepare
 from gspo_core.validation import check_finite, reads_values
 
-from .backend import backend
+from .backend import backend, numpy
 from .tokens import LogRatioSums, log_ratio_sums, spread
-
-try:
-    import numpy
-except ImportError:  # PyTorch runs without it
-    numpy = None
 
 
 class Solution(NamedTuple):

@@ -56,3 +56,12 @@ def test_every_argument_is_annotated(name: str) -> None:
 @pytest.mark.parametrize("package", BACKENDS, ids=lambda package: package.__name__)
 def test_a_backend_re_exports_the_core(package: ModuleType) -> None:
     assert set(gspo_core.__all__) <= set(package.__all__)
+
+
+@pytest.mark.parametrize("package", BACKENDS, ids=lambda package: package.__name__)
+def test_the_api_page_lists_what_a_backend_adds(package: ModuleType) -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(rf"^::: {package.__name__}\.(\S+)$", page, flags=re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(package.__all__) - set(gspo_core.__all__) - {"backend"} <= set(listed)
+    assert all(hasattr(package, name.split(".")[0]) for name in listed)

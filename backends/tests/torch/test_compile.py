@@ -1,0 +1,181 @@
+"""`torch.compile(fullgraph=True)`: no graph break, one graph for every length, the values of the eager call.
+
+`aot_eager` runs everywhere; `inductor` also where a C++ compiler is installed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gspo_torch as gspo
+from gspo_core.tests.batches import Batch, axes
+
+from .test_native import tensor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    # array-api-compat keeps look-ups by type in one, which is as good as a constant.
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache"),
+]
+AXES = axes()
+COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))
+COMPILERS = ["aot_eager", "inductor"] if COMPILER else ["aot_eager"]
+NAMES = ("gspo_token", "dapo", "gmpo", "cispo", "decoupled", "kl-k3-sequence")
+
+
+class Compiled:
+    """A function compiled whole, with its graphs counted."""
+
+    def __init__(self, function: Callable[..., Any], backend: str = "aot_eager", dynamic: bool | None = None) -> None:
+        self.graphs = 0
+        self.compiler = torch._dynamo.lookup_backend(backend)
+        self.function = torch.compile(function, fullgraph=True, backend=self.compile, dynamic=dynamic)
+
+    def compile(self, graph: Any, inputs: Any) -> Any:
+        self.graphs += 1
+        return self.compiler(graph, inputs)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No graph of another test is found again."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def padded(lengths: list[int], width: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Log-probabilities, old ones, advantages and a mask."""
+    random = torch.Generator().manual_seed(seed)
+    logp = -torch.rand(len(lengths), width, generator=random)
+    old = logp + 0.01 * torch.randn(logp.shape, generator=random)
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return logp.requires_grad_(), old, torch.randn(len(lengths), generator=random), mask
+
+
+def packed(lengths: list[int], trailing: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """The same, packed, with offsets in the place of the mask."""
+    logp, old, _, _ = padded([1], sum(lengths) + trailing, seed)
+    advantages = torch.linspace(-1, 1, len(lengths))
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return logp.detach()[0].requires_grad_(), old[0], advantages, offsets
+
+
+def loss(objective: gspo.Objective, packs: bool) -> Callable[..., gspo.PolicyLoss]:
+    def function(logp: Tensor, old_logp: Tensor, advantages: Tensor, where: Tensor) -> gspo.PolicyLoss:
+        sequences = gspo.Packed(where) if packs else gspo.Padded(where)
+        return gspo.policy_loss(objective, logp=logp, old_logp=old_logp, advantages=advantages, sequences=sequences)
+
+    return function
+
+
+def assert_same(compiled: Callable[..., Any], eager: Callable[..., Any], arguments: tuple[Tensor, ...]) -> None:
+    """Loss, metrics and gradient."""
+    found, expected = compiled(*arguments), eager(*arguments)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=1e-7)
+    (gradient,) = torch.autograd.grad(found.loss, arguments[0])
+    (wanted,) = torch.autograd.grad(expected.loss, arguments[0])
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-8)
+    assert not gradient[wanted == 0].any()
+    for name, value in expected.metrics.items():
+        torch.testing.assert_close(found.metrics[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("backend", COMPILERS)
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_one_graph_while_lengths_change(packs: bool, backend: str) -> None:
+    """Which tokens count is data, not shape: the second batch finds the graph of the first."""
+    eager = loss(gspo.Objective.gspo(), packs)
+    compiled = Compiled(eager, backend)
+    for seed, lengths in enumerate(([3, 7, 5, 1], [7, 0, 2, 7], [4, 4, 4, 4])):
+        make = packed(lengths, 30 - sum(lengths), seed) if packs else padded(lengths, 7, seed)
+        assert_same(compiled, eager, make)
+    assert compiled.graphs == 1
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_one_graph_while_shapes_change(packs: bool) -> None:
+    """With dynamic shapes, neither the width of a batch nor the number of packed tokens or responses compiles again."""
+    eager = loss(gspo.Objective.gspo(), packs)
+    compiled = Compiled(eager, dynamic=True)
+    for seed, lengths in enumerate(([3, 7, 5, 1], [2, 9, 4, 4, 6], [8, 11, 2])):
+        make = packed(lengths, seed, seed) if packs else padded(lengths, max(lengths) + seed, seed)
+        assert_same(compiled, eager, make)
+    assert compiled.graphs == 1
+
+
+def test_marked_dimensions_are_dynamic() -> None:
+    """`mark_dynamic` is refused where a dimension is specialised; here it is not."""
+    eager = loss(gspo.Objective.gspo(), True)
+    compiled = Compiled(eager)
+    for seed, lengths in enumerate(([3, 7, 5, 1], [2, 9, 4, 4, 6])):
+        arguments = packed(lengths, 2, seed)
+        for values in arguments:
+            torch._dynamo.mark_dynamic(values, 0)
+        assert_same(compiled, eager, arguments)
+    assert compiled.graphs == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_objectives_compile(name: str) -> None:
+    arguments = Batch(garbage=-1.0).padded(tensor, "float32")
+    sequences, logp = arguments.pop("sequences"), arguments.pop("logp").requires_grad_()
+
+    def eager(logp: Tensor) -> gspo.PolicyLoss:
+        return gspo.policy_loss(AXES[name], logp=logp, sequences=sequences, **arguments)
+
+    compiled = Compiled(eager)
+    assert_same(compiled, eager, (logp,))
+    assert compiled.graphs == 1
+
+
+def test_objectives_built_inside_the_graph() -> None:
+    """The named losses, a clip range of one's own, and the module."""
+    module = gspo.GSPOLoss(gspo.Objective.grpo())
+
+    def eager(*arguments: Tensor) -> gspo.PolicyLoss:
+        first = gspo.gspo_loss(*arguments, clip=gspo.Clip(0.01, 0.02))
+        second = gspo.gspo_token_loss(*arguments, normalizer=3.0)
+        return gspo.PolicyLoss(first.loss + second.loss + module(*arguments).loss, first.metrics)
+
+    compiled = Compiled(eager)
+    assert_same(compiled, eager, padded([3, 7, 5, 1], 7))
+    assert compiled.graphs == 1
+
+
+def test_inside_a_model() -> None:
+    """Logits to loss in one graph; the gradient reaches the head."""
+    head = torch.nn.Linear(8, 16)
+    hidden, tokens = torch.randn(4, 7, 8), torch.randint(16, (4, 7))
+    _, _, advantages, mask = padded([3, 7, 5, 1], 7)
+
+    def eager(hidden: Tensor) -> Tensor:
+        logp = head(hidden).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        return gspo.gspo_loss(logp, logp.detach(), advantages, mask).loss
+
+    compiled = Compiled(eager)
+    (found,) = torch.autograd.grad(compiled(hidden), head.weight)
+    (expected,) = torch.autograd.grad(eager(hidden), head.weight)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert compiled.graphs == 1
+
+
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_the_band_survives_the_compiler(backend: str) -> None:
+    """s = 1 ± 1e-5 around both bounds, from bfloat16-sized log-probabilities: the gate is decided in float32."""
+    shifts = torch.tensor([3.8e-4, 4.2e-4, -2.8e-4, -3.2e-4])
+    old = torch.full((4, 64), -1.0)
+    logp = (old + shifts[:, None]).requires_grad_()
+    arguments = (logp, old, torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.ones(4, 64, dtype=torch.bool))
+    out = Compiled(loss(gspo.Objective.gspo(), False), backend)(*arguments)
+    (gradient,) = torch.autograd.grad(out.loss, logp)
+    assert gradient.abs().sum(1).gt(0).tolist() == [True, False, True, False]
