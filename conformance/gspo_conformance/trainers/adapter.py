@@ -7,7 +7,7 @@ configuration object, a process group), never for its mathematics.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,32 @@ class TrainerTarget:
 
     def run(self, case: Case) -> Mapping[str, Any]:
         """The outputs of the trainer's own code."""
+        if case.operation == "step":
+            return self._step(case)
+        if case.operation == "pipeline":
+            return self._pipeline(case)
         if case.operation != "policy_loss":
             return self.operations[case.operation](case)
         return self.loss(self.settings(case), case)
+
+    def _step(self, case: Case) -> Mapping[str, Any]:
+        """Every part as a micro-batch of its own, with the count of the whole step: losses add."""
+        settings = self.settings(case)
+        parts = [
+            self.loss(settings, replace(case, operation="policy_loss", inputs=part)) for part in case.inputs["parts"]
+        ]
+        gradients = {f"gradient.{i}": part["gradient"] for i, part in enumerate(parts)}
+        return {"loss": sum(part["loss"] for part in parts), **gradients}
+
+    def _pipeline(self, case: Case) -> Mapping[str, Any]:
+        """The trainer's advantages from rewards, then its loss of them."""
+        parameters = dict(case.parameters)
+        rewarded = replace(case, operation="group_advantages", parameters=parameters.pop("advantages"))
+        advantages = self.operations["group_advantages"](rewarded)["advantages"]
+        inputs = {name: value for name, value in case.inputs.items() if name != "rewards"}
+        inputs["advantages"] = np.asarray(advantages).astype(case.dtype)
+        learnt = replace(case, operation="policy_loss", parameters=parameters, inputs=inputs)
+        return {"advantages": advantages, **self.loss(self.settings(learnt), learnt)}
 
     def settings(self, case: Case) -> Settings:
         """The trainer's keys for this case; a skip with the reason where it has none."""

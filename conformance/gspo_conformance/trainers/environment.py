@@ -64,7 +64,7 @@ class Environment:
 
     def set_up(self, say: Callable[[str], None], source: Path | None = None, *, force: bool = False) -> None:
         """Makes it, step by step; `say` hears of each. A failed step leaves no environment that looks ready."""
-        source = _checked_source(self.room, source)
+        source = _checked_source(self.room, self.version, source)
         if force and self.folder.exists():
             shutil.rmtree(self.folder)
         if not self.ready:
@@ -81,7 +81,8 @@ class Environment:
         link = self.folder / "suite"
         _link_suite(link)
         fixed = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-        return {"PYTHONPATH": str(link), "GSPO_SOURCE": self.record.get("source", ""), **fixed}
+        chosen = {"GSPO_SOURCE": self.record.get("source", ""), "GSPO_VERSION": self.version.name}
+        return {"PYTHONPATH": str(link), **chosen, **fixed}
 
     def _install(self, say: Callable[[str], None]) -> None:
         steps = [*self.version.install, NEEDED]
@@ -101,10 +102,12 @@ def environment_of(choice: Choice) -> Environment:
     return found
 
 
-def _checked_source(room: Room, source: Path | None) -> Path | None:
-    if room.source and source is None:
+def _checked_source(room: Room, version: Version, source: Path | None) -> Path | None:
+    address = version.source or room.source
+    if address and source is None:
+        commit = f" at {version.commit}" if version.commit else ""
         raise UsageError(
-            f"trainer {room.name} is not a package: check out {room.source} and name the folder with --source"
+            f"trainer {room.name}@{version.name} is not a package: check out {address}{commit} and name the folder with --source"
         )
     if source is not None and not source.is_dir():
         raise UsageError(f"--source {source}: no such folder")

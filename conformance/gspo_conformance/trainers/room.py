@@ -30,11 +30,15 @@ class Version:
     install: tuple[str, ...]
     python: str = ""
     commit: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Room:
-    """A trainer. `source` is the address of a repository that the user checks out where no package holds the code."""
+    """A trainer. `source` is the address of a repository that the user checks out where no package holds the code.
+
+    `alias` is the name that people write where it is not a Python identifier.
+    """
 
     name: str
     title: str
@@ -44,6 +48,7 @@ class Room:
     versions: Mapping[str, Version]
     source: str = ""
     quick: bool = False
+    alias: str = ""
 
     @property
     def folder(self) -> Path:
@@ -86,16 +91,20 @@ def rooms() -> dict[str, Room]:
     return {path.parent.name: _read(path) for path in sorted(ROOMS.glob("*/trainer.toml"))}
 
 
+def _names() -> dict[str, Room]:
+    return rooms() | {room.alias: room for room in rooms().values() if room.alias}
+
+
 def find_room(name: str) -> Room:
-    """The trainer of that name; a misspelt one is an error that names the near one."""
-    if name not in rooms():
+    """The trainer of that name or alias; a misspelt one is an error that names the near one."""
+    if name not in _names():
         raise UsageError(choices(name, rooms(), "trainer"))
-    return rooms()[name]
+    return _names()[name]
 
 
 def is_trainer(spec: str) -> bool:
     """Whether a target begins with the name of a trainer."""
-    return spec.partition(":")[0].partition("@")[0] in rooms()
+    return spec.partition(":")[0].partition("@")[0] in _names()
 
 
 def choose(spec: str) -> Choice:
@@ -114,7 +123,7 @@ def choose(spec: str) -> Choice:
 def _read(path: Path) -> Room:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     versions = {
-        name: Version(name, tuple(entry["install"]), entry.get("python", ""), entry.get("commit", ""))
+        name: Version(**{"name": name, "source": table.get("source", ""), **entry, "install": tuple(entry["install"])})
         for name, entry in table.pop("versions").items()
     }
     return Room(name=path.parent.name, versions=versions, **table)
