@@ -18,7 +18,7 @@ from ..target import Case
 from ..tensors import NumPyArray
 from . import tape
 from .metrics import Metrics
-from .sequences import Sequences, sequences_of
+from .sequences import Sequences, sequences_of, token_count
 from .surrogates import Surrogates
 from .tape import Var, exp, expm1, sign, stop, where
 
@@ -82,7 +82,14 @@ class LossReference(Surrogates, Metrics):
 
     def layout(self, arrays: dict[str, Any]) -> Sequences:
         """Where the tokens live and which count."""
+        if "offsets" in arrays:
+            self.check_offsets(np.asarray(arrays["offsets"]), token_count(arrays))
         return sequences_of(arrays)
+
+    def check_offsets(self, offsets: NumPyArray, size: int) -> None:
+        """From 0, never falling, to at most the number of tokens."""
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > size:
+            raise ValueError(f"offsets: expected to rise from 0 to at most {size}, got {offsets.tolist()}")
 
     def number(self, values: NumPyArray) -> NumPyArray:
         """Flat, in the dtype of the arithmetic."""

@@ -80,10 +80,15 @@ def sequences_of(arrays: Mapping[str, Any]) -> Sequences:
     if "offsets" not in arrays:
         mask = np.asarray(mask, dtype=bool)
         return Sequences(np.arange(mask.shape[0] + 1) * mask.shape[1], mask.ravel(), mask.shape)
-    offsets = np.asarray(arrays["offsets"])
-    size = next(value.shape[0] for name, value in arrays.items() if name in TOKEN_ARRAYS and value.ndim == 1)
+    offsets, size = np.asarray(arrays["offsets"]), token_count(arrays)
     inside = np.arange(size) < offsets[-1]
     return Sequences(offsets, inside if mask is None else inside & np.asarray(mask, dtype=bool), (size,))
 
 
-TOKEN_ARRAYS = ("logp", "values", "rewards", "token_rewards", "old_logp", "advantages")
+def token_count(arrays: Mapping[str, Any]) -> int:
+    """N, the number of tokens of a packed row."""
+    return next(np.shape(arrays[name])[0] for name in TOKEN_ARRAYS if name in arrays)
+
+
+# In this order: rewards and advantages have one entry per token only where nothing before them is there.
+TOKEN_ARRAYS = ("logp", "values", "token_rewards", "rewards", "advantages")

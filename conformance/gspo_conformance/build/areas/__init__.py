@@ -22,6 +22,7 @@ MODULES = (
     "metrics",
     "reward",
     "pipeline",
+    "witnesses",
 )
 
 

@@ -12,12 +12,7 @@ from ..registry import mutant
 from ..whole import Reference
 
 
-@mutant(
-    "advantage.ddof",
-    "GSPO-ADV-2",
-    effect="every advantage off by sqrt((G-1)/G): 0.71 at G = 2, 0.94 at G = 8",
-    seen=("areal-project/AReaL#501",),
-)
+@mutant("advantage.ddof", "GSPO-ADV-2", effect="every advantage off by sqrt((G-1)/G): 0.71 at G = 2, 0.94 at G = 8")
 class Ddof(Reference):
     """The other standard deviation: population for sample, sample for population."""
 
@@ -173,10 +168,7 @@ class Contiguous(Reference):
 
 
 @mutant(
-    "advantage.one-pass-variance",
-    "GSPO-NUM-4",
-    effect="rewards far from 0 give a variance that is noise, or negative",
-    seen=("NVIDIA-NeMo/RL#859",),
+    "advantage.one-pass-variance", "GSPO-NUM-4", effect="rewards far from 0 give a variance that is noise, or negative"
 )
 class OnePass(Reference):
     """The variance as E[x²] - E[x]² in the dtype of the rewards: it cancels away from 0."""
@@ -335,12 +327,7 @@ class SelfInBaseline(Reference):
         return super().group(rewards, batch, settings | {"center": centre})
 
 
-@mutant(
-    "advantage.leave-one-out",
-    "GSPO-ADV-1",
-    effect="the only winner of a group gets less than its losers",
-    seen=("NVIDIA-NeMo/RL#859",),
-)
+@mutant("advantage.leave-one-out", "GSPO-ADV-1", effect="the only winner of a group gets less than its losers")
 class LeaveOneOut(Reference):
     """Mean and standard deviation of the other members: a lone winner counts for less than its losers.
 
@@ -376,3 +363,14 @@ class ClipUpperOnly(Reference):
 
     def held_advantages(self, advantages: NumPyArray, bound: float) -> NumPyArray:
         return np.minimum(advantages, bound)
+
+
+@mutant("advantage.clip-default", "GSPO-ADV-12", effect="advantages are cut that should pass")
+class ClipDefault(Reference):
+    """Advantages clipped to ±2 whatever bound was asked for.
+
+    A default that the option does not reach.
+    """
+
+    def held_advantages(self, advantages: NumPyArray, bound: float) -> NumPyArray:
+        return np.clip(advantages, -2.0, 2.0)

@@ -36,6 +36,7 @@ class _OtherMode(Reference):
         "OpenRLHF/OpenRLHF@1b23ecf0",
         "areal-project/AReaL#1423",
         "ServiceNow/Fast-LLM#544",
+        "NVIDIA-NeMo/labs-molt#54",
     ),
 )
 class TokenMean(_OtherMode):
@@ -212,12 +213,7 @@ class GroupAsBatch(_OtherMode):
     wrong = {"group_token_mean": "token_mean"}
 
 
-@mutant(
-    "aggregation.by-group",
-    "GSPO-AGG-1",
-    effect="within a prompt, responses are weighted by their length",
-    seen=("NovaSky-AI/SkyRL#1296",),
-)
+@mutant("aggregation.by-group", "GSPO-AGG-1", effect="within a prompt, responses are weighted by their length")
 class ByGroup(_OtherMode):
     """The token mean of each group where the mean over responses is asked for: within a prompt length is weight.
 
@@ -250,12 +246,7 @@ class GroupOrder(Reference):
         return np.arange(len(keys)) // max(size, 1)
 
 
-@mutant(
-    "aggregation.constant-ignored",
-    "GSPO-AGG-5",
-    effect="the step is larger by the length budget",
-    seen=("verl-project/verl#5417",),
-)
+@mutant("aggregation.constant-ignored", "GSPO-AGG-5", effect="the step is larger by the length budget")
 class ConstantIgnored(Reference):
     """Token sums not divided by the length constant: the step is larger by that factor."""
 

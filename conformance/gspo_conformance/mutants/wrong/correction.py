@@ -114,12 +114,7 @@ class GeometricForProduct(Reference):
         return super().raw_weight(mismatch, "geometric" if level == "sequence" else level)
 
 
-@mutant(
-    "correction.token-level",
-    "GSPO-CORR-1",
-    effect="tokens of one response get weights of their own",
-    seen=("areal-project/AReaL#501",),
-)
+@mutant("correction.token-level", "GSPO-CORR-1", effect="tokens of one response get weights of their own")
 class TokenLevel(Reference):
     """A weight for each token where one for the response is asked for."""
 
@@ -211,7 +206,6 @@ class PositiveOnly(Reference):
     "correction.replaces-old",
     "GSPO-CORR-5",
     effect="the clip range measures the distance to the sampler, and its noise clips the responses",
-    seen=("verl-project/verl#4852",),
 )
 class ReplacesOld(Reference):
     """The sampler in place of the old policy in the ratio, and no weight: correction and trust region are one."""

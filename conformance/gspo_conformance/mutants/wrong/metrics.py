@@ -100,7 +100,6 @@ class ClipOverPadding(Reference):
     "metrics.ratio-with-padding",
     "GSPO-METRIC-2",
     effect="the smallest ratio is always 1 or 0, the mean is pulled there",
-    seen=("NovaSky-AI/SkyRL#1305",),
 )
 class RatioWithPadding(Reference):
     """Ratio statistics over every position, padding included, where the ratio is 1."""
@@ -136,12 +135,7 @@ class RatioByLength(Reference):
         return found.mean() if found.size else 1.0
 
 
-@mutant(
-    "metrics.kl-k1",
-    "GSPO-METRIC-3",
-    effect="the logged divergence can be negative",
-    seen=("OpenRLHF/OpenRLHF@feeb0283",),
-)
+@mutant("metrics.kl-k1", "GSPO-METRIC-3", effect="the logged divergence can be negative")
 class KlK1(Reference):
     """-d averaged instead of e^d - 1 - d: it can be negative."""
 
@@ -182,12 +176,7 @@ class KlReversed(Reference):
         return (np.expm1(-moved) + moved).mean() if moved.size else 0.0
 
 
-@mutant(
-    "metrics.kl-by-response",
-    "GSPO-METRIC-3",
-    effect="short responses dominate the logged divergence",
-    seen=("huggingface/trl#6380",),
-)
+@mutant("metrics.kl-by-response", "GSPO-METRIC-3", effect="short responses dominate the logged divergence")
 class KlByResponse(Reference):
     """The divergence as a mean over responses of their means: short ones count as much as long ones."""
 
@@ -259,3 +248,26 @@ class RatioIsOneByResponse(Reference):
 
     def metric_ratio_is_one(self) -> Any:
         return float(not np.any(stop(self.sequence_log_ratio())))
+
+
+@mutant("metrics.clip-without-clip", "GSPO-METRIC-1", effect="an objective that never clips looks clipped")
+class ClipWithoutClip(Reference):
+    """Units more than 0.2 from 1 counted as clipped although the surrogate clips nothing.
+
+    The metric of a token-level trainer, independent of its loss.
+    """
+
+    def clipped(self) -> Outside:
+        found = super().clipped()
+        if self.objective["surrogate"]["kind"] not in ("unclipped", "sapo", "vespo"):
+            return found
+        x, moved = self.ratio(stop(self.unit_log_ratio())), self.advantages != 0
+        return found._replace(low=moved & (x < 0.8), high=moved & (x > 1.2))
+
+
+@mutant("metrics.penalty-without-penalty", "GSPO-METRIC-5", effect="a penalty is watched that does not exist")
+class PenaltyWithoutPenalty(Reference):
+    """A KL penalty reported where the objective has none: the divergence from the old policy under its name."""
+
+    def metric_kl_penalty(self) -> Any:
+        return self.metric_approx_kl() if self.objective["penalty"] is None else super().metric_kl_penalty()

@@ -144,7 +144,6 @@ class SeparateSums(_Accumulator):
     "numerics.length-epsilon",
     "GSPO-RATIO-4",
     effect="none to speak of in float32; float64 callers lose half of their digits",
-    seen=("verl-project/verl#3741",),
 )
 class LengthEpsilon(Reference):
     """|y| + 1e-8 where |y| is due: every mean is off by 1e-8/|y|.
@@ -201,7 +200,7 @@ class EmptyNan(Reference):
     "numerics.empty-batch-nan",
     "GSPO-AGG-8",
     effect="a micro-batch in which everything is masked turns the step into NaN",
-    seen=("OpenRLHF/OpenRLHF@8f16a959", "NovaSky-AI/SkyRL#1296"),
+    seen=("OpenRLHF/OpenRLHF@8f16a959"),
 )
 class EmptyBatchNan(Reference):
     """A token sum divided by a token count of 0: NaN for a batch without counted tokens."""
@@ -273,10 +272,7 @@ class CumulativeSums(Reference):
 
 
 @mutant(
-    "numerics.nan-to-zero",
-    "GSPO-NUM-6",
-    effect="a corrupted log-probability trains as if the token had not changed",
-    seen=("verl-project/verl#6349",),
+    "numerics.nan-to-zero", "GSPO-NUM-6", effect="a corrupted log-probability trains as if the token had not changed"
 )
 class NanToZero(Reference):
     """Log-probabilities that are not finite replaced by 0: what should be an error trains.
@@ -297,7 +293,6 @@ class NanToZero(Reference):
     "numerics.non-finite-accepted",
     "GSPO-NUM-6",
     effect="one corrupted token turns the step into NaN, far from its cause",
-    seen=("OpenRLHF/OpenRLHF#1240",),
 )
 class NonFiniteAccepted(Reference):
     """NaN and infinity at counted tokens accepted: the loss is NaN instead of an error that names the argument."""

@@ -162,3 +162,11 @@ class MaskIgnored(_Packed):
     def packed(self, sequences: Sequences) -> Sequences:
         inside = np.arange(sequences.counted.size) < sequences.offsets[-1]
         return replace(sequences, counted=inside)
+
+
+@mutant("packing.offsets-trusted", "GSPO-PACK-3", effect="a wrong boundary is trained on, unnoticed")
+class OffsetsTrusted(Reference):
+    """Offsets that cannot be are accepted: tokens belong to no response, or to two."""
+
+    def check_offsets(self, offsets: NumPyArray, size: int) -> None:
+        pass

@@ -227,7 +227,6 @@ class ImportanceToken(Reference):
     "penalty.importance-detached",
     "GSPO-KL-5",
     effect="half of the gradient is missing; k3's weight is what made it unbiased",
-    seen=("NVIDIA-NeMo/RL#2958",),
 )
 class ImportanceDetached(Reference):
     """The importance weight of the penalty detached: half of the gradient is missing."""

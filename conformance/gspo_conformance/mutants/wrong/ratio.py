@@ -167,6 +167,7 @@ class ShapeBroadcast(Reference):
     "ratio.batch-centred",
     "GSPO-RATIO-2",
     effect="a step that makes every response likelier goes unseen, and one response's ratio depends on the others",
+    seen=("MakazhanAlpamys/Soup#723",),
 )
 class BatchCentred(Reference):
     """Mean log-ratios with their batch average taken off: a common drift disappears.
@@ -199,7 +200,7 @@ class TokenClamp(Reference):
     "ratio.gspo-token-value-lost",
     "GSPO-RATIO-3",
     effect="clipping never happens: the value that is compared with the range is always 1",
-    seen=("modelscope/Trinity-RFT#154",),
+    seen=("agentscope-ai/Trinity-RFT#154",),
 )
 class TokenValueLost(Reference):
     """GSPO-token without sg[s]: the ratio is always 1.

@@ -21,7 +21,7 @@ def _whole_path(sequences: Sequences, i: int) -> NumPyArray:
     "returns.through-gaps",
     "GSPO-ADV-9",
     effect="what a tool printed is taken for a transition: values at tokens nobody sampled enter the advantages",
-    seen=("radixark/miles#1827", "verl-project/verl#7278"),
+    seen=("radixark/miles#1827"),
 )
 class ThroughGaps(Reference):
     """Time passes through uncounted tokens too: tool output discounts, and its values count."""
@@ -31,12 +31,7 @@ class ThroughGaps(Reference):
         return np.arange(counted[0], counted[-1] + 1) if counted.size else counted
 
 
-@mutant(
-    "returns.padding-included",
-    "GSPO-ADV-8",
-    effect="what stands in the padding is rewarded",
-    seen=("NovaSky-AI/SkyRL#1305",),
-)
+@mutant("returns.padding-included", "GSPO-ADV-8", effect="what stands in the padding is rewarded")
 class PaddingIncluded(Reference):
     """Rewards and values of every position of the row: the padding is part of the return."""
 
@@ -108,12 +103,7 @@ class TargetsWithoutValues(Reference):
         return advantages
 
 
-@mutant(
-    "whiten.padding-included",
-    "GSPO-ADV-10",
-    effect="advantages depend on how much padding a batch has",
-    seen=("NovaSky-AI/SkyRL#1305",),
-)
+@mutant("whiten.padding-included", "GSPO-ADV-10", effect="advantages depend on how much padding a batch has")
 class WhitenPadding(Reference):
     """Mean and variance over every position, padding included."""
 
@@ -195,12 +185,7 @@ class EpsOutsideRoot(Reference):
         return np.where(counted, (values - mean) / (spread + eps) + (0.0 if center else mean), 0.0)
 
 
-@mutant(
-    "reinforce-pp.no-baseline",
-    "GSPO-ADV-11",
-    effect="the variant with a baseline has none",
-    seen=("verl-project/verl#7280",),
-)
+@mutant("reinforce-pp.no-baseline", "GSPO-ADV-11", effect="the variant with a baseline has none")
 class NoBaseline(Reference):
     """The group baseline not subtracted: plain REINFORCE++."""
 

@@ -42,12 +42,7 @@ class ClipIgnored(Reference):
         return rewards
 
 
-@mutant(
-    "reward.scale-centres",
-    "GSPO-REWARD-2",
-    effect="the option to divide alone also subtracts",
-    seen=("alibaba/ROLL#165",),
-)
+@mutant("reward.scale-centres", "GSPO-REWARD-2", effect="the option to divide alone also subtracts")
 class ScaleCentres(Reference):
     """Scaling alone is not possible: the full z-score is taken."""
 
@@ -146,12 +141,7 @@ class AtFirstToken(Reference):
         return sequences.tokens(i)[:1]
 
 
-@mutant(
-    "reward.at-row-end",
-    "GSPO-REWARD-4",
-    effect="short responses never see their reward",
-    seen=("verl-project/verl#7278",),
-)
+@mutant("reward.at-row-end", "GSPO-REWARD-4", effect="short responses never see their reward")
 class AtRowEnd(Reference):
     """The reward at the last position of the row: lost where that is padding."""
 
@@ -176,12 +166,7 @@ class OverlongStep(Reference):
         return np.where(lengths > longest, -1.0, 0.0)
 
 
-@mutant(
-    "overlong.unbounded",
-    "GSPO-REWARD-5",
-    effect="very long responses are punished without limit",
-    seen=("areal-project/AReaL#501",),
-)
+@mutant("overlong.unbounded", "GSPO-REWARD-5", effect="very long responses are punished without limit")
 class OverlongUnbounded(Reference):
     """The ramp not stopped at -1."""
 
@@ -242,7 +227,7 @@ class BoundsIgnored(Reference):
     "sampling.by-mean",
     "GSPO-REWARD-6",
     effect="groups that are equal at any value but 0 and 1 stay in",
-    seen=("areal-project/AReaL#1454",),
+    seen=("areal-project/AReaL#786",),
 )
 class ByMean(Reference):
     """Groups dropped whose mean is 0 or 1: equal rewards in between stay.
@@ -268,12 +253,7 @@ class StdThreshold(Reference):
         return super().informs(rewards, low, high) and bool(rewards.std() > 0.01)
 
 
-@mutant(
-    "sampling.singleton-kept",
-    "GSPO-REWARD-6",
-    effect="a response without comparison stays in",
-    seen=("alibaba/ROLL#255",),
-)
+@mutant("sampling.singleton-kept", "GSPO-REWARD-6", effect="a response without comparison stays in")
 class SingletonKept(Reference):
     """A group of one kept: a single response always passes."""
 
@@ -294,3 +274,16 @@ class RowByRow(Reference):
         low, high = self.case.parameters.get("low"), self.case.parameters.get("high")
         inside = (rewards > (-np.inf if low is None else low)) & (rewards < (np.inf if high is None else high))
         return {"keep": keep & inside}
+
+
+@mutant("reward.normalised-anyway", "GSPO-REWARD-2", effect="rewards that should be left alone are not")
+class NormalisedAnyway(Reference):
+    """Rewards normalised although both switches are off, or no method is chosen.
+
+    Truthiness of an option that was given as False or None.
+    """
+
+    def switches(self, settings: Settings) -> Settings:
+        if settings["method"] is not None and (settings["shift"] or settings["scale"]):
+            return settings
+        return settings | {"method": settings["method"] or "batch", "shift": True, "scale": True}
