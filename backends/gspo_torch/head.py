@@ -17,7 +17,7 @@ from .normalise import Normalised, exponentials_, normalise_, slopes_
 
 # Bytes of float32 logits in one chunk. A chunk must hold enough tokens that reading the weight and its
 # gradient once per chunk costs little beside the products: about 500 on a CPU, 2,000 on a GPU.
-_HOST_BYTES, _HOST_TOKENS = 1 << 26, (128, 1024)
+_HOST_BYTES, _HOST_TOKENS = 1 << 26, (256, 1024)
 _DEVICE_BYTES, _DEVICE_TOKENS = 1 << 30, (512, 4096)
 # Rows of the weight whose gradient is widened at once where products are narrow.
 _WIDEN_BYTES = 1 << 24
@@ -69,7 +69,7 @@ class Head:
         """z, in the buffer."""
         out = self._room(rows.shape[0])
         if self.narrow:
-            out.copy_(product(rows, self.weight.T))
+            out.copy_(_product(rows, self.weight.T))
         else:
             torch.mm(rows, self.weight.T, out=out)
         if self.bias is not None:
@@ -105,10 +105,16 @@ class WeightSum:
             return
         if slopes.dtype == self.weight.dtype:
             self.weight.addmm_(slopes.T, rows)
-            return
+        elif unit is None and _widens(slopes):
+            torch.addmm(self.weight, slopes.T, rows, out_dtype=self.weight.dtype, out=self.weight)
+        else:
+            self._add_widened(slopes, rows, unit)
+
+    def _add_widened(self, slopes: Tensor, rows: Tensor, unit: Tensor | None) -> None:
+        assert self.weight is not None
         step = max(1, _WIDEN_BYTES // (4 * max(1, rows.shape[1])))
         for part, columns in zip(self.weight.split(step), slopes.split(step, 1), strict=True):
-            wide = product(columns.T, rows).to(part.dtype)
+            wide = _product(columns.T, rows).to(part.dtype)
             part.add_(wide if unit is None else wide.mul_(unit))
 
     def add_scaled(self, other: WeightSum, factor: Tensor) -> None:
@@ -154,7 +160,7 @@ class Gradients:
         if head.narrow:
             slopes = slopes.to(head.weight.dtype)
         if self.hidden is not None:
-            wide = product(slopes, head.weight)
+            wide = _product(slopes, head.weight)
             scaled = wide if unit is None else wide.to(head.dtype) * unit
             self.hidden_rows.index_copy_(0, positions, scaled.to(self.hidden.dtype))
         (sums or self.sums).add(slopes, rows, unit)
@@ -184,10 +190,10 @@ class Gradients:
         rows: Tensor,
         positions: Tensor,
     ) -> None:
-        """Adds one chunk from e^{z-m} and g; narrow products see g divided by its largest value, against underflow."""
+        """Adds one chunk from e^{z-m} and g; float16, with its short exponent, sees g divided by its largest value."""
         weights = weights.to(self.head.dtype) / self.head.temperature
         unit = None
-        if self.head.narrow:
+        if self.head.weight.dtype == torch.float16:
             unit = weights.abs().amax()
             weights = torch.where(unit > 0, weights / unit, weights)
         self.add(self.slopes(exponentials, tokens, found, weights, positions), rows, positions, unit)
@@ -206,7 +212,12 @@ class Gradients:
         return [None if values is None else values.to(self.head.hidden.dtype) for values in found]
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor) -> Tensor:
     """left · right, with a float32 result from narrow operands where the device has such a product."""
-    wide = left.dtype in (torch.bfloat16, torch.float16) and left.is_cuda and "dtype" in torch.ops.aten.mm.overloads()
-    return torch.mm(left, right, out_dtype=torch.float32) if wide else torch.mm(left, right)
+    return torch.mm(left, right, out_dtype=torch.float32) if _widens(left) else torch.mm(left, right)
+
+
+def _widens(values: Tensor) -> bool:
+    """Whether these are narrow values whose products can have a float32 result: on CUDA, since torch 2.8."""
+    narrow = values.dtype in (torch.bfloat16, torch.float16)
+    return narrow and values.is_cuda and "dtype" in torch.ops.aten.addmm.overloads()

@@ -31,6 +31,8 @@ from .linear_parts import Parts, depends_on_token_alone, one_scalar_per_sequence
 from .normalise import normalise_, slopes_
 
 DESIGNS = ("auto", "recompute", "single_pass")
+# Clearing and adding a [V, D] sum takes as long as one product of about a hundred tokens on a CPU, a thousand on a GPU.
+_LONG = 1024
 
 
 class FusedCall:
@@ -130,9 +132,9 @@ class _Stream:
             return self._at_once
         if not self.call.by_sequence:
             return self._twice
-        # The second [V, D] sum is worth its room where it is smaller than the response's own logits.
-        small = not self.gradients.needs.weight or length > self.head.weight.shape[1]
-        return self._unscaled if small or self.call.design == "single_pass" else self._twice
+        # The second sum is worth its room where it is smaller than the response's own logits.
+        worth = not self.gradients.needs.weight or length >= max(_LONG, self.head.weight.shape[1])
+        return self._unscaled if worth or self.call.design == "single_pass" else self._twice
 
     def _at_once(self, tokens: slice) -> None:
         """One chunk whose coefficients are known as soon as its logits are."""

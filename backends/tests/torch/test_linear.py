@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import gspo_torch as gspo
-from gspo_torch.head import default_chunk_size
+from gspo_torch.head import Gradients, Head, Needs, default_chunk_size
 
 from .heads import VOCABULARY, WIDTH, Watch, distance, gradients, naive_logps
 
@@ -62,6 +62,23 @@ def test_narrow_dtypes(dtype: torch.dtype, value_error: float, gradient_error: f
     found = gradients(value.sum(), parts)
     assert [one.dtype for one in found] == [dtype] * 3
     assert distance(found, gradients(truth.sum(), wide)) < gradient_error
+
+
+def test_float16_products_see_scaled_weights() -> None:
+    """Where products run in float16, a token's weight of 1e-9 would vanish; the largest of a chunk is divided out."""
+    parts = [one.detach().half() for one in leaves()]
+    flow = 1e-9 * torch.arange(1.0, 16.0)
+    found = []
+    for narrow in (True, False):
+        head = Head(*parts, temperature=1.0, chunk_size=4)
+        if narrow:
+            head.weight = parts[1]
+        made = Gradients(head, Needs(True, True, True))
+        positions = torch.arange(15)
+        made.add_tokens(positions, TOKENS.flatten(), head.normalised(positions, TOKENS.flatten()), flow)
+        found.append([made.hidden, made.sums.weight, made.sums.bias])
+    assert distance(found[0], found[1]) < 0.01
+    assert float(found[0][1].abs().max()) > 1e-9
 
 
 def test_the_weight_gradient_is_summed_in_float32() -> None:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gspo_torch as gspo
 from gspo_core.tests.batches import Batch, axes
+from gspo_torch import linear_designs
 from gspo_torch.linear_parts import depends_on_token_alone, one_scalar_per_sequence
 
 from .heads import VOCABULARY, WIDTH, Problem, Watch, distance, gradients, tensor
@@ -203,10 +204,10 @@ def test_products(objective: gspo.Objective, advantages: list[float], settings: 
     assert products(objective, advantages, **settings) == count
 
 
-def test_auto_takes_the_second_sum_only_where_it_is_smaller_than_the_logits_of_the_response() -> None:
-    long = products(GSPO, [-1.0, -1.0, -1.0], design="auto")
-    assert WIDTH < 8
-    assert long == 4 + 4 * 2
+@pytest.mark.parametrize(("long", "count"), [(8, 4 + 4 * 2), (9, 2 + 2 * 2 + 2 + 2 * 3)])
+def test_auto_takes_a_second_sum_for_long_responses(long: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_designs, "_LONG", long)
+    assert products(GSPO, [-1.0, -1.0, -1.0], design="auto") == count
 
 
 def test_forward_only_without_gradients() -> None:
