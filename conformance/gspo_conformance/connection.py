@@ -69,9 +69,9 @@ class Connection(Protocol):
 class InProcess:
     """A target object in this process: fast; a crash of the interpreter takes the run with it."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, name: str = "") -> None:
         self.target = target
-        self.name = target.name
+        self.name = name or target.name
 
     def start(self) -> Hello:
         """What the object declares."""

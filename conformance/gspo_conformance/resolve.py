@@ -4,31 +4,53 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-from .connection import Connection, InProcess
+from .connection import Connection, InProcess, describe
 from .target import Target
-from .targets import BUILT_IN, built_in
+from .targets import BUILT_IN, Launch, built_in, launch
 from .trainers.room import choose, is_trainer, rooms
-from .words import HarnessError, UsageError, near
+from .words import HarnessError, UsageError, choices, near
 
+MUTANT = "mutant:"
 FORMS = "a built-in name, module:attribute, or cmd:PROGRAM ARGS"
+
+
+def connections(spec: str, *, jobs: int | None = None, isolate: bool = True) -> list[Connection]:
+    """As many connections to one target as `jobs` says; None: what suits it."""
+    if spec in BUILT_IN and isolate and (jobs or 1) == 1 and launch(spec) is None:
+        return [connect(spec)]
+    if not isolate:
+        return [connect(spec, isolate=False)]
+    if spec in BUILT_IN:
+        how = launch(spec) or Launch(1)
+        return [_served(spec, how.variables) for _ in range(jobs or how.jobs)]
+    return [connect(spec) for _ in range(jobs or 1)]
 
 
 def connect(spec: str, *, isolate: bool = True) -> Connection:
     """A connection to the target that `spec` names. `isolate`: `module:attribute` runs in a process of its own."""
     if spec.startswith("cmd:"):
         return _program(spec, shlex.split(spec.removeprefix("cmd:")))
-    if spec in BUILT_IN:
-        return InProcess(_load_built_in(spec))
+    if spec in BUILT_IN or spec.startswith(MUTANT):
+        return InProcess(load(spec), spec)
     if is_trainer(spec):
         return _trainer(spec)
     _check_spelling(spec)
     if isolate:
-        return _program(spec, [sys.executable, "-m", "gspo_conformance.serve", spec])
-    return InProcess(load(spec))
+        return _served(spec)
+    return InProcess(load(spec), spec)
+
+
+def _served(spec: str, variables: Mapping[str, str] | None = None) -> Connection:
+    from .program import Program
+
+    return Program(spec, [sys.executable, "-m", "gspo_conformance.serve", spec], variables=variables)
 
 
 def _program(spec: str, words: list[str]) -> Connection:
@@ -50,34 +72,97 @@ def _trainer(spec: str) -> Connection:
 
 def _check_spelling(spec: str) -> None:
     root, colon, _ = spec.partition(":")
-    if colon and root not in BUILT_IN:
-        return
     known = [*BUILT_IN, *rooms()]
-    guess = near(spec, known)
+    guess = near(spec, known) or near(root, known)
+    if colon and root not in BUILT_IN and not (guess and _absent(root)):
+        return
     hint = f"did you mean {guess!r}?" if guess else f"expected {FORMS}; the built-in names are {', '.join(known)}"
     raise UsageError(f"unknown target {spec!r}; {hint}")
+
+
+def _absent(module: str) -> bool:
+    _see_working_directory()
+    return find_spec(module.partition(".")[0]) is None
+
+
+def _see_working_directory() -> None:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def load(spec: str) -> Target:
+    """The target object that `spec` names, in this process."""
+    if spec in BUILT_IN:
+        return _load_built_in(spec)
+    if spec.startswith(MUTANT):
+        from .mutants import find
+
+        return find(spec.removeprefix(MUTANT))
+    module_name, _, attribute = spec.partition(":")
+    _see_working_directory()
+    return check_target(_made(_attribute(_module(module_name, spec), attribute, spec), spec), spec)
 
 
 def _load_built_in(name: str) -> Target:
     try:
         return built_in(name)
     except ImportError as error:
-        raise HarnessError(f"target {name!r} needs a package that is not here: {error}") from error
+        root = name.partition(":")[0]
+        raise HarnessError(
+            f"target {name!r} needs a package that is not here: {error}; `pip install 'gspo[{root}]'` brings it"
+        ) from error
 
 
-def load(spec: str) -> Target:
-    """The target object at `module:attribute`; a class or a function without arguments is called."""
-    module_name, _, attribute = spec.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+def _module(name: str, spec: str) -> Any:
     try:
-        found: Any = import_module(module_name)
-        for name in attribute.split("."):
-            found = getattr(found, name)
-        made = found() if isinstance(found, type) or (callable(found) and not hasattr(found, "run")) else found
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise HarnessError(f"target {spec!r}: {name} imports {error.name!r}, which is not installed") from error
+        guess = near(name, [path.stem for path in Path.cwd().glob("*.py")])
+        hint = f"; did you mean {guess!r}?" if guess else f", neither in {Path.cwd()} nor installed"
+        raise HarnessError(f"target {spec!r}: there is no module {error.name!r}{hint}") from error
     except Exception as error:
-        raise HarnessError(f"target {spec!r} does not load: {type(error).__name__}: {error}") from error
-    return check_target(made, spec)
+        raise HarnessError(f"target {spec!r}: importing {name} raises {describe(error)}") from error
+
+
+def _attribute(module: Any, path: str, spec: str) -> Any:
+    found = module
+    for name in path.split("."):
+        if not hasattr(found, name):
+            public = [word for word in vars(found) if not word.startswith("_")]
+            where = getattr(found, "__name__", type(found).__name__)
+            raise HarnessError(f"target {spec!r}: {where} has {choices(name, public, 'attribute').replace('; ', ', ')}")
+        found = getattr(found, name)
+    return found
+
+
+def _made(found: Any, spec: str) -> Any:
+    """A class or a function without required arguments is called; a function with some is a loss that wants wrapping."""
+    if isinstance(found, type) or (callable(found) and not hasattr(found, "run")):
+        missing = _required(found)
+        if missing:
+            name = spec.partition(":")[2]
+            raise HarnessError(
+                f"target {spec!r} is a function of {', '.join(missing)}, not a target; write\n"
+                f"    from gspo_conformance import loss_target\n"
+                f'    target = loss_target({name}, framework="torch")\n'
+                f"and check {spec.partition(':')[0]}:target"
+            )
+        try:
+            return found()
+        except Exception as error:
+            raise HarnessError(f"target {spec!r}: calling it raises {describe(error)}") from error
+    return found
+
+
+def _required(function: Any) -> list[str]:
+    try:
+        parameters = signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    free = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return [one.name for one in parameters if one.default is Parameter.empty and one.kind in free]
 
 
 def check_target(found: Any, spec: str) -> Target:

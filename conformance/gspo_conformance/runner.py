@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .applicability import Unsupported, case_of
-from .connection import Broken, Connection, Hello, Outputs, Reply, Skipped
+from .asking import Asker
+from .connection import Connection, Hello
 from .formats import Vector
-from .judge import judge
 from .known import KnownFailures
-from .run import ERROR, FAIL, PASS, SKIPPED, UNSUPPORTED, Result, Run
-from .target import Capabilities, Case
+from .run import Result, Run
 from .words import HarnessError
 
 Progress = Callable[[int, int, Result], None]
-HOPELESS, GIVE_UP = 3, 10
 
 
 @dataclass(frozen=True)
@@ -49,107 +48,100 @@ def _matches(vector: Vector, pattern: str) -> bool:
 
 
 def run_vectors(
-    connection: Connection, vectors: Sequence[Vector], options: Options = Options(), progress: Progress | None = None
+    connection: Connection | Sequence[Connection],
+    vectors: Sequence[Vector],
+    options: Options = Options(),
+    progress: Progress | None = None,
 ) -> Run:
-    """Every vector in every dtype asked for. Interrupted, it returns what it has, marked incomplete."""
-    run = Run(connection.name, suite=_suite(vectors), started=_now(), level=options.level)
+    """Every vector in every dtype asked for. Several connections to one target share the work, a dtype each if they can.
+
+    Interrupted, it returns what it has, marked incomplete.
+    """
+    connections = list(connection) if isinstance(connection, Sequence) else [connection]
+    run = Run(connections[0].name, suite=_suite(vectors), started=_now(), level=options.level)
     begin = time.perf_counter()
     try:
-        _fill(run, connection, vectors, options, progress)
-        run.complete = True
+        _fill(run, connections, _questions(vectors, options), options, progress)
+        run.complete = not run.failure
     except HarnessError as error:
         run.failure, run.detail = str(error), str(error.__cause__ or "")
     except KeyboardInterrupt:
         run.failure = "interrupted"
     finally:
-        connection.stop()
+        for one in connections:
+            one.stop()
+    run.results.sort(key=lambda result: (result.id, result.dtype))
     run.stale = options.known.stale(run.results) if run.complete else ()
     run.seconds = time.perf_counter() - begin
     return run
 
 
-def _fill(
-    run: Run, connection: Connection, vectors: Sequence[Vector], options: Options, progress: Progress | None
-) -> None:
-    hello = connection.start()
-    run.implementation, run.capabilities = hello.implementation, hello.capabilities.to_dict()
-    pairs = [
+Question = tuple[Vector, str]
+
+
+def _questions(vectors: Sequence[Vector], options: Options) -> list[Question]:
+    return [
         (vector, dtype) for vector in vectors for dtype in vector.dtype if not options.dtypes or dtype in options.dtypes
     ]
-    asker = _Asker(connection, hello, options.limit)
-    for done, (vector, dtype) in enumerate(pairs, 1):
-        result = options.known.revise(asker.result(vector, dtype))
-        run.results.append(result)
-        if progress is not None:
-            progress(done, len(pairs), result)
 
 
-class _Asker:
-    """Asks, and starts the target again after a breakdown.
+def _fill(
+    run: Run,
+    connections: Sequence[Connection],
+    questions: Sequence[Question],
+    options: Options,
+    progress: Progress | None,
+) -> None:
+    hello = connections[0].start()
+    run.implementation, run.capabilities = hello.implementation, hello.capabilities.to_dict()
+    keep = _keeper(run, len(questions), options, progress)
+    if len(connections) == 1:
+        asker = Asker(connections[0], hello, options.limit)
+        for vector, dtype in questions:
+            keep(asker.result(vector, dtype))
+    else:
+        _share(connections, hello, questions, options, keep)
 
-    It gives up after `GIVE_UP` breakdowns in a row, or after `HOPELESS` of a target that has never answered.
-    """
 
-    def __init__(self, connection: Connection, hello: Hello, limit: float) -> None:
-        self.connection = connection
-        self.capabilities: Capabilities = hello.capabilities
-        self.limit = limit
-        self.breakdowns, self.patience = 0, HOPELESS
-        self.lost = ""
+def _share(
+    connections: Sequence[Connection],
+    hello: Hello,
+    questions: Sequence[Question],
+    options: Options,
+    keep: Callable[[Result], None],
+) -> None:
+    """Equal shares, a thread each; an interrupt stops the connections, which ends the threads."""
+    halt = threading.Event()
 
-    def result(self, vector: Vector, dtype: str) -> Result:
+    def work(connection: Connection, share: Sequence[Question]) -> None:
+        asker = Asker(connection, hello if connection is connections[0] else connection.start(), options.limit)
+        for vector, dtype in share:
+            if halt.is_set():
+                return
+            keep(asker.result(vector, dtype))
+
+    ordered = sorted(questions, key=lambda question: question[1])
+    size = -(-len(ordered) // len(connections))
+    with ThreadPoolExecutor(len(connections)) as pool:
+        shares = [ordered[i * size : (i + 1) * size] for i in range(len(connections))]
+        futures = [pool.submit(work, *pair) for pair in zip(connections, shares, strict=True)]
         try:
-            case = case_of(vector, dtype, self.capabilities)
-        except Unsupported as missing:
-            return _result(vector, dtype, UNSUPPORTED, reason=str(missing))
-        if self.lost:
-            return _result(vector, dtype, ERROR, reason=f"not asked: {self.lost}")
-        begin = time.perf_counter()
-        reply = self.connection.ask(case, self.limit)
-        seconds = time.perf_counter() - begin
-        self._recover(reply)
-        return replace(verdict_of(vector, case, reply), seconds=seconds)
-
-    def _recover(self, reply: Reply) -> None:
-        if not (isinstance(reply, Broken) and reply.fatal):
-            self.breakdowns, self.patience = 0, GIVE_UP
-            return
-        self.breakdowns += 1
-        if self.breakdowns >= self.patience:
-            self.lost = f"the target broke down {self.breakdowns} times in a row"
-            return
-        try:
-            self.connection.stop()
-            self.connection.start()
-        except HarnessError as error:
-            self.lost = f"the target broke down and does not start again: {error}"
+            for future in futures:
+                future.result()
+        finally:
+            halt.set()
 
 
-def verdict_of(vector: Vector, case: Case, reply: Reply) -> Result:
-    """The result that a reply earns."""
-    if isinstance(reply, Skipped):
-        return _result(vector, case.dtype, SKIPPED, reason=reply.reason, url=reply.url)
-    if isinstance(reply, Broken):
-        return _result(vector, case.dtype, ERROR, reason=reply.reason, detail=reply.detail)
-    assert isinstance(reply, Outputs)
-    judged = judge(vector, case, reply.values)
-    wrong = [item for item in judged if not item.ok]
-    reason = "; ".join(f"{item.output}: {item.reason}" for item in wrong)
-    answer = {item.output: item.got for item in judged if item.got is not None}
-    return _result(vector, case.dtype, FAIL if wrong else PASS, judged=judged, reason=reason, answer=answer)
+def _keeper(run: Run, total: int, options: Options, progress: Progress | None) -> Callable[[Result], None]:
+    lock = threading.Lock()
 
+    def keep(result: Result) -> None:
+        with lock:
+            run.results.append(options.known.revise(result))
+            if progress is not None:
+                progress(len(run.results), total, run.results[-1])
 
-def _result(vector: Vector, dtype: str, verdict: str, **fields: Any) -> Result:
-    return Result(
-        id=vector.id,
-        dtype=dtype,
-        level=vector.level,
-        clauses=vector.clauses,
-        flags=vector.flags,
-        operation=vector.operation,
-        verdict=verdict,
-        **fields,
-    )
+    return keep
 
 
 def _suite(vectors: Sequence[Vector]) -> dict[str, Any]:

@@ -328,5 +328,5 @@ def test_a_python_target_is_served_from_a_process_of_its_own(module: Path, body:
 
 def test_a_python_target_that_does_not_load_says_why(module: Path) -> None:
     found = served(module, "import nonexistent_package")
-    assert "No module named 'nonexistent_package'" in found.failure
+    assert found.failure == "target 'subject:target': subject imports 'nonexistent_package', which is not installed"
     assert found.exit_code == 3

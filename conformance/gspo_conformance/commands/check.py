@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..reports import FORMATS, render, write
-from ..run import LEVELS, Run
-from ..words import UsageError
+from ..run import AS_EXPECTED, HARNESS, LEVELS, Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the report and the record of each run there")
     parser.add_argument("--smoke", action="store_true", help="a few easy vectors: is the adapter itself right?")
     parser.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS", help="for one answer (20)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes that share the work (jax: 2, others: 1)")
     parser.add_argument(
         "--in-process", action="store_true", help="run module:attribute in this process, for a debugger"
     )
@@ -40,14 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks every target, reports, and returns the worst exit code."""
-    from ..formats import load_vectors
-    from ..runner import select
+    from ..suite import known_failures, vectors
 
-    everything = load_vectors()
-    vectors = select(everything, arguments.patterns)
-    if not vectors:
-        raise UsageError(_nothing_selected(arguments.patterns, everything))
-    runs = [_check(spec, vectors, everything, arguments) for spec in arguments.targets]
+    chosen = vectors(*arguments.patterns)
+    if arguments.smoke:
+        return _smoke(chosen, arguments)
+    known = known_failures(arguments.known)
+    runs = [_check(spec, chosen, known, arguments) for spec in arguments.targets]
     print(render(runs, arguments.format, verbose=arguments.verbose), end="")
     if arguments.out is not None:
         for path in write(runs, arguments.out, arguments.format):
@@ -55,36 +54,22 @@ def run(arguments: argparse.Namespace) -> int:
     return max(run.exit_code for run in runs)
 
 
-def _check(spec: str, vectors: Any, everything: Any, arguments: argparse.Namespace) -> Run:
+def _smoke(chosen: Any, arguments: argparse.Namespace) -> int:
+    from ..known import KnownFailures
+    from ..smoke import easiest, form, report
+
+    runs = [_check(spec, easiest(chosen), KnownFailures(), arguments) for spec in arguments.targets]
+    print("".join(map(report, runs)), end="")
+    return HARNESS if any(form(run) for run in runs) else AS_EXPECTED
+
+
+def _check(spec: str, chosen: Any, known: Any, arguments: argparse.Namespace) -> Run:
     from ..progress import progress_line
-    from ..resolve import connect
+    from ..resolve import connections
     from ..runner import Options, run_vectors
+    from ..suite import checked
 
-    connection = connect(spec, isolate=not arguments.in_process)
-    options = Options(
-        dtypes=tuple(arguments.dtype) or None,
-        level=arguments.level,
-        limit=arguments.timeout,
-        known=_known(spec, arguments.known, everything),
-    )
+    found = connections(spec, jobs=arguments.jobs, isolate=not arguments.in_process)
+    options = Options(tuple(arguments.dtype) or None, arguments.level, arguments.timeout, known)
     with progress_line(spec) as progress:
-        return run_vectors(connection, vectors, options, progress)
-
-
-def _known(spec: str, named: Path | None, everything: Any) -> Any:
-    """The failures that are expected: those of the file that was named, else those that the room of a trainer lists."""
-    from ..known import KnownFailures, read_known
-    from ..trainers.room import choose, is_trainer
-
-    path = named or (choose(spec).known if is_trainer(spec) else None)
-    return read_known(path, [v.id for v in everything]) if path else KnownFailures()
-
-
-def _nothing_selected(patterns: list[str], everything: Any) -> str:
-    from ..words import near
-
-    if not patterns:
-        return "the suite has no vectors: `gspo vectors regen` writes them"
-    names = {v.id for v in everything} | {v.area for v in everything} | {c for v in everything for c in v.clauses}
-    guess = near(patterns[0], names)
-    return f"no vector matches -k {' '.join(patterns)}" + (f"; did you mean {guess!r}?" if guess else "")
+        return checked(run_vectors(found, chosen, options, progress), chosen)

@@ -6,12 +6,18 @@ makes it, lives. Nothing is imported before a name is asked for.
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 BUILT_IN: dict[str, str] = {
     "numpy": "gspo_conformance.targets.numpy:target",
     "torch": "gspo_conformance.targets.torch:target",
+    "torch:compile": "gspo_conformance.targets.torch:compile_target",
+    "torch:cp": "gspo_conformance.targets.torch_ranks:cp",
+    "torch:ddp": "gspo_conformance.targets.torch_ranks:ddp",
     "jax": "gspo_conformance.targets.jax:target",
     "jax:jit": "gspo_conformance.targets.jax:jit_target",
 }
@@ -22,3 +28,30 @@ def built_in(name: str) -> Any:
     module, _, attribute = BUILT_IN[name].partition(":")
     made = getattr(import_module(module), attribute)
     return made() if callable(made) and not hasattr(made, "run") else made
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a built-in target runs where not in the process of the suite: `jobs` processes, with these variables."""
+
+    jobs: int
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def launch(name: str) -> Launch | None:
+    """The processes of a target that is too slow for one, None for all others.
+
+    JAX compiles every operation for every shape: most of the time of a run. One process per dtype shares
+    nothing that the other could use, and the compiler is told not to optimise programs that run once.
+    """
+    return Launch(2, {"XLA_FLAGS": _quick_compilation()}) if name.partition(":")[0] == "jax" else None
+
+
+def _quick_compilation() -> str:
+    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    try:
+        if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
+            flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    except PackageNotFoundError:
+        pass
+    return " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()

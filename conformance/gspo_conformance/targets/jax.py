@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -50,6 +51,20 @@ class JaxTarget(CoreTarget):
             return super().run(case)
 
 
+class JitTarget(JaxTarget):
+    """The same with each case compiled as one program; where values cannot be read, no input is refused."""
+
+    def native(self, case: Case) -> dict[str, Any]:
+        """The outputs of the case in JAX arrays."""
+        whole = super().native
+        return jax.jit(lambda inputs: whole(replace(case, inputs=inputs)))(dict(case.inputs))
+
+
 def target() -> CoreTarget:
     """The built-in target `jax`."""
     return JaxTarget("jax", Jax(), gspo_jax)
+
+
+def jit_target() -> CoreTarget:
+    """The built-in target `jax:jit`."""
+    return JitTarget("jax:jit", Jax(), gspo_jax)

@@ -1,0 +1,97 @@
+"""Puts one vector after the other to a target, starts it again after a breakdown, and turns every reply into a result."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from typing import Any
+
+from .applicability import Unsupported, case_of
+from .connection import Broken, Connection, Hello, Outputs, Reply, Skipped
+from .formats import Vector
+from .judge import judge
+from .run import ERROR, FAIL, PASS, SKIPPED, UNSUPPORTED, Result
+from .target import Capabilities, Case
+from .words import HarnessError
+
+HOPELESS, GIVE_UP = 3, 10
+
+
+class Asker:
+    """Asks, and starts the target again after a breakdown.
+
+    It gives up after `GIVE_UP` breakdowns in a row, or after `HOPELESS` of a target that has never answered.
+    """
+
+    def __init__(self, connection: Connection, hello: Hello, limit: float) -> None:
+        self.connection = connection
+        self.capabilities: Capabilities = hello.capabilities
+        self.limit = limit
+        self.breakdowns, self.patience = 0, HOPELESS
+        self.lost = ""
+
+    def result(self, vector: Vector, dtype: str) -> Result:
+        try:
+            case = case_of(vector, dtype, self.capabilities)
+        except Unsupported as missing:
+            return _result(vector, dtype, UNSUPPORTED, reason=str(missing))
+        if self.lost:
+            return _result(vector, dtype, ERROR, reason=f"not asked: {self.lost}")
+        begin = time.perf_counter()
+        reply = self.connection.ask(case, self.limit)
+        seconds = time.perf_counter() - begin
+        self._recover(reply)
+        return replace(verdict_of(vector, case, reply), seconds=seconds)
+
+    def _recover(self, reply: Reply) -> None:
+        if not (isinstance(reply, Broken) and reply.fatal):
+            self.breakdowns, self.patience = 0, GIVE_UP
+            return
+        self.breakdowns += 1
+        if self.breakdowns >= self.patience:
+            self.lost = f"the target broke down {self.breakdowns} times in a row"
+            return
+        try:
+            self.connection.stop()
+            self.connection.start()
+        except HarnessError as error:
+            self.lost = f"the target broke down and does not start again: {error}"
+
+
+def verdict_of(vector: Vector, case: Case, reply: Reply) -> Result:
+    """The result that a reply earns."""
+    if isinstance(reply, Skipped):
+        return _result(vector, case.dtype, SKIPPED, reason=reply.reason, url=reply.url)
+    if vector.refuses is not None and not (isinstance(reply, Broken) and reply.fatal):
+        return _result(vector, case.dtype, **_refusal(vector.refuses, reply))
+    if isinstance(reply, Broken):
+        return _result(vector, case.dtype, ERROR, reason=reply.reason, detail=reply.detail)
+    judged = judge(vector, case, reply.values)
+    wrong = [item for item in judged if not item.ok]
+    reason = "; ".join(f"{item.output}: {item.reason}" for item in wrong)
+    answer = {item.output: item.got for item in judged if item.got is not None}
+    return _result(vector, case.dtype, FAIL if wrong else PASS, judged=judged, reason=reason, answer=answer)
+
+
+def _refusal(argument: str, reply: Outputs | Broken) -> dict[str, Any]:
+    """The verdict where the right answer is an error that names `argument`."""
+    if isinstance(reply, Outputs):
+        return {"verdict": FAIL, "reason": f"expected an error about `{argument}`, got an answer"}
+    if re.search(rf"\b{re.escape(argument)}\b", reply.reason):
+        return {"verdict": PASS}
+    reason = f"expected an error that names `{argument}`, got {reply.reason}"
+    return {"verdict": FAIL, "reason": reason, "detail": reply.detail}
+
+
+def _result(vector: Vector, dtype: str, verdict: str, **fields: Any) -> Result:
+    return Result(
+        id=vector.id,
+        dtype=dtype,
+        level=vector.level,
+        clauses=vector.clauses,
+        flags=vector.flags,
+        operation=vector.operation,
+        verdict=verdict,
+        **fields,
+    )

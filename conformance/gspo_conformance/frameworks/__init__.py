@@ -1,0 +1,1 @@
+"""How a loss function of each framework is called: `run(fn, gradient, arrays) -> outputs`; one file a framework."""

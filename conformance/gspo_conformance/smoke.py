@@ -1,0 +1,63 @@
+"""`gspo check --smoke`: is the adapter itself right? Do answers come, with the names, shapes and dtypes that are due?
+
+Whether the numbers are right is the business of the whole suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .formats import Vector
+from .run import ERROR, PASS, SKIPPED, UNSUPPORTED, Result, Run
+
+
+def easiest(vectors: Sequence[Vector]) -> list[Vector]:
+    """For every operation and layout the vector with the fewest numbers, MUST before SHOULD before MAY."""
+    found: dict[tuple[str, bool], Vector] = {}
+    for vector in sorted(vectors, key=lambda vector: (len(vector.level), _size(vector.raw["inputs"]))):
+        found.setdefault((vector.operation, "offsets" in vector.raw["inputs"]), vector)
+    return list(found.values())
+
+
+def form(run: Run) -> list[str]:
+    """What is wrong with the form of the answers; empty where nothing is."""
+    if run.failure:
+        return [run.failure]
+    asked = [result for result in run.results if result.verdict not in (UNSUPPORTED, SKIPPED)]
+    if not asked:
+        return ["not one vector applies to what this target claims to do; see its capabilities"]
+    return [f"{result.key}: {fault}" for result in asked for fault in _faults(result)]
+
+
+def report(run: Run) -> str:
+    """A few lines for the terminal."""
+    faults = form(run)
+    wrong = [result for result in run.results if result.verdict not in (PASS, UNSUPPORTED, SKIPPED, ERROR)]
+    lines = [f"  {fault}" for fault in faults]
+    if not faults:
+        operations = sorted({r.operation for r in run.results if r.verdict not in (UNSUPPORTED, SKIPPED)})
+        lines = [f"  answers come in the right form: {', '.join(operations)}"]
+        lines += [f"  but {result.key} is wrong: {result.reason}" for result in wrong]
+        lines.append(f"  next: gspo check {run.target}")
+    return "\n".join([f"{run.target}: {'the adapter is NOT right' if faults else 'the adapter is right'}", *lines, ""])
+
+
+def _faults(result: Result) -> list[str]:
+    if result.verdict == ERROR:
+        return [result.reason]
+    return [f"{item.output}: {item.reason}" for item in result.judged if item.units is None or not _finite(item.got)]
+
+
+def _finite(got: Any) -> bool:
+    return got is not None and bool(np.isfinite(got).all())
+
+
+def _size(inputs: Any) -> int:
+    if isinstance(inputs, list):
+        return sum(map(_size, inputs))
+    if isinstance(inputs, dict) and "shape" in inputs:
+        return int(np.prod(inputs["shape"]))
+    return sum(map(_size, inputs.values())) if isinstance(inputs, dict) else 0

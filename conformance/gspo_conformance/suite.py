@@ -1,0 +1,99 @@
+"""The suite in code: choose vectors, check a target, verify one vector in a test of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .connection import Connection, InProcess
+from .formats import Vector, load_vectors
+from .known import KnownFailures, read_known
+from .run import FAIL, SKIPPED, UNSUPPORTED, Result, Run
+from .runner import Options, Progress, run_vectors, select
+from .target import Target
+from .words import UsageError, near
+
+
+def vectors(*patterns: str) -> list[Vector]:
+    """The vectors whose id, area or a clause matches one of the globs; all of them without globs.
+
+    @pytest.mark.parametrize("vector", vectors("gradient/*"), ids=lambda vector: vector.id)
+    def test_gradient(vector):
+        verify(target, vector)
+    """
+    everything = load_vectors()
+    found = select(everything, patterns)
+    if not found:
+        raise UsageError(_nothing(patterns, everything))
+    return found
+
+
+def check(
+    target: Target | str,
+    *patterns: str,
+    dtypes: Sequence[str] | None = None,
+    level: str = "MUST",
+    known: Path | str | None = None,
+    timeout: float = 20.0,
+    progress: Progress | None = None,
+) -> Run:
+    """Every vector, or those that match, put to a target: an object in this process, or a TARGET as on the command line.
+
+    `check(target).conforming` says whether it went as expected, `print(render([run], "text"))` what happened.
+    """
+    chosen = vectors(*patterns)
+    options = Options(tuple(dtypes) if dtypes else None, level, timeout, known_failures(known))
+    return checked(run_vectors(_connections(target), chosen, options, progress), chosen)
+
+
+def verify(target: Target | str, vector: Vector, *, level: str = "MUST") -> list[Result]:
+    """One vector in each of its dtypes: raises AssertionError where it fails, skips (pytest) where it does not apply.
+
+    A failure below `level` is returned, not raised.
+    """
+    run = run_vectors(_connection(target), [vector], Options(level=level))
+    if run.failure:
+        raise AssertionError(run.failure)
+    if run.offences:
+        raise AssertionError("\n".join(f"{result.key}: {result.reason}" for result in run.offences))
+    idle = [result for result in run.results if result.verdict in (UNSUPPORTED, SKIPPED)]
+    if len(idle) == len(run.results):
+        import pytest
+
+        pytest.skip("; ".join(sorted({f"{result.verdict}: {result.reason}" for result in idle})))
+    return run.results
+
+
+def known_failures(path: Path | str | None) -> KnownFailures:
+    """The known failures of a file, none without a file."""
+    return KnownFailures() if path is None else read_known(Path(path), [vector.id for vector in load_vectors()])
+
+
+def checked(run: Run, chosen: Sequence[Vector]) -> Run:
+    """The run with its diagnosis, where an answer was wrong."""
+    if any(result.verdict == FAIL for result in run.results):
+        from .diagnosis import diagnose
+
+        found = diagnose(run, chosen)
+        run.diagnosis = None if found is None else found.to_dict()
+    return run
+
+
+def _connection(target: Target | str) -> Connection:
+    from .resolve import check_target, connect
+
+    return connect(target) if isinstance(target, str) else InProcess(check_target(target, type(target).__name__))
+
+
+def _connections(target: Target | str) -> list[Connection]:
+    from .resolve import connections
+
+    return connections(target) if isinstance(target, str) else [_connection(target)]
+
+
+def _nothing(patterns: Sequence[str], everything: Sequence[Vector]) -> str:
+    if not patterns:
+        return "the suite has no vectors: `gspo vectors regen` writes them"
+    names = {v.id for v in everything} | {v.area for v in everything} | {c for v in everything for c in v.clauses}
+    guess = near(patterns[0], names)
+    return f"no vector matches {' '.join(patterns)}" + (f"; did you mean {guess!r}?" if guess else "")

@@ -1,0 +1,105 @@
+"""A loss function as a target, in one line: `target = loss_target(my_loss, framework="torch")`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+
+from .target import Capabilities, Case, FunctionTarget
+from .words import choices
+
+FRAMEWORKS = ("torch", "jax", "numpy")
+INPUTS = ("logp", "old_logp", "advantages", "mask")
+Loss = Callable[..., Any]
+
+
+def loss_target(
+    fn: Loss,
+    framework: str = "torch",
+    *,
+    objective: Any = None,
+    gradient: Literal["autodiff"] | Loss | None = "autodiff",
+    clip: Sequence[float] | None = None,
+    name: str | None = None,
+    dtypes: Sequence[str] = ("float32",),
+    mask_dtype: str = "bool",
+    advantages: Literal["response", "token"] = "response",
+) -> FunctionTarget:
+    """A target from `fn(logp, old_logp, advantages, mask) -> loss` over `[B, T]` arrays of `framework`.
+
+    It is put the vectors whose objective equals its own, clip range included, and which need nothing else.
+
+    Args:
+        fn: called with arrays of `framework`; returns the loss alone, a scalar that is minimised.
+        framework: "torch", "jax" or "numpy".
+        objective: what `fn` computes: None for the paper's GSPO, the name of a preset of
+            `gspo_core.Objective` such as "grpo", such an objective, or its JSON as a mapping.
+        gradient: "autodiff" differentiates `fn` by the framework (NumPy has none, so there the loss alone is
+            checked); a function of the same arguments returns d loss / d logp; None checks the loss alone.
+        clip: `(low, high)` in place of the objective's clip range.
+        name: for reports; the name of `fn` by default.
+        dtypes: add "float64" where `fn` computes in the precision of its inputs.
+        mask_dtype: "bool", or what `fn` expects instead, "int64" or "float32".
+        advantages: "response" passes `[B]`, "token" spreads them to `[B, T]`.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn: expected a function, got {type(fn).__name__}")
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework: {choices(framework, FRAMEWORKS)}")
+    if framework == "numpy" and gradient == "autodiff":
+        gradient = None
+    own = objective_dict(objective, clip)
+    capabilities = Capabilities(
+        operations=frozenset({"policy_loss"}),
+        dtypes=frozenset(dtypes),
+        gradient=gradient is not None,
+        objectives=(own,),
+        inputs=frozenset(INPUTS),
+        parameters=frozenset({"objective"}),
+    )
+    run = import_module(f".frameworks.{framework}", __package__).run
+
+    def answer(case: Case) -> Mapping[str, Any]:
+        return run(fn, gradient, _arrays(case, mask_dtype, advantages))
+
+    version = {framework: str(import_module(framework).__version__)}
+    return FunctionTarget(name or getattr(fn, "__name__", type(fn).__name__), answer, capabilities, version)
+
+
+def objective_dict(objective: Any = None, clip: Sequence[float] | None = None) -> dict[str, Any]:
+    """An objective as JSON: None, the name of a preset, a `gspo_core.Objective` or a mapping; with another clip range."""
+    from gspo_core import Objective
+
+    if isinstance(objective, str):
+        objective = _preset(Objective, objective)
+    elif isinstance(objective, Mapping):
+        objective = Objective.from_dict(dict(objective))
+    elif objective is None:
+        objective = Objective.gspo()
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective: expected a preset, a gspo_core.Objective or its JSON, got {objective!r}")
+    found = objective.to_dict()
+    if clip is None:
+        return found
+    if "low" not in found["surrogate"]:
+        raise ValueError(f"clip: the surrogate {found['surrogate']['kind']!r} has no clip range")
+    low, high = clip
+    return found | {"surrogate": found["surrogate"] | {"low": low, "high": high}}
+
+
+def _preset(objectives: Any, name: str) -> Any:
+    presets = [word for word, made in vars(objectives).items() if isinstance(made, classmethod) and word[0] != "_"]
+    presets = [word for word in presets if not word.startswith("from_")]
+    if name not in presets:
+        raise ValueError(f"objective: {choices(name, presets)}")
+    return getattr(objectives, name)()
+
+
+def _arrays(case: Case, mask_dtype: str, advantages: str) -> dict[str, Any]:
+    arrays = {name: case.inputs[name] for name in INPUTS}
+    if advantages == "token":
+        arrays["advantages"] = np.broadcast_to(arrays["advantages"][:, None], arrays["mask"].shape).copy()
+    return arrays | {"mask": arrays["mask"].astype(mask_dtype)}

@@ -1,0 +1,146 @@
+"""`loss_target`: one line makes a target of a loss function, whatever its framework, and asks it for what it has alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import gspo_core
+from gspo_conformance.connection import InProcess
+from gspo_conformance.run import ERROR, PASS, UNSUPPORTED, Run
+from gspo_conformance.runner import run_vectors
+from gspo_conformance.target import FunctionTarget
+from gspo_conformance.wrap import loss_target, objective_dict
+
+from .small import GSPO, loss_vector, ratio_vector
+
+SUITE = [loss_vector("aggregation/unequal"), loss_vector("gradient/clipped", advantages=(1.0, 2.0, -1.0))]
+
+
+def torch_loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+    d = torch.where(mask, logp - old_logp, 0.0)
+    s = torch.exp(d.sum(1) / mask.sum(1))
+    return -torch.minimum(s * advantages, s.clamp(1 - 3e-4, 1 + 4e-4) * advantages).mean()
+
+
+def jax_loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+    s = jnp.exp(jnp.where(mask, logp - old_logp, 0.0).sum(1) / mask.sum(1))
+    return -jnp.minimum(s * advantages, jnp.clip(s, 1 - 3e-4, 1 + 4e-4) * advantages).mean()
+
+
+def numpy_loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+    s = np.exp(np.where(mask, logp - old_logp, 0).sum(1) / mask.sum(1))
+    return -np.minimum(s * advantages, np.clip(s, 1 - 3e-4, 1 + 4e-4) * advantages).mean()
+
+
+def gradient(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+    objective = gspo_core.Objective.gspo()
+    return gspo_core.policy_gradient(
+        objective, logp=logp, old_logp=old_logp, advantages=advantages, sequences=gspo_core.Padded(mask)
+    )
+
+
+def run(target: FunctionTarget, *vectors: Any) -> Run:
+    return run_vectors(InProcess(target), vectors or SUITE)
+
+
+@pytest.mark.parametrize(("fn", "framework"), [(torch_loss, "torch"), (jax_loss, "jax"), (numpy_loss, "numpy")])
+def test_a_right_loss_passes_in_both_precisions(fn: Any, framework: str) -> None:
+    found = run(loss_target(fn, framework, dtypes=("float32", "float64")))
+    assert [result.verdict for result in found.results] == [PASS] * 4, found.results
+    outputs = {item.output for result in found.results for item in result.judged}
+    assert outputs == ({"loss"} if framework == "numpy" else {"loss", "gradient"})
+    assert found.target == fn.__name__
+    assert framework in found.implementation
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "numpy"])
+def test_a_gradient_in_closed_form_is_checked_in_place_of_autodiff(framework: str) -> None:
+    fn = {"torch": torch_loss, "jax": jax_loss, "numpy": numpy_loss}[framework]
+    right = run(loss_target(fn, framework, gradient=gradient))
+    wrong = run(loss_target(fn, framework, gradient=lambda *arrays: 2 * gradient(*arrays)))
+    assert right.exit_code == 0
+    assert all(result.reason.startswith("gradient: ") for result in wrong.offences)
+    assert len(wrong.offences) == 2
+
+
+def test_without_a_gradient_the_loss_alone_is_checked() -> None:
+    found = run(loss_target(torch_loss, gradient=None))
+    assert {item.output for result in found.results for item in result.judged} == {"loss"}
+
+
+def test_float64_is_not_asked_of_a_loss_that_does_not_claim_it() -> None:
+    verdicts = {result.dtype: result.verdict for result in run(loss_target(torch_loss)).results}
+    assert verdicts == {"float32": PASS, "float64": UNSUPPORTED}
+
+
+def test_only_vectors_of_its_own_objective_and_clip_range_are_put_to_it() -> None:
+    wide = GSPO | {"surrogate": GSPO["surrogate"] | {"low": 0.2, "high": 0.27}}
+    token = GSPO | {"ratio": "token"}
+    others = [
+        loss_vector("surrogate/wide", parameters={"objective": wide}),
+        loss_vector("ratio/token", parameters={"objective": token}),
+        loss_vector("distribution/normalizer", parameters={"objective": GSPO, "normalizer": 3.0}),
+        ratio_vector("ratio/sequence"),
+    ]
+    found = run(loss_target(torch_loss), *others)
+    assert {result.verdict for result in found.results} == {UNSUPPORTED}
+    assert found.exit_code == 3
+    assert run(loss_target(torch_loss, clip=(0.2, 0.27)), others[0]).answered == 1
+
+
+def test_an_objective_is_a_preset_an_object_or_its_json() -> None:
+    grpo = gspo_core.Objective.grpo()
+    assert objective_dict() == GSPO
+    assert objective_dict("grpo") == objective_dict(grpo) == objective_dict(grpo.to_dict()) == grpo.to_dict()
+    assert objective_dict("ppo", (0.1, 0.3))["surrogate"] == {"kind": "clip", "low": 0.1, "high": 0.3, "dual": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"framework": "pytorch"}, "framework: unknown 'pytorch'"),
+        ({"objective": "gpso"}, "objective: unknown 'gpso'; did you mean 'gspo'?"),
+        ({"objective": 3}, "objective: expected a preset"),
+        ({"objective": "sapo", "clip": (0.1, 0.2)}, "the surrogate 'sapo' has no clip range"),
+        ({"dtypes": ("bfloat16",)}, "capabilities.dtypes: unknown 'bfloat16'"),
+        ({"fn": 3}, "fn: expected a function, got int"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message.replace("?", r"\?")):
+        loss_target(**{"fn": torch_loss} | arguments)
+
+
+def test_the_mask_and_the_advantages_come_as_the_function_wants_them() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        assert mask.dtype == torch.float32
+        assert advantages.shape == mask.shape
+        s = torch.exp(((logp - old_logp) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True))
+        surrogate = torch.minimum(s * advantages, s.clamp(1 - 3e-4, 1 + 4e-4) * advantages)
+        return -((surrogate * mask).sum(1) / mask.sum(1)).mean()
+
+    target = loss_target(loss, mask_dtype="float32", advantages="token")
+    assert run(target, SUITE[0]).exit_code == 0
+
+
+def test_a_loss_that_was_detached_or_is_no_tensor_is_an_error_that_says_so() -> None:
+    detached = run(loss_target(lambda *arrays: torch_loss(*arrays).detach()), SUITE[0]).results[0]
+    assert detached.verdict == ERROR
+    assert "does not depend on logp" in detached.reason
+    pair = run(loss_target(lambda *arrays: (torch_loss(*arrays), {})), SUITE[0]).results[0]
+    assert "expected a tensor, got tuple" in pair.reason
+
+
+def test_the_suite_gives_every_call_arrays_of_its_own() -> None:
+    def vandal(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        loss = torch_loss(logp, old_logp, advantages, mask)
+        old_logp.fill_(7.0)
+        return loss
+
+    target = loss_target(vandal)
+    assert run(target, SUITE[0], SUITE[0]).exit_code == 0
