@@ -56,15 +56,14 @@ def clauses(folder: Path | None = None) -> dict[str, Clause]:
 def read_clauses(page: Path) -> list[Clause]:
     """The clauses of one page: from a heading with an id to the next heading or code block."""
     sections: list[tuple[re.Match[str], list[str]]] = []
-    inside = False
+    inside = fenced = False
     for line in page.read_text(encoding="utf-8").splitlines():
-        heading = _HEADING.match(line)
+        heading = None if fenced else _HEADING.match(line)
         if heading:
             sections.append((heading, []))
-            inside = True
-        elif line.startswith(("#", _FENCE)):
-            inside = False
-        elif inside:
+        fenced ^= line.startswith(_FENCE)
+        inside = bool(heading) or (inside and not fenced and not line.startswith("#"))
+        if inside and not heading and not line.startswith(_FENCE):
             sections[-1][1].append(line)
     return [_clause(heading, body, page.name) for heading, body in sections]
 

@@ -112,8 +112,10 @@ class Expected:
     @cached_property
     def scale(self) -> NumPyArray:
         """The magnitude against which rounding is measured, in the shape of the output; 0 where exactness is owed."""
-        entry = "0" if self.compare.rule == "exact" else self.raw["scale"]
-        return np.broadcast_to(_numbers(entry, float), self.shape)
+        numbers = _numbers("0" if self.compare.rule == "exact" else self.raw["scale"], float)
+        if numbers.shape not in ((), self.shape):
+            raise ValueError(f"scale: expected one number or shape {self.shape}, got shape {numbers.shape}")
+        return np.broadcast_to(numbers, self.shape)
 
     @property
     def text(self) -> Any:

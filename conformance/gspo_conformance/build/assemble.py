@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from math import isfinite
 from typing import Any
 
 import mpmath
 import numpy as np
 
 from ..oracle import Truth, truth
-from ..oracle.exact import as_dtype
 from ..tensors import LARGE, NumPyArray, encode_array
 from .recipe import Case, Recipe
 
@@ -118,14 +116,19 @@ def check_exact(name: str, value: NumPyArray, dtype: str) -> None:
     if dtype in ("bool", "int64", "float64"):
         return
     flat = np.asarray(value, dtype=np.float64).ravel()
-    narrow = flat.astype(np.float32).astype(np.float64) if dtype == "float32" else _narrowed(flat, dtype)
-    wrong = np.flatnonzero(np.isfinite(flat) & (flat != narrow))
+    with np.errstate(over="ignore"):
+        wrong = np.flatnonzero(np.isfinite(flat) & ~_fits(flat, dtype))
     if wrong.size:
         raise ValueError(f"{name}: expected numbers exact in {dtype}, got {float(flat[wrong[0]])!r} at {int(wrong[0])}")
 
 
-def _narrowed(flat: NumPyArray, dtype: str) -> NumPyArray:
-    return np.array([as_dtype(float(value), dtype) if isfinite(value) else value for value in flat])
+def _fits(flat: NumPyArray, dtype: str) -> NumPyArray:
+    """Where a number is exact; bfloat16 is the upper half of float32."""
+    if dtype == "float16":
+        return flat == flat.astype(np.float16)
+    single = flat.astype(np.float32)
+    exact: NumPyArray = single == flat
+    return exact & ((single.view(np.uint32) & 0xFFFF) == 0) if dtype == "bfloat16" else exact
 
 
 def _expected(case: Case, found: Truth) -> dict[str, Any]:
@@ -161,7 +164,9 @@ def decimal_text(number: Any, digits: int = VALUE_DIGITS) -> Any:
         return int(number)
     if abs(number) < UNDERFLOW:
         return "0"
-    text: str = mpmath.nstr(mpmath.mpf(number), digits, strip_zeros=True).removeprefix("+")
+    # mpf(x) of an mpf would round it to the working precision, which here is that of float64
+    exact = number if isinstance(number, mpmath.mpf) else mpmath.mpf(number)
+    text: str = mpmath.nstr(exact, digits, strip_zeros=True).removeprefix("+")
     return {"0.0": "0", "-0.0": "0"}.get(text, text.removesuffix(".0"))
 
 

@@ -104,7 +104,6 @@ class Recipe:
     case: Callable[[], Case]
     level: str = "MUST"
     note: str = ""
-    kink: bool = False
     version: int = 1
 
 

@@ -158,26 +158,34 @@ for _name, _sign in {"positive": 1.0, "negative": -1.0}.items():
         "SURR-4 SURR-1",
         "max-for-min",
         partial(_boundary, _sign),
-        kink=True,
     )
 
 
-def _on_boundary() -> Case:
-    """s = 1 exactly and a range of width 0 on one side: x == bound in every dtype."""
-    source = explicit([[0.0, 0.0], [0.25, -0.25], [0.125, -0.125]]).also(advantages=[1.0, -0.5, 0.25])
-    return loss(gspo(0.0, 0.0), padded(source))
+TIE = "The paper does not say what the derivative of min and clip is at a tie. Convention: the interval is closed, gate 1."
 
 
-_add(
-    "boundary-gradient",
-    "The ratio equals the bound exactly (s = 1, range of width 0): the range is closed, the gradient passes whole",
-    "SURR-4",
-    "boundary",
-    _on_boundary,
-    level="SHOULD",
-    kink=True,
-    note="The paper does not say what the derivative of min and clip is at a tie. Convention: the interval is closed, gate 1.",
-)
+def _on_boundary(ratio_: str, low: float, high: float, sign: float) -> Case:
+    """Ratios of exactly 1 and a range of width 0: the ratio is the bound in every dtype."""
+    source = explicit([[0.0, 0.0, 0.0], [0.25, -0.25], [0.0], [0.125, -0.125, 0.5, 0.5]])
+    source = source.also(advantages=[sign, -0.5 * sign, 0.25 * sign, -0.75 * sign])
+    return loss(objective(ratio_, clip(low, high)), padded(source))
+
+
+for _name, _ratio in {"gspo": "sequence", "gspo-token": "gspo_token", "token": "token"}.items():
+    for _slug, (_low, _high, _sign) in {
+        "": (0.0, 0.0, 1.0),
+        "-low": (0.0, 0.5, -1.0),
+        "-high": (0.5, 0.0, 1.0),
+    }.items():
+        _add(
+            f"boundary-gradient{_slug}-{_name}",
+            f"Ratios of exactly 1 in a range of {_low}/{_high}, {_name}: the range is closed, the gradient passes whole",
+            "SURR-4",
+            "boundary",
+            partial(_on_boundary, _ratio, _low, _high, _sign),
+            level="SHOULD",
+            note=TIE,
+        )
 
 
 def _zero_advantage(objective_: dict[str, Any]) -> Case:

@@ -46,7 +46,6 @@ _PENALTY.add(
     "kl-estimator boundary",
     _at_reference,
     level="SHOULD",
-    kink=True,
     note="|z| has no derivative at 0. Convention: its sign, which is 0 there.",
 )
 
