@@ -70,11 +70,11 @@ class TrainerTarget:
     def settings(self, case: Case) -> Settings:
         """The trainer's keys for this case; a skip with the reason where it has none."""
         objective = case.objective or {}
-        if self.default:
-            if not is_gspo(objective):
-                raise Skip("the default configuration is asked for GSPO alone")
-            return self.dialect.gspo(objective["surrogate"], self.release)
+        if self.default and not is_gspo(objective):
+            raise Skip("the default configuration is asked for GSPO alone")
         try:
+            if self.default:
+                return self.dialect.gspo(objective["surrogate"], self.release)
             return self.dialect.write(objective, self.release)
         except Inexpressible as reason:
             raise Skip(str(reason)) from None
