@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -138,6 +138,20 @@ class Run:
         """The worst K among results that passed: how much of the tolerance was used."""
         return max((r.k for r in self.results if r.verdict == PASS and r.k is not None), default=None)
 
+    @property
+    def suspected(self) -> tuple[str, ...]:
+        """The clauses that the diagnosis names."""
+        return tuple(self.diagnosis["clauses"]) if self.diagnosis else ()
+
+    @property
+    def answer_seconds(self) -> float:
+        """How much of the time was spent waiting for answers."""
+        return sum(result.seconds for result in self.results)
+
+    def slowest(self, count: int = 5) -> list[Result]:
+        """The answers that took longest."""
+        return sorted(self.results, key=lambda result: -result.seconds)[:count]
+
     def by_area(self) -> dict[str, list[Result]]:
         """Results by area, in the order of the ids."""
         areas: dict[str, list[Result]] = {}
@@ -152,6 +166,19 @@ class Run:
             for clause in result.clauses:
                 clauses.setdefault(clause, []).append(result)
         return clauses
+
+
+def by_vector(results: Iterable[Result], clauses: Collection[str] = ()) -> list[list[Result]]:
+    """Results of one vector together, the most telling first: on one of `clauses`, on few clauses, then by id."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.id, []).append(result)
+
+    def order(group: list[Result]) -> tuple[int, bool, int, str]:
+        first = group[0]
+        return LEVELS.index(first.level), not set(first.clauses) & set(clauses), len(first.clauses), first.id
+
+    return sorted(found.values(), key=order)
 
 
 def show_k(k: float | None) -> str:

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .asking import Asker
 from .connection import Connection, Hello
-from .formats import Vector
+from .formats import VECTORS, Vector
 from .known import KnownFailures
+from .manifest import MANIFEST
 from .run import Result, Run
 from .words import HarnessError
 
@@ -145,11 +147,14 @@ def _keeper(run: Run, total: int, options: Options, progress: Progress | None) -
 
 
 def _suite(vectors: Sequence[Vector]) -> dict[str, Any]:
+    """Which suite this is: records of different ones are not merged."""
     try:
         number = version("gspo")
     except PackageNotFoundError:
         number = "0"
-    return {"version": number, "vectors": len(vectors)}
+    manifest = VECTORS / MANIFEST
+    digest = sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.exists() else ""
+    return {"version": number, "digest": digest, "vectors": len(vectors)}
 
 
 def _now() -> str:

@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _smoke(chosen, arguments)
     known = known_failures(arguments.known)
     runs = [_check(spec, chosen, known, arguments) for spec in arguments.targets]
-    print(render(runs, arguments.format, verbose=arguments.verbose), end="")
+    shown = arguments.format if arguments.out is None else "text"
+    print(render(runs, shown, verbose=arguments.verbose), end="")
     if arguments.out is not None:
         for path in write(runs, arguments.out, arguments.format):
             print(f"wrote {path}", file=sys.stderr)

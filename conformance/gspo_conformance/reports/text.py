@@ -1,32 +1,41 @@
-"""The calm summary on a terminal: per area, verdict, worst K, what failed, what to run next."""
+"""The calm summary on a terminal: areas, verdict, diagnosis, the plainest failures, what to run next."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from textwrap import wrap
+from typing import Any
 
-from ..run import BAD, PASS, Result, Run, show_k
+from ..run import BAD, PASS, Result, Run, by_vector, show_k
+from ..words import plural
 
-_SHOWN = 10
+_SHOWN = 5
+_WIDTH = 110
+_SLOW = 5.0
 
 
-def render(runs: Sequence[Run], *, verbose: bool = False) -> str:
-    """One block per run."""
-    return "\n".join(_block(run, verbose) for run in runs)
+def render(runs: Sequence[Run], *, verbose: bool = False, **options: Any) -> str:
+    """One block per run, and the runs side by side where there are several."""
+    blocks = [_block(run, verbose) for run in runs]
+    return "\n\n".join([*blocks, *([_together(runs)] if len(runs) > 1 else [])])
 
 
 def _block(run: Run, verbose: bool) -> str:
     lines = [_title(run), ""]
     lines += _areas(run) if run.results else []
-    lines += _failures("failing", run.offences, verbose)
-    lines += _failures(f"below {run.level}: reported, not failing", run.remarks, verbose)
-    lines += [f"  stale known failure: {pattern}" for pattern in run.stale]
+    lines += _verdict(run)
     lines += _diagnosis(run)
-    return "\n".join([*lines, _footer(run), ""])
+    lines += _failures("failing", run, run.offences, verbose)
+    lines += _failures(f"below {run.level}: reported, not failing", run, run.remarks, verbose)
+    lines += _times(run) if verbose or run.seconds > _SLOW else []
+    lines += _next(run)
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _title(run: Run) -> str:
-    version = ", ".join(f"{name} {value}" for name, value in run.implementation.items() if isinstance(value, str))
-    return f"{run.target}{f' ({version})' if version else ''}"
+    words = [value if name == "name" else f"{name} {value}" for name, value in run.implementation.items()]
+    return f"{run.target} ({', '.join(words)})" if words else run.target
 
 
 def _areas(run: Run) -> list[str]:
@@ -36,7 +45,7 @@ def _areas(run: Run) -> list[str]:
         bad = sum(result.verdict in BAD for result in results)
         other = len(results) - len(passed) - bad
         worst = max((result.k for result in passed if result.k is not None), default=None)
-        rows.append((area, str(len(passed)), str(bad or ""), str(other or ""), show_k(worst)))
+        rows.append((area, str(len(passed) or ""), str(bad or ""), str(other or ""), show_k(worst)))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return ["  " + _row(row, widths) for row in rows] + [""]
 
@@ -49,35 +58,60 @@ def _row(row: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
-def _failures(title: str, results: list[Result], verbose: bool) -> list[str]:
-    if not results:
-        return []
-    shown = results if verbose else results[:_SHOWN]
-    lines = [f"  {title}"]
-    for result in shown:
-        lines.append(f"    {result.verdict:<5} {result.key}  {' '.join(result.clauses)}")
-        lines.append(f"          {result.reason}")
-        if verbose and result.detail:
-            lines += [f"          | {line}" for line in result.detail.rstrip().splitlines()]
-    if len(results) > len(shown):
-        lines.append(f"    and {len(results) - len(shown)} more (-v shows all)")
-    return [*lines, ""]
+def _verdict(run: Run) -> list[str]:
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in run.counts.most_common())
+    used = f"worst K {show_k(run.k)}" if run.k is not None else ""
+    lines = [f"  {run.verdict}: {'; '.join(filter(None, (counts, used, f'{run.seconds:.1f} s')))}"]
+    lines += [f"  {line}" for line in run.failure.splitlines()]
+    if not run.failure and not run.answered:
+        lines.append("  not one vector applies to what this target claims to do; see its capabilities")
+    return [*lines, *(f"  stale known failure, nothing it names fails: {pattern}" for pattern in run.stale), ""]
 
 
 def _diagnosis(run: Run) -> list[str]:
-    return [f"  diagnosis: {run.diagnosis['sentence']}", ""] if run.diagnosis else []
+    if not run.diagnosis:
+        return []
+    first, *rest = wrap(run.diagnosis["sentence"], _WIDTH - 14) or [""]
+    return [f"  diagnosis   {first}", *(f"              {line}" for line in rest), ""]
 
 
-def _footer(run: Run) -> str:
-    counts = run.counts
-    parts = [f"{counts[verdict]} {verdict}" for verdict in counts if counts[verdict]]
-    used = f"worst K {show_k(run.k)}" if run.k is not None else ""
-    tail = "; ".join(part for part in (", ".join(parts), used, f"{run.seconds:.1f} s") if part)
-    lines = [f"  {run.verdict}: {tail}"]
-    if run.failure:
-        lines.append(f"  {run.failure}")
-    elif not run.answered:
-        lines.append("  not one vector applies to what this target claims to do; see its capabilities")
-    if run.offences:
-        lines.append(f"  next: gspo explain {run.offences[0].id}")
-    return "\n".join(lines)
+def _failures(title: str, run: Run, results: Sequence[Result], verbose: bool) -> list[str]:
+    groups = by_vector(results, run.suspected)
+    if not groups:
+        return []
+    shown = groups if verbose else groups[:_SHOWN]
+    lines = [f"  {title}: {plural(len(groups), 'vector')}{'' if verbose else ', the most telling first'}"]
+    for group in shown:
+        first = group[0]
+        dtypes = " ".join(result.dtype for result in group)
+        lines.append(f"    {first.verdict:<5} {first.id}  {dtypes}  {' '.join(first.clauses)}")
+        lines += [f"          {line}" for line in first.reason.split("; ")]
+        if verbose and first.detail:
+            lines += [f"          | {line}" for line in first.detail.rstrip().splitlines()]
+    if len(groups) > len(shown):
+        lines.append(f"    and {len(groups) - len(shown)} more (-v shows all)")
+    return [*lines, ""]
+
+
+def _times(run: Run) -> list[str]:
+    share = run.answer_seconds
+    slow = ", ".join(f"{result.key} {result.seconds:.2f} s" for result in run.slowest(3))
+    return [f"  time        {run.seconds:.1f} s; answers took {share:.1f} s, the slowest {slow}", ""]
+
+
+def _next(run: Run) -> list[str]:
+    found = run.offences or run.remarks
+    if not found:
+        return []
+    first, target = by_vector(found, run.suspected)[0][0], shlex.quote(run.target)
+    return [
+        f"  next        gspo explain {first.id}",
+        f"              gspo check {target} -k {shlex.quote(first.id)} -v",
+        f"              gspo check {target} --format html --out report",
+    ]
+
+
+def _together(runs: Sequence[Run]) -> str:
+    width = max(len(run.target) for run in runs)
+    lines = [f"  {run.target:<{width}}  {run.verdict}, worst K {show_k(run.k)}, {run.seconds:.1f} s" for run in runs]
+    return "\n".join(["all targets", "", *lines, ""])

@@ -1,0 +1,79 @@
+"""Clauses by targets: what each target does with the vectors of each clause of the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..clauses import Clause, clauses
+from ..run import BAD, ERROR, PASS, Result, Run, show_k
+from .markup import Markup, element
+
+_SIGNS = {"pass": "✓", "fail": "✗", "error": "!", "remark": "✗", "other": "○", "none": ""}
+_WORDS = {
+    "pass": "every vector passes",
+    "fail": "a vector fails that counts",
+    "error": "no answer",
+    "remark": "a vector fails below the level that counts",
+    "other": "unsupported, skipped or expected to fail",
+    "none": "no vector",
+}
+
+
+def matrix(runs: Sequence[Run]) -> Markup:
+    """One table; a row leads to its clause by `#ID`."""
+    by_run = [run.by_clause() for run in runs]
+    known = clauses()
+    tested = {id_ for found in by_run for id_ in found}
+    rows, room = [], ""
+    for id_, clause in known.items():
+        if clause.page != room:
+            room = clause.page
+            rows.append(_room(room, len(runs)))
+        rows.append(_row(clause, [(run, found.get(id_, [])) for run, found in zip(runs, by_run, strict=True)]))
+    rows += [_stray(id_, by_run, runs) for id_ in sorted(tested - known.keys())]
+    head = element("tr", element("th", "clause"), [element("th", run.target, class_="state") for run in runs])
+    table = element("table", element("thead", head), element("tbody", rows), class_="matrix")
+    return Markup(element("div", table, class_="scroll") + _legend())
+
+
+def _room(page: str, width: int) -> Markup:
+    return element("tr", element("th", page.removesuffix(".md"), colspan=width + 1), class_="room")
+
+
+def _row(clause: Clause, cells: Sequence[tuple[Run, list[Result]]]) -> Markup:
+    level = None if clause.level == "MUST" else element("span", clause.level, class_="level")
+    name = element("td", element("code", clause.id.removeprefix("GSPO-")), " ", clause.title, " ", level)
+    return element("tr", name, [_cell(run, results) for run, results in cells], id=clause.id)
+
+
+def _stray(id_: str, by_run: Sequence[dict[str, list[Result]]], runs: Sequence[Run]) -> Markup:
+    cells = [_cell(run, found.get(id_, [])) for run, found in zip(runs, by_run, strict=True)]
+    return element("tr", element("td", element("code", id_)), cells, id=id_)
+
+
+def _cell(run: Run, results: list[Result]) -> Markup:
+    kind = state(run, results)
+    passed = [result for result in results if result.verdict == PASS]
+    count = f" {len(passed)}/{len(results)}" if results else ""
+    worst = max((result.k for result in passed if result.k is not None), default=None)
+    told = f"{_WORDS[kind]}; worst K of those that pass {show_k(worst)}"
+    return element("td", _SIGNS[kind], element("small", count), class_=f"state {kind}", title=told)
+
+
+def state(run: Run, results: Sequence[Result]) -> str:
+    """What a clause came to: the worst that happened on its vectors."""
+    if not results:
+        return "none"
+    bad = [result for result in results if result.verdict in BAD]
+    counted = [result for result in bad if run.counts_for_exit(result)]
+    if counted:
+        return "error" if all(result.verdict == ERROR for result in counted) else "fail"
+    if bad:
+        return "remark"
+    return "pass" if any(result.verdict == PASS for result in results) else "other"
+
+
+def _legend() -> Markup:
+    kinds = [kind for kind in _WORDS if kind != "none"]
+    entries = [element("span", element("b", _SIGNS[kind], class_=f"state {kind}"), " ", _WORDS[kind]) for kind in kinds]
+    return element("p", entries, class_="legend")
