@@ -59,12 +59,12 @@ class Mutant:
     @property
     def title(self) -> str:
         """What it computes, in a few words."""
-        return self._summary.partition(": ")[0]
+        return self.summary.partition(": ")[0]
 
     @property
     def consequence(self) -> str:
         """What follows from it."""
-        return self._summary.partition(": ")[2]
+        return self.summary.partition(": ")[2]
 
     @property
     def story(self) -> str:
@@ -101,7 +101,8 @@ class Mutant:
         return self.kind(case).answer()
 
     @property
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """Title and consequence in one sentence, without its full stop."""
         return " ".join(self._text.partition("\n\n")[0].split()).removesuffix(".")
 
     @property

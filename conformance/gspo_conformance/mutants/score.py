@@ -7,20 +7,14 @@ error is owed instead of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, TypeAlias
 
-from ..formats import Vector, vector_from_json
+from ..formats import Vector
 from ..judge import error_units
 from .bench import Answer, Bench, Question, Refused, bench, same
-from .registry import Mutant, find
-
-Progress: TypeAlias = Callable[[int, int, str], None] | None
+from .registry import Mutant
 
 ENOUGH = 10.0
 OWED = ("MUST", "SHOULD")
@@ -93,6 +87,8 @@ def margin(question: Question, answer: Answer, right: Answer) -> float:
     """How far the answer is beyond what is allowed, in units of it; at most 1 passes."""
     if isinstance(answer, Refused) or isinstance(right, Refused):
         return 0.0 if isinstance(answer, Refused) and isinstance(right, Refused) else inf
+    if same(answer, right):
+        return 0.0
     worst = 0.0
     for name in question.case.outputs:
         expected = question.vector.expected[name]
@@ -111,49 +107,16 @@ def score_mutant(asked: Bench, mutant: Mutant) -> dict[str, float]:
     """The margin of every vector that kills it, in the narrowest dtype in which it does."""
     margins: dict[str, float] = {}
     for index, question in enumerate(asked.questions):
-        if not asked.reaches(mutant, index):
+        if question.vector.id in margins or not asked.reaches(mutant, index):
             continue
-        answer, right = asked.ask(mutant, index), asked.right[index]
-        if same(answer, right):
-            continue
-        found = margin(question, answer, right)
+        found = margin(question, asked.ask(mutant, index), asked.right[index])
         if found > 1:
-            margins.setdefault(question.vector.id, found)
+            margins[question.vector.id] = found
     return margins
 
 
-def score(
-    vectors: Iterable[Vector], mutants: Sequence[Mutant], *, workers: int = 1, progress: Progress = None
-) -> Score:
-    """Every mutant over every vector, on several processes where asked."""
-    vectors, found = list(vectors), dict[str, dict[str, float]]()
-    by_id = {vector.id: vector for vector in vectors}
-    for name, margins in _margins(vectors, mutants, workers):
-        found[name] = margins
-        if progress is not None:
-            progress(len(found), len(mutants), name)
-    return Score([Scored(mutant, found[mutant.name], by_id) for mutant in mutants], vectors)
-
-
-def _margins(vectors: list[Vector], mutants: Sequence[Mutant], workers: int) -> Iterator[tuple[str, dict[str, float]]]:
-    if workers < 2:
-        asked = bench(vectors)
-        for mutant in mutants:
-            yield mutant.name, score_mutant(asked, mutant)
-        return
-    raws = [(vector.raw, vector.folder) for vector in vectors]
-    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (raws,)) as pool:
-        waiting = [pool.submit(_by_name, mutant.name) for mutant in mutants]
-        for future in as_completed(waiting):
-            yield future.result()
-
-
-_HERE: list[Bench] = []
-
-
-def _prepare(raws: list[tuple[dict[str, Any], Path]]) -> None:
-    _HERE[:] = [bench(vector_from_json(raw, folder) for raw, folder in raws)]
-
-
-def _by_name(name: str) -> tuple[str, dict[str, float]]:
-    return name, score_mutant(_HERE[0], find(name))
+def score(vectors: Iterable[Vector], mutants: Sequence[Mutant]) -> Score:
+    """Every mutant over every vector."""
+    vectors = list(vectors)
+    asked, by_id = bench(vectors), {vector.id: vector for vector in vectors}
+    return Score([Scored(mutant, score_mutant(asked, mutant), by_id) for mutant in mutants], vectors)

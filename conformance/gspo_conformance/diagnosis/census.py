@@ -1,0 +1,135 @@
+"""Every mutant under examination: who kills it, and whether the diagnosis names it; the same for pairs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..formats import Vector, vector_from_json
+from ..mutants.atlas import Atlas, Row, row_of
+from ..mutants.bench import bench
+from ..mutants.registry import Mutant, compose, find, mutants
+from ..mutants.score import margin
+from .evidence import Evidence
+from .verdict import Diagnosis, diagnose_evidence
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+TRIES = 20
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What became of a mutant or a pair: margins by vector, and who the diagnosis says it is."""
+
+    name: str
+    margins: dict[str, float] = field(repr=False)
+    named: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
+    confidence: float = 0.0
+    sentence: str = ""
+
+    @property
+    def recognised(self) -> bool:
+        """Named, alone or among those that these vectors cannot tell apart."""
+        own = set(self.name.split("+"))
+        return any(set(names) == own for names in (self.named, *(other.split("+") for other in self.alike)))
+
+
+def examine(atlas: Atlas, mutant: Mutant) -> Examined:
+    """One mutant as a target."""
+    margins, evidence = testify(atlas, mutant)
+    return _examined(mutant.name, margins, diagnose_evidence(evidence, atlas))
+
+
+def _examined(name: str, margins: dict[str, float], found: Diagnosis | None) -> Examined:
+    if found is None:
+        return Examined(name, margins)
+    return Examined(name, margins, found.names, found.equivalents, found.confidence, found.sentence)
+
+
+def testify(atlas: Atlas, mutant: Mutant) -> tuple[dict[str, float], list[Evidence]]:
+    """What a mutant answers to every vector: in float32, in float64 too where only that kills it."""
+    margins: dict[str, float] = {}
+    evidence: dict[str, Evidence] = {}
+    for index, question in enumerate(atlas.bench.questions):
+        id_ = question.vector.id
+        if id_ in margins:
+            continue
+        answer = atlas.bench.ask(mutant, index)
+        found = margin(question, answer, atlas.bench.right[index])
+        if found > 1:
+            margins[id_] = found
+        if found > 1 or id_ not in evidence:
+            row = atlas.right(index) if answer is atlas.bench.right[index] else row_of(question, answer)
+            evidence[id_] = Evidence(index, row, found <= 1)
+    return margins, list(evidence.values())
+
+
+def census(
+    vectors: Iterable[Vector], names: Sequence[str], *, workers: int = 1, progress: Progress | None = None
+) -> dict[str, Examined]:
+    """Every name examined: mutants, or pairs as `a+b`."""
+    found: dict[str, Examined] = {}
+    for one in _examinations(list(vectors), names, workers):
+        found[one.name] = one
+        if progress is not None:
+            progress(len(found), len(names), one.name)
+    return {name: found[name] for name in names}
+
+
+def _examinations(vectors: list[Vector], names: Sequence[str], workers: int) -> Iterator[Examined]:
+    if workers < 2:
+        atlas = Atlas(bench(vectors), mutants())
+        yield from (examine(atlas, find(name)) for name in names)
+        return
+    raws = [(vector.raw, vector.folder) for vector in vectors]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (raws,)) as pool:
+        for future in as_completed([pool.submit(_examine, name) for name in names]):
+            yield future.result()
+
+
+_HERE: list[Atlas] = []
+
+
+def _prepare(raws: list[tuple[dict[str, Any], Path]]) -> None:
+    _HERE[:] = [Atlas(bench(vector_from_json(raw, folder) for raw, folder in raws), mutants())]
+
+
+def _examine(name: str) -> Examined:
+    return examine(_HERE[0], find(name))
+
+
+def sample_pairs(atlas: Atlas, count: int, seed: int) -> list[str]:
+    """`count` pairs drawn from all that differ from both of their members on some vector."""
+    source, found = random.Random(seed), dict[str, None]()
+    for _ in range(count * TRIES):
+        if len(found) == count:
+            break
+        one, other = source.sample(range(len(atlas.mutants)), 2)
+        pair = (atlas.mutants[min(one, other)], atlas.mutants[max(one, other)])
+        if compatible(atlas, *pair):
+            found["+".join(mutant.name for mutant in pair)] = None
+    return list(found)
+
+
+def compatible(atlas: Atlas, one: Mutant, other: Mutant) -> bool:
+    """Whether both show: the pair differs from each of the two alone on some vector."""
+    pair, unseen = compose(one, other), [one, other]
+    for index in range(len(atlas.bench.questions)):
+        acting = [mutant for mutant in (one, other) if atlas.bench.reaches(mutant, index)]
+        if not acting:
+            continue
+        row = atlas.fresh(pair, index) if len(acting) == 2 else atlas.row(acting[0], index) or atlas.right(index)
+        unseen = [mutant for mutant in unseen if _same(atlas, index, row, mutant)]
+        if not unseen:
+            return True
+    return False
+
+
+def _same(atlas: Atlas, index: int, row: Row, mutant: Mutant) -> bool:
+    return atlas.matches(index, row, [atlas.row(mutant, index) or atlas.right(index)])[0]
