@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import torch
 
 import gspo_torch
 
+from ..target import Capabilities
 from ..tensors import NumPyArray
 from .core import Arrays, CoreTarget
 
@@ -45,3 +47,36 @@ def gradient_of(loss: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 def target() -> CoreTarget:
     """The built-in target `torch`."""
     return CoreTarget("torch", Torch(), gspo_torch)
+
+
+def compile_target() -> CoreTarget:
+    """The built-in target `torch:compile`: the operations that have a loss."""
+    losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
+    return CoreTarget("torch:compile", CompiledTorch(), gspo_torch, losses)
+
+
+class CompiledTorch(Torch):
+    """The same with `torch.compile(fullgraph=True)`, dynamic shapes and one program for each objective."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[Any, Any] = {}
+
+    def loss_and_gradient(self, objective: Any, arguments: Arrays) -> tuple[Any, torch.Tensor]:
+        """`policy_loss` as one graph, then `backward` through it; every vector must find or make such a graph."""
+        logp, rest = arguments["logp"].requires_grad_(), dict(arguments)
+        names = tuple(name for name in rest if name != "logp")
+        key = objective, names, logp.dtype
+        if key not in self._compiled:
+            self._compiled[key] = compiled_loss(objective, names)
+        found = self._compiled[key](logp, *(rest[name] for name in names))
+        return found, gradient_of(found.loss, logp)
+
+
+def compiled_loss(objective: Any, names: tuple[str, ...]) -> Any:
+    """`policy_loss` of `logp` and the arguments of these names. Each program has its own code object, and so its own few guards."""
+
+    def loss(logp: torch.Tensor, *values: Any) -> Any:
+        return gspo_torch.policy_loss(objective, logp=logp, **dict(zip(names, values, strict=True)))
+
+    own = FunctionType(loss.__code__.replace(), loss.__globals__, closure=loss.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=True, backend="aot_eager")
