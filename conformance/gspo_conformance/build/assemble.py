@@ -12,6 +12,7 @@ import numpy as np
 
 from ..oracle import Truth, truth
 from ..tensors import LARGE, NumPyArray, encode_array
+from .levels import SILENT, level_of
 from .recipe import Case, Recipe
 
 VALUE_DIGITS = 30
@@ -33,13 +34,14 @@ def assemble(recipe: Recipe) -> Assembled:
     """Everything that a vector holds."""
     case = recipe.case()
     area, slug = recipe.id.split("/")
+    level = level_of(recipe, case)
     tensors: dict[str, dict[str, NumPyArray]] = {}
     store = f"{case.store or slug}.safetensors"
     raw: dict[str, Any] = {
         "id": recipe.id,
         "title": recipe.title,
         "clauses": list(dict.fromkeys(recipe.clauses)),
-        "level": recipe.level,
+        "level": level,
         "requires": requirements(case),
         "flags": list(dict.fromkeys(recipe.flags)),
         "source": {"name": "gspo", "recipe": f"{area}.{slug}", "version": recipe.version},
@@ -52,8 +54,9 @@ def assemble(recipe: Recipe) -> Assembled:
     }
     if case.refuses:
         raw["refuses"] = {"argument": case.refuses, "outputs": list(case.outputs)}
-    if recipe.note:
-        raw["note"] = recipe.note
+    note = recipe.note or ("" if level == recipe.level else SILENT)
+    if note:
+        raw["note"] = note
     return Assembled(raw, {store: tensors[store]} if tensors else {})
 
 
