@@ -1,0 +1,173 @@
+"""Paths from log-probabilities to the GSPO loss and its gradient, timed in turn in the process that this file is run in.
+
+Each path is the real code of what it names, forward and backward, with the metrics that it computes on
+the way. A path imports its library when it is made, so that a Python without it can run the others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+from tempfile import gettempdir
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOW, HIGH = 3e-4, 4e-4
+Batch = SimpleNamespace
+Loss = Callable[[], Tensor]
+
+
+def batch(size: int, length: int) -> Batch:
+    """Log-ratios of standard deviation 0.01, lengths between half and all of `length`."""
+    torch.manual_seed(0)
+    old_logp = -torch.rand(size, length)
+    logp = (old_logp + 0.01 * torch.randn(size, length)).requires_grad_()
+    mask = torch.arange(length) < torch.randint(length // 2, length + 1, (size, 1))
+    return Batch(logp=logp, old_logp=old_logp, mask=mask, advantages=torch.randn(size), gradient=None)
+
+
+def gspo_torch(data: Batch) -> tuple[Loss, str]:
+    """The closed form."""
+    import gspo_torch
+
+    return _ours(gspo_torch.policy_loss, data), f"torch {torch.__version__}"
+
+
+def compiled(data: Batch) -> tuple[Loss, str]:
+    """The same under `torch.compile`."""
+    import gspo_torch
+
+    return _ours(torch.compile(gspo_torch.policy_loss, fullgraph=True), data), f"torch {torch.__version__}"
+
+
+def autograd(data: Batch) -> tuple[Loss, str]:
+    """The core, differentiated by autograd."""
+    import gspo_core
+    import gspo_torch  # noqa: F401  registers the backend
+
+    return _ours(gspo_core.policy_loss, data), f"torch {torch.__version__}"
+
+
+def _ours(function: Any, data: Batch) -> Loss:
+    from gspo_core import Objective
+
+    objective = Objective.gspo()
+    rest = {"old_logp": data.old_logp, "advantages": data.advantages, "sequences": data.mask}
+    return lambda: function(objective, logp=data.logp, **rest).loss
+
+
+def verl(data: Batch) -> tuple[Loss, str]:
+    """`compute_policy_loss_gspo` with the aggregation of the paper; advantages are per token there."""
+    from verl.trainer.ppo.core_algos import compute_policy_loss_gspo
+    from verl.workers.config import ActorConfig
+
+    settings = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
+    mode = "seq-mean-token-mean"
+    config = ActorConfig(clip_ratio_low=LOW, clip_ratio_high=HIGH, loss_agg_mode=mode, **settings)
+    advantages = (data.advantages[:, None] * data.mask).contiguous()
+
+    def loss() -> Tensor:
+        return compute_policy_loss_gspo(data.old_logp, data.logp, advantages, data.mask, mode, config)[0]
+
+    return loss, f"verl {version('verl')}"
+
+
+def trl(data: Batch) -> tuple[Loss, str]:
+    """`GRPOTrainer._compute_loss` at sequence level, `loss_type="grpo"`, on log-probabilities that are there."""
+    from accelerate import Accelerator
+    from trl import GRPOConfig, GRPOTrainer
+
+    plain = {"use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 2}
+    level = {"importance_sampling_level": "sequence", "loss_type": "grpo", "beta": 0.0}
+    args = GRPOConfig(
+        f"{gettempdir()}/gspo-trl", per_device_train_batch_size=2, epsilon=LOW, epsilon_high=HIGH, **plain, **level
+    )
+    names = (
+        "top_entropy_quantile off_policy_mask_threshold importance_sampling_level beta loss_type max_completion_length"
+    )
+    names += " vllm_importance_sampling_correction"
+    trainer = SimpleNamespace(
+        **{name: getattr(args, name) for name in names.split()},
+        args=args,
+        accelerator=Accelerator(cpu=True),
+        model=SimpleNamespace(training=True),
+        current_gradient_accumulation_steps=1,
+        aux_loss_enabled=False,
+        epsilon_low=args.epsilon,
+        epsilon_high=args.epsilon_high,
+        use_vllm=False,
+        _entropy_bonus_enabled=False,
+        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+        get_gamma_weights=GRPOTrainer.get_gamma_weights,
+        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+    )
+    entropies, rows = torch.zeros_like(data.old_logp), torch.ones(len(data.advantages), 1, dtype=torch.int64)
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (data.logp, entropies, None)
+    inputs = {
+        "prompt_ids": rows,
+        "prompt_mask": rows,
+        "completion_ids": torch.zeros(data.mask.shape, dtype=torch.int64),
+        "completion_mask": data.mask.int(),
+        "advantages": data.advantages,
+        "old_per_token_logps": data.old_logp,
+        "num_items_in_batch": data.mask.sum(),
+    }
+    return lambda: GRPOTrainer._compute_loss(trainer, trainer.model, inputs), f"trl {version('trl')}"
+
+
+PATHS = {"gspo_torch": gspo_torch, "compiled": compiled, "autograd": autograd, "verl": verl, "trl": trl}
+
+
+def step(data: Batch, loss: Loss) -> float:
+    """Seconds for the loss and a gradient in fresh memory."""
+    data.logp.grad = None
+    begin = time.perf_counter()
+    loss().backward()
+    return time.perf_counter() - begin
+
+
+def stream(data: Batch) -> float:
+    """Seconds for a copy of one token array into fresh memory: 8 bytes per token."""
+    data.gradient = None
+    begin = time.perf_counter()
+    data.gradient = data.old_logp.clone()
+    return time.perf_counter() - begin
+
+
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """`rounds` in which all paths take turns, after a few that do not count; every gradient is the first path's."""
+    torch.set_num_threads(task["threads"])
+    data = batch(task["batch"], task["length"])
+    made = {name: PATHS[name](data) for name in task["paths"]}
+    seconds: dict[str, list[float]] = {name: [] for name in (*made, "stream")}
+    expected = None
+    for loss, _ in made.values():
+        step(data, loss)
+        expected = data.logp.grad if expected is None else expected
+        torch.testing.assert_close(data.logp.grad, expected, rtol=1e-5, atol=1e-9)
+    for turn in range(-5, task["rounds"]):
+        for name, (loss, _) in made.items():
+            taken = step(data, loss)
+            seconds[name] += [taken] if turn >= 0 else []
+        seconds["stream"] += [stream(data)] if turn >= 0 else []
+    return {"seconds": seconds, "versions": {name: found for name, (_, found) in made.items()}}
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    if task.get("probe"):
+        PATHS[task["probe"]](batch(2, 4))
+        print("{}")
+    else:
+        print(json.dumps(measure(task)))
+
+
+if __name__ == "__main__":
+    main()
