@@ -12,10 +12,10 @@ from .markup import Markup, element
 _ROWS, _COLUMNS = 8, 12
 
 
-def array(values: NumPyArray, wrong: NumPyArray | None = None, faint: NumPyArray | None = None) -> Markup:
-    """A table of `values`; `wrong` marks elements, `faint` those that do not count."""
+def array(values: NumPyArray, **marked: NumPyArray | None) -> Markup:
+    """A table of `values`; the elements of the mask `marked["bad"]` get that class, and so on."""
     table = np.atleast_2d(values) if values.ndim < 3 else values.reshape(values.shape[0], -1)
-    marks = [_like(mask, values, table) for mask in (wrong, faint)]
+    marks = {kind: _like(mask, values, table) for kind, mask in marked.items()}
     if table.size == 0:
         return element("p", f"empty, shape {list(values.shape)}", class_="quiet")
     rows = [_row(table, i, marks) for i in range(min(len(table), _ROWS))]
@@ -29,11 +29,11 @@ def _like(mask: NumPyArray | None, values: NumPyArray, table: NumPyArray) -> Num
     return mask.reshape(table.shape) if fits and mask is not None else np.zeros(table.shape, bool)
 
 
-def _row(table: NumPyArray, i: int, marks: list[NumPyArray]) -> Markup:
+def _row(table: NumPyArray, i: int, marks: dict[str, NumPyArray]) -> Markup:
     cells = []
     for j in range(min(table.shape[1], _COLUMNS)):
-        kind = "bad" if marks[0][i, j] else "faint" if marks[1][i, j] else None
-        cells.append(element("td", number(table[i, j]), class_=kind))
+        kinds = " ".join(kind for kind, mask in marks.items() if mask[i, j])
+        cells.append(element("td", number(table[i, j]), class_=kinds or None))
     if table.shape[1] > _COLUMNS:
         cells.append(element("td", "…", class_="faint"))
     return element("tr", cells)

@@ -18,7 +18,7 @@ from ..target import Capabilities
 from ..words import plural
 from .arrays import array
 from .markup import Markup, element
-from .plots import bars
+from .plots import bars, gauge
 
 _SHOWN = 40
 _OPEN = 2
@@ -41,9 +41,14 @@ def failure(group: Sequence[Result], vector: Vector | None, is_open: bool) -> Ma
     title = vector.title if vector else ""
     dtypes = [element("span", result.dtype, class_="tag") for result in group]
     summary = element("summary", element("code", first.id), " ", title, " ", dtypes)
-    parts = [_clauses(first), *(_result(result, vector) for result in group)]
+    parts = [_clauses(first), _result(first, vector), *(_also(result, vector) for result in group[1:])]
     parts += [_question(vector), _flags(first)] if vector else [_flags(first)]
     return element("details", summary, element("div", parts, class_="body"), class_="failure", open=is_open)
+
+
+def _also(result: Result, vector: Vector | None) -> Markup:
+    summary = element("summary", f"{result.verdict} in {result.dtype} too: ", _brief(result))
+    return element("details", summary, _result(result, vector))
 
 
 def _brief(result: Result) -> str:
@@ -77,10 +82,11 @@ def _output(item: Judged, result: Result, vector: Vector | None) -> Markup:
     units = error_units(case, item.output, expected, item.got)
     wrong = units > item.limit
     pair = [
-        element("div", element("h5", name), array(values, wrong), class_="pane")
-        for name, values in (("expected", expected.value), ("got", item.got))
+        element("div", element("h5", "expected"), array(expected.value, due=wrong), class_="pane"),
+        element("div", element("h5", "got"), array(item.got, bad=wrong), class_="pane"),
     ]
-    plot = element("figure", bars(units, item.limit), element("figcaption", "error in units of the tolerance"))
+    drawn = bars(units, item.limit) if units.ndim else gauge(item.k, item.limit)
+    plot = element("figure", drawn, element("figcaption", "error in units of the tolerance"))
     return Markup(head + element("div", pair, plot, class_="panes"))
 
 
@@ -104,7 +110,7 @@ def _inputs(inputs: dict[str, Any]) -> list[Markup]:
                 found += [element("h5", f"part {i}"), *_inputs(part)]
         else:
             faint = None if mask is None or name == "mask" else ~np.asarray(mask, bool)
-            found.append(element("div", element("h5", name), array(np.asarray(value), None, faint), class_="pane"))
+            found.append(element("div", element("h5", name), array(np.asarray(value), faint=faint), class_="pane"))
     return found
 
 

@@ -13,7 +13,7 @@ from ..formats import Vector, load_vectors
 from ..run import AS_EXPECTED, HARNESS, VERDICTS, Run, show_k
 from ..words import plural
 from .failures import failures
-from .markup import Markup, element
+from .markup import Markup, element, prose
 from .matrix import matrix
 from .plots import strip
 
@@ -27,8 +27,9 @@ def render(runs: Sequence[Run], *, vectors: Sequence[Vector] | None = None, **op
     title = f"GSPO conformance: {', '.join(run.target for run in runs)}"
     body = [
         element("header", element("h1", "GSPO conformance"), _subtitle(runs), _chips(runs)),
-        [_run(run, i, known) for i, run in enumerate(runs)],
-        element("section", element("h2", "Clauses"), matrix(runs), id="clauses"),
+        [_run(run, i) for i, run in enumerate(runs)],
+        element("section", element("h2", "Clauses"), matrix(runs), id="clauses", class_="run"),
+        [_failures(run, i, known) for i, run in enumerate(runs)],
         _footer(),
     ]
     head = [
@@ -63,7 +64,7 @@ def tone(run: Run) -> str:
     return {AS_EXPECTED: "good", HARNESS: "broken"}.get(run.exit_code, "bad")
 
 
-def _run(run: Run, i: int, known: dict[str, Vector]) -> Markup:
+def _run(run: Run, i: int) -> Markup:
     parts = [
         element("h2", run.target, " ", element("span", run.verdict, class_=f"verdict {tone(run)}")),
         element("p", _implementation(run), class_="quiet"),
@@ -72,10 +73,26 @@ def _run(run: Run, i: int, known: dict[str, Vector]) -> Markup:
         _tally(run),
         _diagnosis(run),
         _errors(run),
+        _leads(run, i),
+    ]
+    return element("section", parts, id=f"run-{i}", class_="run")
+
+
+def _leads(run: Run, i: int) -> Markup | None:
+    bad = {result.id for result in (*run.offences, *run.remarks)}
+    words = f"{plural(len(bad), 'vector')} in full, with what went in and what came back"
+    return element("p", element("a", words, href=f"#failures-{i}")) if bad else None
+
+
+def _failures(run: Run, i: int, known: dict[str, Vector]) -> Markup | None:
+    """The vectors that a target fails."""
+    parts = [
         _failing("Failing", run, run.offences, known),
         _failing(f"Below {run.level}: reported, not failing", run, run.remarks, known),
     ]
-    return element("section", parts, id=f"run-{i}", class_="run")
+    if not any(parts):
+        return None
+    return element("section", element("h2", run.target), parts, id=f"failures-{i}", class_="run")
 
 
 def _implementation(run: Run) -> str:
@@ -104,7 +121,7 @@ def _diagnosis(run: Run) -> Markup | None:
         return None
     found = run.diagnosis
     share = f"{100 * found.get('confidence', 0):.0f} % of the telling answers explained" if found.get("mutants") else ""
-    effect = element("p", found["effect"]) if found.get("effect") else None
+    effect = element("p", _capital(found["effect"])) if found.get("effect") else None
     links = [
         [element("a", url.removeprefix("https://"), href=url, rel="noreferrer"), " "] for url in found.get("links", [])
     ]
@@ -114,16 +131,18 @@ def _diagnosis(run: Run) -> Markup | None:
         element("p", "seen in ", links, class_="quiet") if links else None,
         element("p", f"next best: {', '.join(others)}", class_="quiet") if others else None,
     ]
-    return element("aside", element("h3", "Diagnosis"), element("p", found["sentence"]), effect, notes)
+    return element("aside", element("h3", "Diagnosis"), element("p", prose(_capital(found["sentence"]))), effect, notes)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:].rstrip(".") + "." if sentence else ""
 
 
 def _errors(run: Run) -> Markup | None:
-    areas = run.by_area()
     if not any(result.judged for result in run.results):
         return None
     told = "Every number that came back, in units of what is allowed: right of the line it fails."
-    plot = element("div", strip(areas), class_="scroll")
-    return element("figure", plot, element("figcaption", told), class_="wide")
+    return element("figure", strip(run.by_area()), element("figcaption", told))
 
 
 def _failing(title: str, run: Run, results: Any, known: dict[str, Vector]) -> Markup | None:

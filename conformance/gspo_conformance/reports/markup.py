@@ -20,7 +20,12 @@ def text(value: Any) -> Markup:
     """`value` as text; characters that XML and HTML forbid are shown by their number."""
     if isinstance(value, Markup):
         return value
-    return Markup(_CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", escape(str(value))))
+    return Markup(escape(printable(str(value))))
+
+
+def printable(words: str) -> str:
+    """`words` without control characters: neither a terminal nor a parser is to obey them."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", words)
 
 
 def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
@@ -29,6 +34,12 @@ def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
     if name in _VOID:
         return Markup(f"<{name}{written}>")
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
+
+
+def prose(words: str) -> Markup:
+    """A sentence with its `code` set as code."""
+    pieces = words.split("`")
+    return join([element("code", piece) if i % 2 else piece for i, piece in enumerate(pieces)])
 
 
 def join(children: Any) -> Markup:

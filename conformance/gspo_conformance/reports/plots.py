@@ -12,7 +12,7 @@ from ..run import BAD, Result
 from ..tensors import NumPyArray
 from .markup import Markup, element
 
-_LOW, _MOST = -3.0, 200
+_LOW, _HIGH, _MOST = -3.0, 9.0, 200
 _TICKS = {-3: "1/1000", -2: "1/100", -1: "1/10", 0: "1", 1: "10", 2: "100", 3: "1000"}
 
 
@@ -33,9 +33,32 @@ def bars(units: NumPyArray, limit: float) -> Markup:
     return _svg([labels, shapes, line], left + width + 2, base + 4, _words(flat, limit))
 
 
+def gauge(k: float, limit: float) -> Markup:
+    """The error of a single number on the same scale, lying down."""
+    size = _size(k, limit)
+    top = 4.0 if size == inf else max(1.0, ceil(size))
+    left, scale, height = 4, 220 / (top - _LOW), 12
+
+    def x(power: float) -> float:
+        return round(left + (min(power, top) - _LOW) * scale, 1)
+
+    shape = element("rect", x=left, y=4, width=max(x(size) - left, 2), height=height, class_=_kind(size))
+    line = element("line", x1=x(0), x2=x(0), y1=0, y2=20, class_="limit")
+    labels = [_label(x(tick), 33, _tick(tick), "middle") for tick in _ticks(top) if tick > _LOW]
+    told = f"Error in units of the tolerance: {_tick_words(k, limit)}"
+    return _svg([shape, line, labels], 250, 38, told)
+
+
+def _tick_words(k: float, limit: float) -> str:
+    return "exactness is owed" if isinf(k) or not limit else f"{k / limit:.3g}"
+
+
+def _kind(size: float) -> str:
+    return "bar bad" if size > 0 else "bar"
+
+
 def _bar(x: float, y: float, base: float, size: float) -> Markup:
-    kind = "bar bad" if size > 0 else "bar"
-    return element("rect", x=x, y=y, width=5, height=round(max(base - y, 1.5), 1), class_=kind)
+    return element("rect", x=x, y=y, width=5, height=round(max(base - y, 1.5), 1), class_=_kind(size))
 
 
 def _thinned(flat: NumPyArray) -> NumPyArray:
@@ -48,21 +71,26 @@ def _thinned(flat: NumPyArray) -> NumPyArray:
 def strip(areas: dict[str, list[Result]]) -> Markup:
     """Every number of a run: a row per area, a tick where errors lie, darker where many do; the line is the tolerance."""
     cells = {area: _cells(results) for area, results in areas.items()}
-    top = max([3, *(column for counted in cells.values() for column, _ in counted)]) + 1
-    left, scale, row = 104, 58, 17
-    width, base = round((top - _LOW) * scale), row * len(cells) + 4
+    columns = [column for counted in cells.values() for column, _ in counted]
+    top = max(2.0, ceil(max([0.0, *(column for column in columns if column != inf)])))
+    end = top + (1.6 if inf in columns else 0.4)
 
-    def x(size: float) -> float:
-        return round(left + (size - _LOW) * scale, 1)
+    def x(size: float) -> str:
+        return f"{100 * (min(size, end - 0.5) - _LOW + 0.2) / (end - _LOW + 0.2):.2f}%"
 
-    marks = []
-    for i, (area, counted) in enumerate(cells.items()):
-        marks.append(_label(left - 8, row * i + 14, area))
-        marks += [_mark(x(column), row * i + 4, bad, many) for (column, bad), many in counted.items()]
-    line = element("line", x1=x(0), x2=x(0), y1=0, y2=base, class_="limit")
-    ticks = [_label(x(tick), base + 13, _tick(tick), "middle") for tick in _ticks(top)]
-    told = "Errors of all answers by area, in units of the tolerance"
-    return _svg([marks, line, ticks], left + width + 8, base + 20, told)
+    line = element("line", x1=x(0), x2=x(0), y1=0, y2=18, class_="limit")
+    rows = [
+        [element("span", area), _track([[_mark(x(at), bad, n) for (at, bad), n in counted.items()], line], area)]
+        for area, counted in cells.items()
+    ]
+    ticks = [_label(x(tick), 11, _tick(tick), "middle") for tick in _ticks(top)]
+    ticks += [_label(x(inf), 11, "owed exactly", "middle")] if inf in columns else []
+    return element("div", rows, element("span"), _track(ticks, "scale"), class_="strip")
+
+
+def _track(shapes: list[object], told: str) -> Markup:
+    title = element("title", f"{told}: errors in units of the tolerance")
+    return element("svg", title, shapes, width="100%", height=18, role="img")
 
 
 def _cells(results: Sequence[Result]) -> Counter[tuple[float, bool]]:
@@ -70,14 +98,14 @@ def _cells(results: Sequence[Result]) -> Counter[tuple[float, bool]]:
     for result in results:
         for item in result.judged:
             size = _size(item.k, item.limit)
-            column = 9.0 if isinf(size) else max(_LOW, min(9.0, round(size * 8) / 8))
+            column = size if isinf(size) else min(_HIGH, round(size * 8) / 8)
             counted[column, result.verdict in BAD and not item.ok] += 1
     return counted
 
 
-def _mark(x: float, y: float, bad: bool, many: int) -> Markup:
+def _mark(x: str, bad: bool, many: int) -> Markup:
     opacity = round(min(1.0, 0.3 + 0.14 * many), 2)
-    return element("rect", x=x, y=y, width=5, height=12, class_="tick bad" if bad else "tick", opacity=opacity)
+    return element("rect", x=x, y=3, width=5, height=12, class_="tick bad" if bad else "tick", opacity=opacity)
 
 
 def _size(k: float, limit: float) -> float:
@@ -96,7 +124,7 @@ def _tick(power: int) -> str:
     return _TICKS.get(power, f"1e{power}")
 
 
-def _label(x: float, y: float, words: str, anchor: str = "end") -> Markup:
+def _label(x: float | str, y: float, words: str, anchor: str = "end") -> Markup:
     return element("text", words, x=x, y=y, text_anchor=anchor)
 
 

@@ -159,7 +159,7 @@ def _result(entry: Mapping[str, Any]) -> Result:
 
 
 def _judged(name: str, item: Mapping[str, Any]) -> Judged:
-    got = None if item["got"] is None else decode_output(item["got"], name).array
+    got = None if item["got"] is None else decode_output(item["got"], name).array.astype(item["got"]["dtype"])
     k = inf if item["k"] == "inf" else item["k"]
     return Judged(name, k, item["limit"], item["reason"], tuple(item["index"]), item["expected"], got)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..run import BAD, PASS, Result, Run, by_vector, show_k
 from ..words import plural
+from .markup import printable
 
 _SHOWN = 5
 _WIDTH = 110
@@ -18,7 +19,7 @@ _SLOW = 5.0
 def render(runs: Sequence[Run], *, verbose: bool = False, **options: Any) -> str:
     """One block per run, and the runs side by side where there are several."""
     blocks = [_block(run, verbose) for run in runs]
-    return "\n\n".join([*blocks, *([_together(runs)] if len(runs) > 1 else [])])
+    return printable("\n\n".join([*blocks, *([_together(runs)] if len(runs) > 1 else [])]))
 
 
 def _block(run: Run, verbose: bool) -> str:
