@@ -86,7 +86,7 @@ class InProcess:
             return Skipped(skip.reason, skip.url)
         except _TimeLimit:
             return Broken(f"no answer within {limit:g} s", traceback.format_exc(), fatal=True)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Broken(describe(error), traceback.format_exc())
 
     def stop(self) -> None:
