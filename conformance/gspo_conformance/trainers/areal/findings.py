@@ -1,0 +1,115 @@
+"""What only AReaL can get wrong: where the ratio's denominator comes from, batch-level normalisation, groups of one, KL in the rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..dialect import Finding, Reading
+
+GONE = ("behav_imp_weight_cap", "behave_imp_weight_cap", "behave_imp_weight_mode", "dynamic_sampling", "group_size")
+
+
+def findings(every: Mapping[str, Any], settings: Mapping[str, Any], reading: Reading) -> Iterator[Finding]:
+    """All of them."""
+    sequence = reading.objective["ratio"] == "sequence"
+    yield from _dropped(every, settings)
+    yield from _denominator(every, reading, sequence)
+    yield from _kl(every, sequence)
+    yield from _norms(every)
+    if every["actor.mask_no_eos_with_zero"]:
+        told = "the reward of a truncated response becomes 0 after the normalisation, not before"
+        yield Finding("truncated-reward", "note", "actor.mask_no_eos_with_zero", told, "GSPO-REWARD-7")
+    if every["actor.m2_threshold"] is not None:
+        told = "tokens that drifted furthest are taken out of the mask, and out of the sequence ratio with it"
+        yield Finding("token-mask", "warning", "actor.m2_threshold", told, "GSPO-CORR-2", "", "actor.m2_threshold=null")
+
+
+def _dropped(every: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Finding]:
+    for name in GONE:
+        key = next((key for key in (f"actor.{name}", name) if key in settings), None)
+        if key and f"actor.{name}" not in every:
+            told = f"{name} is not a key of this version"
+            fix = "actor.rejection_sampling.upper" if "weight" in name else ""
+            yield Finding("key-ignored", "warning" if settings[key] else "note", key, told, "", "", fix)
+
+
+def _denominator(every: Mapping[str, Any], reading: Reading, sequence: bool) -> Iterator[Finding]:
+    key, cap = "actor.use_decoupled_loss", every.get("actor.behav_imp_weight_cap")
+    if not every[key]:
+        if not every["actor.recompute_logprob"]:
+            told = "the ratio is to the log-probabilities of the inference engine: what the engines differ by enters it"
+            yield Finding(
+                "denominator",
+                "note",
+                "actor.recompute_logprob",
+                told,
+                "GSPO-DATA-5",
+                "",
+                "actor.recompute_logprob=true",
+            )
+        return
+    told = "the denominator of the ratio is the policy recomputed before the update, not the one that sampled"
+    weighted = (
+        "a weight corrects for the sampler" if reading.objective["correction"] else "no weight corrects for the sampler"
+    )
+    yield Finding(
+        "decoupled-denominator",
+        "warning",
+        key,
+        told,
+        "GSPO-CORR-5",
+        weighted,
+        f"{key}=false, actor.recompute_logprob=true",
+    )
+    if cap is not None:
+        told = f"the cap of {cap:g} does not cap: a token whose weight exceeds it is dropped, and still counted in the mean"
+        cost = "weights per token under a ratio per sequence" if sequence else ""
+        yield Finding(
+            "behaviour-cap", "warning", "actor.behav_imp_weight_cap", told, "GSPO-CORR-2", cost, f"{key}=false"
+        )
+    rejection = "actor.rejection_sampling"
+    masks = every.get(rejection) and every[f"{rejection}.action"] == "mask" and every[f"{rejection}.level"] == "token"
+    if masks and sequence:
+        told = "rejected tokens leave the mask before the ratio: the ratio and the advantage average over those that are kept"
+        cost = "the denominator of the loss still counts them"
+        yield Finding(
+            "filter", "warning", f"{rejection}.action", told, "GSPO-CORR-2", cost, f"{rejection}.level=sequence"
+        )
+
+
+def _kl(every: Mapping[str, Any], sequence: bool) -> Iterator[Finding]:
+    if every["actor.kl_ctl"]:
+        told = f"a KL penalty ({every['actor.kl_estimator']}, coefficient {every['actor.kl_ctl']:g}) is taken from the rewards of the tokens"
+        cost = "the advantage of a response is then the mean over its tokens of what is left" if sequence else ""
+        yield Finding("kl-in-reward", "warning", "actor.kl_ctl", told, "GSPO-REWARD-4", cost, "actor.kl_ctl=0")
+
+
+def _norms(every: Mapping[str, Any]) -> Iterator[Finding]:
+    for outer in ("actor.reward_norm", "actor.adv_norm"):
+        levels = [every.get(f"{outer}.{name}") for name in ("mean_level", "std_level")] if every[outer] else []
+        if "group" in levels and every[f"{outer}.group_size"] == 1:
+            told = "normalisation per group with group_size 1, the default: every response is a group of its own"
+            yield Finding(
+                "group-size",
+                "error",
+                f"{outer}.group_size",
+                told,
+                "GSPO-ADV-4",
+                "all advantages are 0 and nothing is learnt",
+                f"{outer}.group_size=the number of responses a prompt has",
+            )
+    levels = (
+        [every.get(f"actor.adv_norm.{name}") for name in ("mean_level", "std_level")] if every["actor.adv_norm"] else []
+    )
+    if "group" in levels:
+        told = "advantages are normalised over the tokens of a group: long responses weigh more in its mean and spread"
+        yield Finding(
+            "token-weighted-group",
+            "warning",
+            "actor.adv_norm.mean_level",
+            told,
+            "GSPO-ADV-1",
+            "",
+            "actor.adv_norm=null",
+        )
