@@ -67,7 +67,7 @@ def _matches(mutant: Mutant, glob: str) -> bool:
 
 
 def _pairs(arguments: argparse.Namespace, chosen: Sequence[Any]) -> int:
-    from ..diagnosis.census import census, sample_pairs
+    from ..diagnosis.census import census_of_pairs, sample_pairs
     from ..diagnosis.report import render_pairs
     from ..formats import load_vectors
     from ..mutants.atlas import Atlas
@@ -76,7 +76,7 @@ def _pairs(arguments: argparse.Namespace, chosen: Sequence[Any]) -> int:
     vectors = load_vectors()
     names = sample_pairs(Atlas(bench(vectors), chosen), arguments.pairs, arguments.seed)
     with _progress("pairs") as progress:
-        found = census(vectors, names, workers=arguments.jobs, progress=progress)
+        found = census_of_pairs(vectors, names, workers=arguments.jobs, progress=progress)
     print(render_pairs(found, arguments.seed), end="")
     return 0 if sum(one.recognised for one in found.values()) >= 0.9 * len(found) else 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 from ..formats import Vector, vector_from_json
 from ..mutants.atlas import Atlas, Row, row_of
-from ..mutants.bench import bench
+from ..mutants.bench import Bench, bench, same
 from ..mutants.registry import Mutant, compose, find, mutants
 from ..mutants.score import margin
 from .evidence import Evidence
-from .verdict import Diagnosis, diagnose_evidence
+from .verdict import diagnose_evidence
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 TRIES = 20
@@ -40,56 +40,85 @@ class Examined:
         return any(set(names) == own for names in (self.named, *(other.split("+") for other in self.alike)))
 
 
-def examine(atlas: Atlas, mutant: Mutant) -> Examined:
-    """One mutant as a target."""
-    margins, evidence = testify(atlas, mutant)
-    return _examined(mutant.name, margins, diagnose_evidence(evidence, atlas))
+@dataclass(frozen=True)
+class Testimony:
+    """All that one mutant answers: the margins of the vectors that kill it, and its row per question (None: the right answer)."""
+
+    name: str
+    margins: dict[str, float]
+    rows: dict[int, Row | None]
+    asked: dict[str, int]
 
 
-def _examined(name: str, margins: dict[str, float], found: Diagnosis | None) -> Examined:
-    if found is None:
-        return Examined(name, margins)
-    return Examined(name, margins, found.names, found.equivalents, found.confidence, found.sentence)
-
-
-def testify(atlas: Atlas, mutant: Mutant) -> tuple[dict[str, float], list[Evidence]]:
+def testify(at: Bench, mutant: Mutant) -> Testimony:
     """What a mutant answers to every vector: in float32, in float64 too where only that kills it."""
     margins: dict[str, float] = {}
-    evidence: dict[str, Evidence] = {}
-    for index, question in enumerate(atlas.bench.questions):
+    rows: dict[int, Row | None] = {}
+    asked: dict[str, int] = {}
+    for index, question in enumerate(at.questions):
         id_ = question.vector.id
         if id_ in margins:
             continue
-        answer = atlas.bench.ask(mutant, index)
-        found = margin(question, answer, atlas.bench.right[index])
+        answer, right = at.ask(mutant, index), at.right[index]
+        rows[index] = None if same(answer, right) else row_of(question, answer)
+        found = margin(question, answer, right)
         if found > 1:
             margins[id_] = found
-        if found > 1 or id_ not in evidence:
-            row = atlas.right(index) if answer is atlas.bench.right[index] else row_of(question, answer)
-            evidence[id_] = Evidence(index, row, found <= 1)
-    return margins, list(evidence.values())
+        if found > 1 or id_ not in asked:
+            asked[id_] = index
+    return Testimony(mutant.name, margins, rows, asked)
+
+
+def examine(atlas: Atlas, told: Testimony) -> Examined:
+    """What the diagnosis makes of a testimony."""
+    evidence = [
+        Evidence(index, told.rows[index] or atlas.right(index), id_ not in told.margins)
+        for id_, index in told.asked.items()
+    ]
+    found = diagnose_evidence(evidence, atlas)
+    if found is None:
+        return Examined(told.name, told.margins)
+    return Examined(told.name, told.margins, found.names, found.equivalents, found.confidence, found.sentence)
 
 
 def census(
-    vectors: Iterable[Vector], names: Sequence[str], *, workers: int = 1, progress: Progress | None = None
+    vectors: Sequence[Vector], names: Sequence[str], *, workers: int = 1, progress: Progress | None = None
 ) -> dict[str, Examined]:
-    """Every name examined: mutants, or pairs as `a+b`."""
+    """Mutants examined by name. All testify first, so that the diagnosis finds every answer in the atlas."""
+    atlas = Atlas(bench(vectors), mutants())
+    told: dict[str, Testimony] = {}
+    for testimony in _testimonies(vectors, [mutant.name for mutant in mutants()], workers):
+        told[testimony.name] = testimony
+        atlas.keep(testimony.name, testimony.rows)
+        if progress is not None:
+            progress(len(told), len(mutants()), testimony.name)
+    return {name: examine(atlas, told[name]) for name in names}
+
+
+def census_of_pairs(
+    vectors: Sequence[Vector], names: Sequence[str], *, workers: int = 1, progress: Progress | None = None
+) -> dict[str, Examined]:
+    """Pairs, `a+b`, examined one by one."""
     found: dict[str, Examined] = {}
-    for one in _examinations(list(vectors), names, workers):
+    for one in _pooled(_examine, vectors, names, workers):
         found[one.name] = one
         if progress is not None:
             progress(len(found), len(names), one.name)
     return {name: found[name] for name in names}
 
 
-def _examinations(vectors: list[Vector], names: Sequence[str], workers: int) -> Iterator[Examined]:
+def _testimonies(vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Testimony]:
+    return _pooled(_testify, vectors, names, workers)
+
+
+def _pooled(work: Callable[[str], Any], vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Any]:
     if workers < 2:
-        atlas = Atlas(bench(vectors), mutants())
-        yield from (examine(atlas, find(name)) for name in names)
+        _HERE[:] = [Atlas(bench(vectors), mutants())]
+        yield from map(work, names)
         return
     raws = [(vector.raw, vector.folder) for vector in vectors]
     with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (raws,)) as pool:
-        for future in as_completed([pool.submit(_examine, name) for name in names]):
+        for future in as_completed([pool.submit(work, name) for name in names]):
             yield future.result()
 
 
@@ -100,8 +129,12 @@ def _prepare(raws: list[tuple[dict[str, Any], Path]]) -> None:
     _HERE[:] = [Atlas(bench(vector_from_json(raw, folder) for raw, folder in raws), mutants())]
 
 
+def _testify(name: str) -> Testimony:
+    return testify(_HERE[0].bench, find(name))
+
+
 def _examine(name: str) -> Examined:
-    return examine(_HERE[0], find(name))
+    return examine(_HERE[0], _testify(name))
 
 
 def sample_pairs(atlas: Atlas, count: int, seed: int) -> list[str]:

@@ -53,7 +53,7 @@ class Report:
 
     def text(self, vectors: bool) -> str:
         """One line per mutant, then what it adds up to."""
-        rows = [("mutant", "clause", "killed by", "margin", "most clearly by", "named")]
+        rows = [("mutant", "clause", "killed by", "margin", "for one by", "named")]
         rows += [self._row(item) for item in self.score.scored]
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -62,10 +62,20 @@ class Report:
         return "\n".join([*lines, "", *self.summary, ""])
 
     def _row(self, item: Scored) -> tuple[str, ...]:
-        one = self.examined[item.mutant.name]
+        one, witness = self.examined[item.mutant.name], self.witness(item)
         named = "yes" if one.named == (one.name,) else f"or {one.named[0]}" if one.recognised else "NO"
         killed = str(len(item.owed)) if item.killed else "SURVIVES"
-        return item.mutant.name, item.mutant.clause, killed, show_margin(item.best[1]), item.best[0], named
+        return item.mutant.name, item.mutant.clause, killed, show_margin(item.owed.get(witness, 0.0)), witness, named
+
+    def witness(self, item: Scored) -> str:
+        """The vector that tells most: of the mutant's clause, killing few others, with room to spare."""
+        kills = self.score.kills
+
+        def worth(id_: str) -> tuple[bool, bool, int, str]:
+            foreign = item.mutant.clause not in item.vectors[id_].clauses
+            return item.owed[id_] < ENOUGH, foreign, len(kills[id_]), id_
+
+        return min(item.owed, key=worth, default="")
 
     @property
     def summary(self) -> list[str]:
@@ -99,12 +109,12 @@ class Report:
         return "\n".join(lines)
 
     def _story(self, item: Scored) -> list[str]:
-        mutant, kills = item.mutant, sorted(item.owed, key=lambda id_: -item.owed[id_])
+        mutant, witness, others = item.mutant, self.witness(item), len(item.owed) - 1
         body = " ".join(text for text in (f"{mutant.summary}.", mutant.story) if text)
         lines = [f"### `{mutant.name}` {{#{mutant.name}}}", "", body, ""]
         lines += [f"- Breaks [{mutant.clause}](../spec/index.md#{mutant.clause}).", f"- Effect: {mutant.effect}."]
-        more = f" and {len(kills) - 3} more" if len(kills) > 3 else ""
-        lines += [f"- Killed by {_code(kills[:3])}{more}; margin {show_margin(item.best[1])}."]
+        more = f" and {others} more" if others else ""
+        lines += [f"- Killed by `{witness}` (margin {show_margin(item.owed.get(witness, 0.0))}){more}."]
         return lines + ([f"- Seen: {', '.join(f'<{link}>' for link in mutant.links)}."] if mutant.links else [])
 
     def json(self, vectors: bool) -> str:
@@ -141,7 +151,7 @@ def render_pairs(found: Mapping[str, Examined], seed: int) -> str:
 
 def show_margin(margin: float) -> str:
     """A margin for reading."""
-    return "exact" if margin == inf else f"{margin:.0f}x" if margin < 1e5 else f"{margin:.0e}x".replace("e+0", "e")
+    return "exact" if margin == inf else f"{margin:.0f}x" if margin < 1e6 else ">1e6x"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -56,6 +56,10 @@ class Atlas:
             self._rows[place] = None if same(answer, right) else row_of(self.bench.questions[question], answer)
         return self._rows[place]
 
+    def keep(self, name: str, rows: Mapping[int, Row | None]) -> None:
+        """Rows of a mutant that were worked out elsewhere."""
+        self._rows |= {(name, question): row for question, row in rows.items()}
+
     def fresh(self, mutant: Mutant, question: int) -> Row:
         """The answer of a mutant, worked out anew: there are too many combinations to keep."""
         return row_of(self.bench.questions[question], self.bench.ask(mutant, question))

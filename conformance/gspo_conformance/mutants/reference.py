@@ -41,9 +41,13 @@ class LossReference(Surrogates, Metrics):
         """The loss, its gradient and the metrics that are wanted."""
         parameters = self.case.parameters
         self.read(self.inputs(dict(self.case.inputs)), parameters)
-        loss = self.loss()
-        answer = {"loss": stop(loss), "gradient": self.gradient(loss).reshape(self.sequences.shape)}
-        return answer | self.metrics(self.case.outputs)
+        answer = self.metrics(self.case.outputs)
+        if len(answer) < len(self.case.outputs):
+            loss = self.loss()
+            answer["loss"] = stop(loss)
+            if any(name.startswith("gradient") for name in self.case.outputs):
+                answer["gradient"] = self.gradient(loss).reshape(self.sequences.shape)
+        return answer
 
     def read(self, arrays: dict[str, Any], parameters: Fields) -> None:
         """Every argument, cleaned; all but `logp` are constants (GSPO-DATA-6)."""
@@ -122,7 +126,7 @@ class LossReference(Surrogates, Metrics):
 
     def lengths(self) -> NumPyArray:
         """T_i, the number of counted tokens (GSPO-RATIO-4)."""
-        return self.sequences.sum(self.sequences.counted.astype(stop(self.new).dtype))
+        return self.sequences.lengths.astype(stop(self.new).dtype)
 
     def divisors(self) -> NumPyArray:
         """What a sum over a response is divided by for its mean: T_i, 1 where that is 0."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 
 from ..formats import Vector
@@ -32,12 +33,6 @@ class Scored:
     def owed(self) -> dict[str, float]:
         """The margins of MUST and SHOULD vectors."""
         return {id_: margin for id_, margin in self.margins.items() if self.vectors[id_].level in OWED}
-
-    @property
-    def best(self) -> tuple[str, float]:
-        """The vector that kills it by the widest margin, a finite one where there is one that is wide enough."""
-        kills = sorted(self.owed.items(), key=lambda kill: (kill[1] == inf, -kill[1]))
-        return kills[0] if kills else ("", 0.0)
 
     @property
     def margin(self) -> float:
@@ -73,7 +68,7 @@ class Score:
         busy = {id_ for item in self.scored for id_ in item.margins}
         return [vector for vector in self.vectors if vector.id not in busy]
 
-    @property
+    @cached_property
     def kills(self) -> dict[str, list[str]]:
         """The mutants that each vector kills."""
         found: dict[str, list[str]] = {vector.id: [] for vector in self.vectors}

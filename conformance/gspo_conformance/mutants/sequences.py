@@ -59,7 +59,14 @@ class Sequences:
         return np.array([values[start:end].sum() for start, end in self.spans], dtype=values.dtype)
 
     def _spread(self, values: NumPyArray) -> NumPyArray:
+        if not self.packed:
+            return np.repeat(values, self.shape[1])
         return np.append(values, np.zeros(1, values.dtype))[self.owner]
+
+    @cached_property
+    def lengths(self) -> NumPyArray:
+        """The number of counted tokens of each sequence."""
+        return self._sum(self.counted.astype(float))
 
     def tokens(self, i: int) -> NumPyArray:
         """Positions of the counted tokens of sequence i, in order."""

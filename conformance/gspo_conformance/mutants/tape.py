@@ -62,15 +62,16 @@ class Var:
 
 def make(value: NumPyArray, *sources: tuple[Any, Pull]) -> Any:
     """A `Var` over those sources that are one; the bare value where none is."""
-    shape = np.shape(value)
-    live = tuple((source, _fitted(pull, source.shape, shape)) for source, pull in sources if isinstance(source, Var))
-    return Var(value, live) if live else value
+    live: list[tuple[Var, Pull]] = []
+    for source, pull in sources:
+        if type(source) is Var:
+            fits = source.value.shape == value.shape
+            live.append((source, pull if fits else _fitted(pull, source.value.shape)))
+    return Var(value, tuple(live)) if live else value
 
 
-def _fitted(pull: Pull, source: tuple[int, ...], shape: tuple[int, ...]) -> Pull:
-    if source == shape:
-        return pull
-    return lambda g: _summed(pull(g), source)
+def _fitted(pull: Pull, shape: tuple[int, ...]) -> Pull:
+    return lambda g: _summed(pull(g), shape)
 
 
 def _summed(gradient: NumPyArray, shape: tuple[int, ...]) -> NumPyArray:
@@ -173,29 +174,29 @@ def gradient(result: Any, leaf: Var) -> NumPyArray:
     """d result / d leaf; zeros where the result does not depend on it."""
     if not isinstance(result, Var):
         return np.zeros_like(leaf.value)
-    pending: dict[int, NumPyArray] = {id(result): np.ones_like(result.value)}
+    pending: dict[Var, NumPyArray] = {result: np.ones_like(result.value)}
     found = np.zeros_like(leaf.value)
     for node in reversed(_order(result)):
-        received = pending.pop(id(node))
+        received = pending.pop(node)
         if node is leaf:
             found = received
         for source, pull in node.sources:
             given = pull(received)
-            pending[id(source)] = pending[id(source)] + given if id(source) in pending else given
+            pending[source] = pending[source] + given if source in pending else given
     return found
 
 
 def _order(result: Var) -> list[Var]:
     """Every node behind the result, sources first."""
     order: list[Var] = []
-    seen: set[int] = set()
+    seen: set[Var] = set()
     stack: list[tuple[Var, bool]] = [(result, False)]
     while stack:
         node, done = stack.pop()
         if done:
             order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
+        elif node not in seen:
+            seen.add(node)
             stack.append((node, True))
-            stack.extend((source, False) for source, _ in node.sources)
+            stack += [(source, False) for source, _ in node.sources if source not in seen]
     return order
