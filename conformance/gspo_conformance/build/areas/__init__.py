@@ -8,6 +8,7 @@ MODULES = (
     "ratio",
     "surrogate",
     "relatives",
+    "families",
     "aggregation",
     "advantage",
     "sampling",

@@ -91,6 +91,16 @@ for _mode in ("sequence_mean_token_sum", "token_sum"):
         "modes-identical switch-ignored",
         partial(_aggregate, _mode, (3, 1, 9, 4), name="constant", constant=48.0),
     )
+for _mode in ("sequence_mean_token_mean", "token_mean", "group_token_mean"):
+    _add(
+        f"{_mode.replace('_', '-')}-given",
+        f"{_mode} where the objective says that the normaliser is given",
+        f"{MODES[_mode][0]} AGG-7 AGG-8",
+        "mean-of-means group-count",
+        partial(_aggregate, _mode, (3, 1, 9, 4), name="given", count="given", normalizer=6.0),
+        level="SHOULD",
+        note="How a step is divided is the caller's to say here: count given, with a normaliser.",
+    )
 _add(
     "group-token-mean-one-group",
     "group_token_mean without groups: the batch is one group",
@@ -212,7 +222,7 @@ _add(
     "Groups of 1 and 3 responses: each group weighs the same, each token of a group the same",
     "AGG-6",
     "group-order group-count token-mean",
-    partial(_modes, "group_token_mean", "token", (9, 1, 1, 1)),
+    partial(_modes, "group_token_mean", "token", (-9, 1, 1, 1)),
 )
 _add(
     "two-and-four-groups",

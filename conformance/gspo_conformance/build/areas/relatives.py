@@ -22,6 +22,7 @@ GMPO_UNEVEN: dict[str, Any] = {"kind": "gmpo", "low": 0.25, "high": 0.625}
 SAPO: dict[str, Any] = {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05}
 SAPO_SHARP: dict[str, Any] = {"kind": "sapo", "tau_pos": 3.0, "tau_neg": 5.0}
 VESPO: dict[str, Any] = {"kind": "vespo", "k_pos": 2.0, "lam_pos": 3.0, "k_neg": 3.0, "lam_neg": 2.0}
+VESPO_UNEVEN: dict[str, Any] = {"kind": "vespo", "k_pos": 0.5, "lam_pos": 1.25, "k_neg": 4.0, "lam_neg": 0.25}
 
 
 def source(name: str, spread: float = 0.6) -> Responses:
@@ -54,6 +55,7 @@ _CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
     "sapo-sequence": ("SURR-10", "SAPO's gate on the sequence ratio", "sapo-temperature token-clip", "sequence", SAPO_SHARP),
     "sapo-gspo-token": ("SURR-10 RATIO-3", "SAPO's gate on the GSPO-token ratio", "sapo-temperature", "gspo_token", SAPO_SHARP),
     "vespo": ("SURR-11 RATIO-7", "VESPO: a kernel on the product ratio, shape by the sign of A", "weight-not-detached vespo-sign", "product", VESPO),
+    "vespo-uneven": ("SURR-11 RATIO-7", "VESPO with far apart shapes", "weight-not-detached vespo-sign", "product", VESPO_UNEVEN),
     "vespo-token": ("SURR-11", "VESPO's kernel on token ratios", "weight-not-detached vespo-sign", "token", VESPO),
 }  # fmt: skip
 
@@ -74,17 +76,22 @@ for _slug, (_clauses, _title, _flags, _ratio, _surrogate) in _CASES.items():
     )
 
 
-def _preset(objective_: dict[str, Any], **rows: Any) -> Case:
-    made = source("presets").also(groups=[3, 3, 8, 8]).tokens(**rows)
+def _preset(objective_: dict[str, Any]) -> Case:
+    made = responses("surrogate/presets", [6, 3, 5, 2], (1.5, -0.5, 0.0625, -0.25), spread=0.75)
+    made = made.also(advantages=[1.0, -0.75, -1.25, 0.5], groups=[3, 3, 8, 8])
     return loss(objective_, padded(made))
 
 
 _PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": ("AGG-1 SURR-1", objective("token", clip(0.2, 0.2))),
+    "grpo": ("AGG-1 SURR-3", objective("token", clip(0.2, 0.27))),
+    "gmpo": ("SURR-9 AGG-1", objective("token", GMPO)),
+    "sapo": ("SURR-10 AGG-1", objective("token", SAPO)),
     "dr-grpo": ("AGG-4", objective("token", clip(0.2, 0.2), aggregation("sequence_mean_token_sum", constant=8.0))),
     "dapo": ("AGG-6", objective("token", clip(0.2, 0.28), "group_token_mean")),
     "rloo": ("SURR-7 AGG-4", objective("token", REINFORCE, "sequence_mean_token_sum")),
     "reinforce-pp": ("AGG-3", objective("token", clip(0.2, 0.2), "token_mean")),
-    "cispo": ("SURR-8 AGG-6", objective("token", CISPO, "group_token_mean")),
+    "cispo": ("SURR-8 AGG-6", objective("token", {"kind": "cispo", "low": None, "high": 4.0}, "group_token_mean")),
     "luspo": ("AGG-4", objective("sequence", clip(), "sequence_mean_token_sum")),
     "vespo": ("SURR-11 AGG-3", objective("product", VESPO, "token_mean")),
 }
