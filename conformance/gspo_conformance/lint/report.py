@@ -31,7 +31,7 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
         f"{reading.trainer} {reading.version}",
         "",
         f"  {formula(reading.objective)}",
-        f"  {_advantage(reading)}",
+        f"  {_advantage(reading)}{', then normalised over all tokens of the batch' if reading.whiten else ''}",
         "",
     ]
     for one in found:

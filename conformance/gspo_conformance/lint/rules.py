@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..trainers.dialect import Finding, Reading
@@ -14,8 +16,9 @@ WIDE = 0.01
 
 
 def findings(reading: Reading) -> list[Finding]:
-    """Everything that there is to say about a configuration, worst first."""
+    """Everything that there is to say about a configuration, worst first, each with the setting that causes it."""
     found = [*reading.findings, *(one for rule in RULES for one in rule(reading))]
+    found = [one if one.key else replace(one, key=_key(one.fix, reading)) for one in found]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(found, key=lambda one: order[one.severity])
 
@@ -61,7 +64,10 @@ def _clip_range(reading: Reading) -> Iterator[Finding]:
     if surrogate["kind"] != "clip" or reading.objective["ratio"] not in ("sequence", "gspo_token"):
         return
     low, high = surrogate["low"], surrogate["high"]
-    keys = [key for key in reading.settings if "clip" in key.rpartition(".")[2] or "epsilon" in key.rpartition(".")[2]]
+    named = getattr(_dialect(reading), "clip_keys", ())
+    keys = [key for key in named if key in reading.settings] or [
+        key for key in reading.settings if "clip" in key.rpartition(".")[2] or "epsilon" in key.rpartition(".")[2]
+    ]
     inherited = not any(key in reading.given for key in keys)
     if max(low, high) >= WIDE:
         spread = TOKEN_SPREAD / math.sqrt(LENGTH)
@@ -179,7 +185,8 @@ def _scale(reading: Reading, advantages: Mapping[str, Any]) -> Iterator[Finding]
 def _whiten(reading: Reading) -> Iterator[Finding]:
     if reading.whiten:
         told = "responses no longer have zero mean in their group, and long ones weigh more in the statistics"
-        yield Finding("whitening", "warning", "", "advantages are whitened over the batch", "GSPO-ADV-10", told)
+        message = "advantages are normalised once more, over all tokens of the batch"
+        yield Finding("whitening", "warning", "", message, "GSPO-ADV-10", told, _fix(reading, "whiten"))
 
 
 def _dtype(reading: Reading) -> Iterator[Finding]:
@@ -204,10 +211,19 @@ def _updates(reading: Reading) -> Iterator[Finding]:
 
 
 def _fix(reading: Reading, axis: str) -> str:
+    return getattr(_dialect(reading), "fixes", {}).get(axis, "")
+
+
+def _dialect(reading: Reading) -> Any:
     from ..trainers.room import rooms
 
-    dialect = rooms()[reading.trainer].dialect if reading.trainer in rooms() else None
-    return getattr(dialect, "fixes", {}).get(axis, "")
+    return rooms()[reading.trainer].dialect if reading.trainer in rooms() else None
+
+
+def _key(fix: str, reading: Reading) -> str:
+    """The setting that a fix begins with."""
+    name = re.split(r"[=:\s]", fix, maxsplit=1)[0]
+    return name if name in reading.settings else ""
 
 
 RULES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (

@@ -143,8 +143,8 @@ CAPABILITIES = Capabilities(
     gradient=True,
     token_advantages=True,
     input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset("logp old_logp advantages mask ref_logp behavior_logp groups rewards".split()),
-    parameters=frozenset("objective normalizer advantages center scale ddof eps eps_placement".split()),
+    inputs=frozenset(["logp", "old_logp", "advantages", "mask", "ref_logp", "behavior_logp", "groups", "rewards"]),
+    parameters=frozenset(["objective", "normalizer", "advantages", "center", "scale", "ddof", "eps", "eps_placement"]),
 )
 
 

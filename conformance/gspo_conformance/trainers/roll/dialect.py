@@ -75,12 +75,14 @@ class Roll:
 
     name = "roll"
     versions = (SEED, HEAD)
+    clip_keys = ("pg_clip", "pg_clip_low", "pg_clip_high")
     fixes: ClassVar[dict[str, str]] = {
         "ratio": "importance_sampling: seq",
         "aggregation": "loss_agg_mode: seq-mean-token-mean",
-        "clip": "use_pg_clip_range: true, pg_clip_low: 3e-4, pg_clip_high: 4e-4",
+        "clip": "use_pg_clip_range: true, pg_clip_low: 3e-4, pg_clip_high: 4e-4; before these keys, pg_clip: 3e-4",
         "dual": "dual_clip_loss: false",
         "penalty": "use_kl_loss: false",
+        "whiten": "whiten_advantages: false",
         "advantages": "adv_estimator: grpo",
         "scale": "adv_estimator: grpo",
         "updates": "rollout_batch_size * num_return_sequences_in_group a multiple of what one optimiser step takes",

@@ -1,0 +1,95 @@
+"""`gspo lint` on the configurations in examples/configs: what the seed documents show, and a recipe of the paper for every trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gspo_conformance.cli import main
+from gspo_conformance.trainers.room import rooms
+
+CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
+# AReaL's only aggregation is the mean over tokens: the one finding that no setting of a trainer with a room mends.
+REMAINS = {"areal": {"aggregation"}}
+ROLL = ["roll-seed.yaml", "--dialect", "roll", "--trainer-version", "c0c0d2b1"]
+AREAL = ["areal-seed.yaml", "--dialect", "areal", "--trainer-version", "981e3f68"]
+TRL = ["trl-seed.py", "--dialect", "trl"]
+
+
+def _lint(capsys: pytest.CaptureFixture[str], words: Iterable[str]) -> tuple[int, list[dict[str, Any]]]:
+    file, *options = words
+    code = main(["lint", str(CONFIGS / file), *options, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)["findings"]
+
+
+def _rules(found: list[dict[str, Any]], *severities: str) -> set[str]:
+    return {one["rule"] for one in found if one["severity"] in severities}
+
+
+@pytest.mark.parametrize("name", sorted(rooms()))
+def test_the_recipe_of_every_trainer_raises_no_alarm(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(path.name for path in CONFIGS.glob(f"{name}.*"))
+    assert len(files) == 1, f"examples/configs: expected one recipe for {name}, got {files}"
+    code, found = _lint(capsys, [files[0], "--dialect", name])
+    remains = REMAINS.get(name, set())
+    assert _rules(found, "error", "warning") == remains, found
+    assert code == int(bool(remains))
+
+
+def test_the_seed_of_roll(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its page promises a group baseline that its keys do not give, and multiplies every response by its length."""
+    code, found = _lint(capsys, ROLL)
+    assert code == 1
+    assert _rules(found, "error") == {"aggregation", "inherited-clip-range", "dual-clip", "group-baseline"}
+    assert {"penalty", "whitening", "advantage-clip", "reward-clip", "scale"} <= _rules(found, "warning")
+    told = {one["rule"]: one for one in found}
+    assert "1.4" in told["dual-clip"]["message"]
+    assert told["aggregation"]["key"] == "loss_agg_mode"
+    assert told["aggregation"]["fix"] == "loss_agg_mode: seq-mean-token-mean"
+
+
+def test_the_seed_of_roll_in_the_version_of_a_year_later(capsys: pytest.CaptureFixture[str]) -> None:
+    """Hunts keys that a version no longer reads: they are dropped without a word."""
+    _, found = _lint(capsys, [*ROLL[:3], "reward_norm=group"])
+    assert "reward_norm" in {one["key"] for one in found if one["rule"] == "key-ignored"}
+
+
+def test_the_seed_of_areal(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = _lint(capsys, AREAL)
+    assert code == 1
+    assert _rules(found, "error") == {"aggregation", "inherited-clip-range"}
+    assert _rules(found, "warning") == {"whitening", "decoupled-denominator", "behaviour-cap"}
+    fix = next(one["fix"] for one in found if one["rule"] == "aggregation")
+    assert "no setting" in fix
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("actor.reward_norm.group_size=1", "group-size"),
+        ("actor.kl_ctl=0.1", "kl-in-reward"),
+        ("actor.ppo_n_minibatches=1", "one-update"),
+        ("actor.eps_clip=0.4", "clip-range"),
+    ],
+)
+def test_what_else_an_areal_configuration_can_get_wrong(
+    override: str, rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rule not in _rules(_lint(capsys, AREAL)[1], "error", "warning")
+    assert rule in _rules(_lint(capsys, [*AREAL, override])[1], "error", "warning")
+
+
+def test_the_seed_of_trl_raises_no_alarm(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = _lint(capsys, TRL)
+    assert code == 0
+    assert not found
+
+
+def test_the_seed_of_trl_without_mini_batches_has_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = _lint(capsys, [*TRL, "steps_per_generation=1"])
+    assert code == 1
+    assert _rules(found, "error", "warning", "note") == {"one-update"}
