@@ -17,8 +17,8 @@ from .normalise import Normalised, exponentials_, normalise_, slopes_
 
 # Bytes of float32 logits in one chunk. A chunk must hold enough tokens that reading the weight and its
 # gradient once per chunk costs little beside the products: about 500 on a CPU, 2,000 on a GPU.
-_HOST_BYTES, _HOST_TOKENS = 1 << 26, (256, 1024)
-_DEVICE_BYTES, _DEVICE_TOKENS = 1 << 30, (512, 4096)
+_HOST_BYTES, _HOST_TOKENS = 1 << 26, (256, 8192)
+_DEVICE_BYTES, _DEVICE_TOKENS = 1 << 30, (512, 8192)
 # Rows of the weight whose gradient is widened at once where products are narrow.
 _WIDEN_BYTES = 1 << 24
 

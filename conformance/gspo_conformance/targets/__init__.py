@@ -18,6 +18,7 @@ BUILT_IN: dict[str, str] = {
     "torch:compile": "gspo_conformance.targets.torch:compile_target",
     "torch:cp": "gspo_conformance.targets.torch_ranks:cp",
     "torch:ddp": "gspo_conformance.targets.torch_ranks:ddp",
+    "torch:fused": "gspo_conformance.targets.torch_fused:target",
     "jax": "gspo_conformance.targets.jax:target",
     "jax:jit": "gspo_conformance.targets.jax:jit_target",
 }

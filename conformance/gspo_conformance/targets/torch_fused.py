@@ -1,0 +1,96 @@
+"""`gspo_torch.linear_policy_loss`, fed log-probabilities through a head of two tokens whose logits are the hidden states.
+
+The second token's logit makes the first one's log-probability what the case says, to a unit in the last
+place or better: candidates around the solution are tried in the function under test. The gradient at the
+first token's hidden state is g (1 - π), which gives g = d loss / d log π back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gspo_torch
+
+from ..target import Capabilities, Skip
+from .core import Arrays, CoreTarget
+from .torch import Torch
+
+_TRIED = 4
+# A probability of one has no gradient; at logits 40 apart its logarithm is 4e-18 from 0.
+_SURE = -4e-18
+
+
+class FusedTorch(Torch):
+    """Chunks of a few tokens, so that most responses are longer than one."""
+
+    def loss_and_gradient(self, objective: Any, arguments: Arrays) -> tuple[Any, Tensor]:
+        """`linear_policy_loss`, then `backward` to the hidden states."""
+        rest = dict(arguments)
+        given = rest.pop("logp")
+        counted = rest["sequences"].bind(tuple(given.shape)).counted
+        hidden, logp = hidden_states(given, counted)
+        hidden.requires_grad_()
+        found = gspo_torch.linear_policy_loss(
+            objective,
+            hidden=hidden,
+            weight=torch.eye(2, dtype=hidden.dtype),
+            tokens=torch.zeros(given.shape, dtype=torch.int64),
+            chunk_size=max(3, counted.numel() // 8),
+            **{name: _same_policy(name, value, given, logp) for name, value in rest.items()},
+        )
+        return found, _gradient(found.loss, hidden, logp, counted)
+
+
+def hidden_states(logp: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of two tokens `[.., 2]` in float32 or wider, and the log-probabilities of the first that they have."""
+    dtype = torch.float64 if logp.dtype == torch.float64 else torch.float32
+    wanted = torch.where(counted, logp.double(), -1.0).flatten()
+    if bool((wanted > 0).any()):
+        raise Skip("a log-probability above 0 has no hidden state")
+    wanted = wanted.clamp(max=_SURE)
+    likely = wanted > -0.5
+    solution = torch.where(likely, torch.log(torch.expm1(-wanted)), wanted - torch.log(-torch.expm1(wanted)))
+    tried = _neighbours(solution.to(dtype))
+    zero = torch.zeros_like(tried)
+    states = torch.where(likely[:, None, None], torch.stack([zero, tried], -1), torch.stack([tried, zero], -1))
+    found = _logps(states)
+    best = (found.double() - wanted[:, None]).abs().argmin(-1)
+    row = torch.arange(len(best))
+    shape = tuple(logp.shape)
+    states = torch.where(counted.flatten()[:, None], states[row, best], torch.nan)
+    return states.view(*shape, 2), found[row, best].view(shape)
+
+
+def _neighbours(values: Tensor) -> Tensor:
+    """The values with `_TRIED` numbers on either side, `[.., 2 _TRIED + 1]`."""
+    up, down = [values], [values]
+    for _ in range(_TRIED):
+        up.append(torch.nextafter(up[-1], torch.full_like(values, torch.inf)))
+        down.append(torch.nextafter(down[-1], torch.full_like(values, -torch.inf)))
+    return torch.stack([*down[:0:-1], *up], -1)
+
+
+def _logps(states: Tensor) -> Tensor:
+    tokens = torch.zeros(states.shape[:-1], dtype=torch.int64)
+    return gspo_torch.linear_token_logps(states, torch.eye(2, dtype=states.dtype), tokens, chunk_size=1 << 16)
+
+
+def _same_policy(name: str, value: Any, given: Tensor, logp: Tensor) -> Any:
+    """Log-probabilities that equal the current policy's come from the same head, and equal what it computes."""
+    if not name.endswith("logp"):
+        return value
+    return torch.where(value == given, logp, value.to(torch.promote_types(value.dtype, logp.dtype)))
+
+
+def _gradient(loss: Tensor, hidden: Tensor, logp: Tensor, counted: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    return torch.where(counted, gradient[..., 0] / -torch.expm1(logp), gradient[..., 0])
+
+
+def target() -> CoreTarget:
+    """The built-in target `torch:fused`: the operations that have a loss."""
+    losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
+    return CoreTarget("torch:fused", FusedTorch(), gspo_torch, losses)
