@@ -54,6 +54,17 @@ class Backend:
         gathered = xp.reshape(xp.take(values, flat, axis=0), positions.shape)
         return xp.sum(xp.where(inside, gathered, xp.zeros_like(gathered)), axis=1)
 
+    def select(self, values: Array, condition: Array) -> Array:
+        """v where the condition holds, else 0, also where v is NaN or infinite (GSPO-NUM-5)."""
+        xp = namespace_of(values)
+        return xp.where(condition, values, xp.zeros_like(values))
+
+    def all_finite(self, values: Array, condition: Array | None = None) -> bool:
+        """Whether v is finite wherever the condition holds; asked only where `can_inspect`."""
+        xp = namespace_of(values)
+        finite = xp.isfinite(values)
+        return bool(xp.all(finite if condition is None else finite | ~condition))
+
     def all_reduce_sum(self, values: Array, group: Any) -> Array:
         """Σ over the ranks of `group`."""
         if group is not None:

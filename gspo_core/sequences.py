@@ -58,7 +58,7 @@ class Layout:
 
     def clean(self, values: Array) -> Array:
         """v_t where the token counts, else 0: a selection, so that 0·NaN and 0·inf never arise (GSPO-NUM-5)."""
-        return self.xp.where(self.counted, values, self.xp.zeros_like(values))
+        return self.backend.select(values, self.counted)
 
     def sum_tokens(self, values: Array) -> Array:
         """Σ_t v_t over the counted tokens of each sequence, `[num_sequences]`."""
@@ -71,8 +71,11 @@ class Layout:
     def lengths(self, dtype: Any) -> Array:
         """T_i, the number of counted tokens of each sequence, as `dtype`; counted once."""
         if self._lengths is None or self._lengths.dtype != dtype:
-            self._lengths = self.sum_tokens(self.xp.astype(self.counted, dtype))
+            self._lengths = self.backend.all_reduce_sum(self._count(dtype), self.context)
         return self._lengths
+
+    def _count(self, dtype: Any) -> Array:
+        return self._sum(self.xp.astype(self.counted, dtype))
 
     def mean_tokens(self, values: Array) -> Array:
         """(1/T_i) Σ_t v_t over the counted tokens of each sequence; 0 for an empty sequence (GSPO-DATA-3)."""
@@ -201,11 +204,10 @@ class _Segments(Layout):
             self._owner = self.xp.where(self._inside, owner, self.xp.zeros_like(owner))
         return self._owner
 
-    def lengths(self, dtype: Any) -> Array:
+    def _count(self, dtype: Any) -> Array:
         if self._masked:
-            return super().lengths(dtype)
-        lengths = self.xp.astype(self.offsets[1:] - self.offsets[:-1], dtype)
-        return self.backend.all_reduce_sum(lengths, self.context)
+            return super()._count(dtype)
+        return self.xp.astype(self.offsets[1:] - self.offsets[:-1], dtype)
 
     def _sum(self, values: Array) -> Array:
         return self.backend.segment_sum(values, self.offsets, self.max_length)

@@ -15,11 +15,10 @@ from torch import Tensor
 from gspo_core.metrics import TokenSums, divergence
 from gspo_core.sequences import Layout
 
-from .backend import backend
+from .backend import BITS, backend
 
 # So many tokens of each of the two buffers, per thread, leave room in a second-level cache.
 _BLOCK = 1 << 16
-_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class LogRatioSums(NamedTuple):
@@ -35,7 +34,7 @@ def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.
     if backend.can_inspect(logp):
         return _host_sums(logp, old_logp, layout, dtype)
     d = logp.to(dtype) - old_logp.to(dtype)
-    d = torch.where(layout.counted, d, d.new_zeros(()))
+    d = layout.clean(d)
     tokens = TokenSums(divergence(d).sum(), (d != 0).any())
     return LogRatioSums(layout.sum_tokens(d), layout.lengths(dtype), tokens)
 
@@ -45,9 +44,9 @@ def spread(per_response: Tensor, layout: Layout) -> Tensor:
     counted = layout.counted
     values = per_response[:, None] if counted.ndim == 2 else _repeated(per_response, layout)
     if not backend.can_inspect(counted):
-        return torch.where(counted, values, values.new_zeros(()))
+        return layout.clean(values.expand(counted.shape))
     found = per_response.new_empty(counted.shape)
-    bits = _BITS[found.dtype]
+    bits = BITS[found.dtype]
     for block in _blocks(counted):
         found[block].view(bits).copy_(counted[block].view(torch.int8)).mul_(values[block].view(bits))
     return found
@@ -63,7 +62,7 @@ def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) 
     for block in blocks:
         size = block.stop - block.start
         d = differences[:size] if padded else differences[block]
-        keep = scratch[:size].view(_BITS[dtype]).copy_(counted[block].view(torch.int8))
+        keep = scratch[:size].view(BITS[dtype]).copy_(counted[block].view(torch.int8))
         _subtract(logp[block], old_logp[block], d).view(keep.dtype).mul_(keep)
         if padded:
             sums.append(d.sum(1))
