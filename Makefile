@@ -11,7 +11,7 @@ export JAX_PLATFORMS ?= cpu
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint format types unit docs build pin clean
+.PHONY: help setup check test lint format types unit docs bench build pin clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,10 @@ unit: setup  ## the tests and every example in the documentation
 
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict
+
+bench: setup  ## measure, and write the tables and plots of docs/benchmarks; PEERS: Pythons that have the peers
+	for script in backends/benchmarks/linear.py backends/benchmarks/loss.py; do \
+		$(BIN)/python $$script --out docs/benchmarks $(if $(PEERS),--peers $(PEERS)) || exit 1; done
 
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation
