@@ -48,9 +48,9 @@ unit: setup  ## the tests and every example in the documentation
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: setup  ## measure, and write the tables and plots of docs/benchmarks; PEERS: Pythons that have the peers
-	for script in backends/benchmarks/linear.py backends/benchmarks/loss.py; do \
-		$(BIN)/python $$script --out docs/benchmarks $(if $(PEERS),--peers $(PEERS)) || exit 1; done
+bench: setup  ## measure, into docs/benchmarks; PEERS="PYTHON ...": the first has TRL and Liger, another verl
+	$(BIN)/python backends/benchmarks/linear.py --out docs/benchmarks $(if $(PEERS),--peers $(firstword $(PEERS)))
+	$(BIN)/python backends/benchmarks/loss.py --out docs/benchmarks $(if $(PEERS),--peers $(PEERS))
 
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation
