@@ -35,18 +35,23 @@ class Options:
 
 
 def select(vectors: Iterable[Vector], patterns: Sequence[str] = (), *, flags: Sequence[str] = ()) -> list[Vector]:
-    """The vectors whose id, area or a clause matches one of the globs (all without globs), and that carry one of `flags`."""
+    """The vectors of which the id, the area or a clause matches one of the globs, and that carry one of `flags`.
+
+    A word without wildcards that is no such name matches every id it is part of. No globs: all vectors.
+    """
+    known = list(vectors)
+    names = {name for vector in known for name in _names(vector)}
+    globs = [word if word in names or set(word) & set("*?[") else f"*{word}*" for word in patterns]
     return [
         vector
-        for vector in vectors
-        if (not patterns or any(_matches(vector, pattern) for pattern in patterns))
+        for vector in known
+        if (not globs or any(fnmatchcase(name, glob) for name in _names(vector) for glob in globs))
         and (not flags or set(flags) & set(vector.flags))
     ]
 
 
-def _matches(vector: Vector, pattern: str) -> bool:
-    names = (vector.id, vector.area, *vector.clauses)
-    return any(fnmatchcase(name, pattern) for name in names) or fnmatchcase(vector.id, f"*{pattern}*")
+def _names(vector: Vector) -> tuple[str, ...]:
+    return vector.id, vector.area, *vector.clauses
 
 
 def run_vectors(

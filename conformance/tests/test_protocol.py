@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import gspo_conformance
 from gspo_conformance import program, protocol
 from gspo_conformance.applicability import case_of
 from gspo_conformance.connection import Broken, Outputs, Skipped
+from gspo_conformance.formats import OPERATIONS, load_vectors
 from gspo_conformance.program import Program
 from gspo_conformance.protocol import ProtocolError
 from gspo_conformance.run import ERROR, FAIL, PASS, UNSUPPORTED, Run
@@ -52,6 +54,19 @@ def test_the_schema_is_a_schema_and_lists_the_words_that_the_code_knows() -> Non
     assert properties.keys() == whole.keys()
     for name in ("operations", "dtypes", "layouts", "metrics", "input_dtypes"):
         assert sorted(properties[name]["items"]["enum"]) == whole[name]
+
+
+def test_the_page_names_what_the_vectors_use() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    named = {re.findall("`(.*?)`", row[0])[0]: [set(re.findall("`(.*?)`", cell)) for cell in row[1:]] for row in rows}
+    assert list(named) == list(OPERATIONS)
+    for vector in load_vectors():
+        inputs, parameters, outputs = named[vector.operation]
+        used = set().union(*vector.inputs["parts"]) if vector.operation == "step" else set(vector.inputs)
+        assert used <= (named["policy_loss"][0] if vector.operation == "step" else inputs), vector.id
+        assert set(vector.parameters) <= parameters, vector.id
+        assert {re.sub(r"\..*", ".*", name) for name in vector.outputs} <= outputs, vector.id
 
 
 def test_what_the_suite_sends_obeys_the_schema_and_survives_the_way() -> None:

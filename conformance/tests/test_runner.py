@@ -200,7 +200,16 @@ def test_a_file_of_known_failures_is_checked_against_the_suite(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("patterns", "count"),
-    [((), 6), (("ratio",), 2), (("gradient/*",), 2), (("GSPO-GRAD-*",), 2), (("clipped",), 1), (("zzz",), 0)],
+    [
+        ((), 6),
+        (("ratio",), 2),
+        (("ratio/sequence",), 1),
+        (("ratio/s",), 1),
+        (("gradient/*",), 2),
+        (("GSPO-GRAD-*",), 2),
+        (("clipped",), 1),
+        (("zzz",), 0),
+    ],
 )
 def test_vectors_are_chosen_by_id_area_and_clause(patterns: tuple[str, ...], count: int) -> None:
     assert len(select(SUITE, patterns)) == count

@@ -1,0 +1,47 @@
+"""The skeleton of an adapter, for Python, for Node, or as a protocol for any language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .formats import ROOT
+from .words import UsageError
+
+_FOLDER = ROOT / "scaffolds"
+_IMPORTS = {"torch": "import torch", "jax": "import jax.numpy as jnp", "numpy": "import numpy as np"}
+
+
+def scaffold(name: str, language: str = "python", framework: str = "torch", *, force: bool = False) -> tuple[Path, str]:
+    """Writes the file; returns its path and the TARGET that `gspo check` knows it by."""
+    if not Path(name).name.isidentifier():
+        raise UsageError(f"NAME: expected a name that can be imported, got {Path(name).name!r}")
+    path, content = _written(Path(name), language, framework)
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; --force overwrites it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path, _target(path, language)
+
+
+def _written(path: Path, language: str, framework: str) -> tuple[Path, str]:
+    if language == "node":
+        harness = ROOT / "harnesses" / "node" / "harness.js"
+        return path.with_suffix(".js"), harness.read_text(encoding="utf-8")
+    if language == "any":
+        return path.with_suffix(".md"), _protocol().read_text(encoding="utf-8")
+    template = (_FOLDER / "python.txt").read_text(encoding="utf-8")
+    body = (_FOLDER / f"{framework}.txt").read_text(encoding="utf-8").rstrip()
+    text = template.format(name=path.name, framework=framework, imports=_IMPORTS[framework], body=body)
+    return path.with_suffix(".py"), text
+
+
+def _protocol() -> Path:
+    """In an installed package it lies beside this file, in a checkout with the documentation."""
+    inside = ROOT / "protocol.md"
+    return inside if inside.exists() else ROOT.parents[1] / "docs" / "protocol.md"
+
+
+def _target(path: Path, language: str) -> str:
+    if language == "node":
+        return f"'cmd:node {path}'"
+    return "'cmd:YOUR PROGRAM'" if language == "any" else f"{path.stem}:target"
