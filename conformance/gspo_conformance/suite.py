@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .connection import Connection, InProcess
+from .connection import Connection, InProcess, describe
 from .formats import Vector, load_vectors
 from .known import KnownFailures, read_known
 from .run import FAIL, SKIPPED, UNSUPPORTED, Result, Run
@@ -70,12 +70,16 @@ def known_failures(path: Path | str | None) -> KnownFailures:
 
 
 def checked(run: Run, chosen: Sequence[Vector]) -> Run:
-    """The run with its diagnosis, where an answer was wrong."""
+    """The run with its diagnosis, where an answer was wrong. A diagnosis that fails says so; it takes no result along."""
     if any(result.verdict == FAIL for result in run.results):
         from .diagnosis import diagnose
 
-        found = diagnose(run, chosen)
-        run.diagnosis = None if found is None else found.to_dict()
+        try:
+            found = diagnose(run, chosen)
+        except Exception as error:
+            run.diagnosis = {"sentence": f"none: it failed itself with {describe(error)}", "clauses": [], "mutants": []}
+        else:
+            run.diagnosis = None if found is None else found.to_dict()
     return run
 
 

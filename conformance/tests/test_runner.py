@@ -20,6 +20,7 @@ from gspo_conformance.known import KnownFailure, KnownFailures, read_known
 from gspo_conformance.run import ERROR, EXPECTED_FAILURE, FAIL, PASS, SKIPPED, UNEXPECTED_PASS, UNSUPPORTED, Run
 from gspo_conformance.runner import Options, run_vectors, select
 from gspo_conformance.smoke import easiest, form, report
+from gspo_conformance.suite import checked
 from gspo_conformance.target import Capabilities, Case, FunctionTarget, Skip
 from gspo_conformance.words import UsageError
 
@@ -279,6 +280,14 @@ def test_smoke_says_whether_the_adapter_is_right_not_whether_the_numbers_are() -
     for fault in ("nothing", "NaN", "shape", "too few", "half", "raises"):
         assert form(run(HOSTILE[fault], vectors=chosen)), fault
     assert form(run(capabilities=Capabilities.everything(operations={"whiten"}), vectors=chosen))
+
+
+def test_a_diagnosis_that_fails_takes_no_result_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gspo_conformance.diagnosis.diagnose", lambda run, vectors: 1 // 0)
+    found = checked(run(wrong("ratio/sequence")), SUITE)
+    assert len(found.offences) == 2
+    assert found.diagnosis is not None
+    assert "ZeroDivisionError" in found.diagnosis["sentence"]
 
 
 def test_the_verdicts_are_the_seven_of_the_documentation() -> None:

@@ -40,13 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks every target, reports, and returns the worst exit code."""
-    from ..suite import known_failures, vectors
+    from ..suite import checked, known_failures, vectors
 
     chosen = vectors(*arguments.patterns)
     if arguments.smoke:
         return _smoke(chosen, arguments)
     known = known_failures(arguments.known)
-    runs = [_check(spec, chosen, known, arguments) for spec in arguments.targets]
+    runs = [checked(_run(spec, chosen, known, arguments), chosen) for spec in arguments.targets]
     shown = arguments.format if arguments.out is None else "text"
     print(render(runs, shown, verbose=arguments.verbose), end="")
     if arguments.out is not None:
@@ -59,18 +59,17 @@ def _smoke(chosen: Any, arguments: argparse.Namespace) -> int:
     from ..known import KnownFailures
     from ..smoke import easiest, form, report
 
-    runs = [_check(spec, easiest(chosen), KnownFailures(), arguments) for spec in arguments.targets]
+    runs = [_run(spec, easiest(chosen), KnownFailures(), arguments) for spec in arguments.targets]
     print("".join(map(report, runs)), end="")
     return HARNESS if any(form(run) for run in runs) else AS_EXPECTED
 
 
-def _check(spec: str, chosen: Any, known: Any, arguments: argparse.Namespace) -> Run:
+def _run(spec: str, chosen: Any, known: Any, arguments: argparse.Namespace) -> Run:
     from ..progress import progress_line
     from ..resolve import connections
     from ..runner import Options, run_vectors
-    from ..suite import checked
 
     found = connections(spec, jobs=arguments.jobs, isolate=not arguments.in_process)
     options = Options(tuple(arguments.dtype) or None, arguments.level, arguments.timeout, known)
     with progress_line(spec) as progress:
-        return checked(run_vectors(found, chosen, options, progress), chosen)
+        return run_vectors(found, chosen, options, progress)
