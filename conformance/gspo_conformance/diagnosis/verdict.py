@@ -64,9 +64,21 @@ class Diagnosis:
 
 
 def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | None:
-    """Who answers like this target; None where every answer was right, or nothing was answered."""
+    """Who answers like this target; None where every answer was right, or nothing was answered.
+
+    Where all answers together fit nobody, those that the run is judged by are looked at alone: a target
+    may have one mistake and conventions of its own beside it. Conventions alone are no mistake.
+    """
     atlas = atlas_of(list(load_vectors() if vectors is None else vectors))
-    return diagnose_evidence(evidence_of(run, atlas), atlas)
+    evidence = evidence_of(run, atlas)
+    whole = diagnose_evidence(evidence, atlas)
+    if whole is None or whole.confidence == 1:
+        return whole
+    judged = [item for item in evidence if item.result is None or run.counts_for_exit(item.result)]
+    part = diagnose_evidence(judged, atlas)
+    if part is None:
+        return whole if whole.suspect else None
+    return part if part.confidence > whole.confidence else whole
 
 
 def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis | None:
@@ -100,7 +112,7 @@ def atlas_of(vectors: Sequence[Vector]) -> Atlas:
 
 def _suspects(search: Search) -> list[Suspect]:
     """Singles; where none explains everything, what the best leave over; then dialects and all pairs."""
-    found = search.singles()
+    found = _ranked(search.singles())
     if not _settled(found):
         found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= MENTIONED]))
     if not _settled(found):
@@ -114,10 +126,13 @@ def _settled(suspects: list[Suspect]) -> bool:
 
 
 def _ranked(suspects: list[Suspect]) -> list[Suspect]:
-    """By share; a further mutant must explain a hundredth more, or all that is left."""
+    """By share; a further mutant must explain a hundredth more, or all that is left. Of equals, the one seen most in public."""
     unique = {suspect.parts: suspect for suspect in suspects}
     cost = {parts: 0.0 if one.share == 1 else 0.01 * (len(parts) - 1) for parts, one in unique.items()}
-    return sorted(unique.values(), key=lambda one: (cost[one.parts] - one.share, len(one.parts), one.name))
+    seen = {parts: sum(len(part.links) for part in parts) for parts in unique}
+    return sorted(
+        unique.values(), key=lambda one: (cost[one.parts] - one.share, len(one.parts), -seen[one.parts], one.name)
+    )
 
 
 def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
