@@ -18,12 +18,22 @@ CONVENTION = (
 )
 
 
+def filled(rewards: Sequence[float], groups: Sequence[int]) -> dict[str, Any]:
+    """Eight responses at least: the rest form a group of equal rewards, of which every advantage is 0."""
+    rest = 8 - len(rewards)
+    return {
+        "rewards": np.asarray([*rewards, *[0.25] * rest], dtype=float),
+        "groups": np.asarray([*groups, *[max(groups) + 1] * rest]),
+    }
+
+
 def group(rewards: Sequence[float], groups: Sequence[int], **parameters: Any) -> Case:
     """Group advantages with ddof and eps always written out."""
     defaults = {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-6, "eps_placement": "std"}
-    inputs: dict[str, Any] = {"rewards": np.asarray(rewards, dtype=float), "groups": np.asarray(groups)}
+    inputs = filled(rewards, groups)
     if "valid" in parameters:
-        inputs["valid"] = np.asarray(parameters.pop("valid"), dtype=bool)
+        valid = [*parameters.pop("valid"), *[1] * len(inputs["rewards"])][: len(inputs["rewards"])]
+        inputs["valid"] = np.asarray(valid, dtype=bool)
     exact = ("advantages",) if parameters.pop("exact", False) else ()
     return call("group_advantages", inputs, "advantages", fields={"exact": exact}, **(defaults | parameters))
 
@@ -231,9 +241,7 @@ for _slug, _parameters in {
 
 
 def _leave_one_out(rewards: Sequence[float], groups: Sequence[int]) -> Case:
-    return call(
-        "leave_one_out_advantages", {"rewards": np.asarray(rewards), "groups": np.asarray(groups)}, "advantages"
-    )
+    return call("leave_one_out_advantages", filled(rewards, groups), "advantages")
 
 
 _add(
@@ -314,7 +322,10 @@ for _slug, (_operation, _outputs, _rows, _layout, _clauses, _flags, _parameters)
 
 def _clip(bound: float) -> Case:
     return call(
-        "clip_advantages", {"advantages": np.array([-8.0, -2.0, -0.5, 0.0, 0.5, 2.0, 8.0])}, "advantages", bound=bound
+        "clip_advantages",
+        {"advantages": np.array([-8.0, -2.0, -0.5, 0.0, 0.5, 1.0, 2.0, 8.0])},
+        "advantages",
+        bound=bound,
     )
 
 

@@ -41,45 +41,45 @@ def _aggregate(
 
 for _mode, (_clauses, _flags) in MODES.items():
     _slug = _mode.replace("_", "-")
-    _groups = (4, 7, 4, 7, 7) if _mode == "group_token_mean" else None
+    _groups = (4, 7, 4, 7) if _mode == "group_token_mean" else None
     _add(
         f"{_slug}-ragged",
         f"{_mode} of token values, lengths 1 to 9",
         _clauses,
         _flags + " padded-divisor",
-        partial(_aggregate, _mode, (3, 1, 9, 4, 6), _groups, name="ragged"),
+        partial(_aggregate, _mode, (3, 1, 9, 6), _groups, name="ragged"),
     )
     _add(
         f"{_slug}-equal-lengths",
         f"{_mode} where every response has the same length",
         _clauses,
         _flags,
-        partial(_aggregate, _mode, (4, 4, 4, 4, 4), _groups, name="equal", width=4),
+        partial(_aggregate, _mode, (4, 4, 4, 4), _groups, name="equal", width=4),
     )
     _add(
         f"{_slug}-normalizer",
         f"{_mode} with the normaliser of a larger step",
         _clauses + " AGG-8",
         "mean-of-means",
-        partial(_aggregate, _mode, (5, 2, 7, 1, 3), _groups, name="normalizer", normalizer=11.0),
+        partial(_aggregate, _mode, (5, 2, 7, 1), _groups, name="normalizer", normalizer=11.0),
     )
     _add(
         f"{_slug}-empty",
         f"{_mode} with a response without counted tokens",
         _clauses + " AGG-7 DATA-3",
         "empty-response empty-nan",
-        partial(_aggregate, _mode, (3, 0, 2, 0, 4), _groups, name="empty"),
+        partial(_aggregate, _mode, (3, 0, 2, 4), _groups, name="empty"),
         level="SHOULD",
         note="The paper has no empty response. Convention: it contributes 0 and counts in the number of responses.",
     )
     if _mode not in ("token_mean", "token_sum"):
-        _grouped = (4, 7, 4, 7, 4) if _groups else None
+        _grouped = (4, 7, 4, 4) if _groups else None
         _add(
             f"{_slug}-non-empty",
             f"{_mode} counting only what is not empty",
             _clauses + " AGG-7",
             "empty-response",
-            partial(_aggregate, _mode, (3, 0, 2, 0, 4), _grouped, name="non-empty", count="non_empty"),
+            partial(_aggregate, _mode, (3, 0, 2, 4), _grouped, name="non-empty", count="non_empty"),
             level="SHOULD",
             note="Whether empty responses count is a choice the paper does not make; this objective says non_empty.",
         )
@@ -155,21 +155,21 @@ for _name, _objective in _BOTH.items():
     )
     _add(
         f"same-sign-{_name}",
-        "Every advantage positive, lengths 2 to 12: nothing cancels, the normaliser shows",
+        "Every advantage positive, lengths 1 to 9: nothing cancels, the normaliser shows",
         "AGG-1 AGG-2",
         "token-mean token-sum padded-divisor group-count",
-        partial(_lengths, _objective, (2, 12, 5), (1.0, 0.5, 1.5)),
+        partial(_lengths, _objective, (2, 9, 5, 1), (1.0, 0.5, 1.5, 0.25)),
     )
     _add(
         f"normalizer-{_name}",
-        "A micro-batch of 3 of the 8 responses of a step: the normaliser is 8",
+        "A micro-batch of 4 of the 8 responses of a step: the normaliser is 8",
         "AGG-8 DIST-1",
         "mean-of-means",
         lambda o=_objective: loss(
             o,
             padded(
-                responses("aggregation/part", [4, 1, 6], [2e-4, -1e-4, 1e-4], spread=0.02).also(
-                    advantages=[1.0, -0.5, 0.75]
+                responses("aggregation/part", [4, 1, 6, 3], [2e-4, -1e-4, 1e-4, -2e-4], spread=0.02).also(
+                    advantages=[1.0, -0.5, 0.75, 0.25]
                 )
             ),
             normalizer=8.0,
@@ -177,10 +177,10 @@ for _name, _objective in _BOTH.items():
     )
     _add(
         f"empty-response-{_name}",
-        "One response without counted tokens among three: it contributes 0, and stays in the number of responses",
+        "One response without counted tokens among four: it contributes 0, and stays in the number of responses",
         "AGG-7 DATA-3",
         "empty-response empty-nan",
-        partial(_lengths, _objective, (3, 0, 5), (1.0, -2.0, 0.5)),
+        partial(_lengths, _objective, (3, 0, 5, 2), (1.0, -2.0, 0.5, -0.25)),
         level="SHOULD",
         note="The paper has no empty response. Convention: ratio 1, contribution 0, counted in G.",
     )
@@ -192,8 +192,8 @@ for _name, _objective in _BOTH.items():
         partial(
             _lengths,
             objective(_objective["ratio"], clip(), aggregation(count="non_empty")),
-            (3, 0, 5),
-            (1.0, -2.0, 0.5),
+            (3, 0, 5, 2),
+            (1.0, -2.0, 0.5, -0.25),
         ),
         level="SHOULD",
         note="Whether empty responses count is a choice the paper does not make; this objective says non_empty.",

@@ -147,8 +147,12 @@ _add(
 
 def _decoupled(objective_: dict[str, Any]) -> Case:
     """The ratio to the proximal policy is on the other side of the clip range than the ratio to the sampler."""
-    source = explicit([[0.125, 0.0625], [-0.125, -0.0625, 0.0], [0.0625]]).also(advantages=[1.0, -1.0, 0.5])
-    return _case(objective_, source.tokens(behavior_logp=[[-2.5, -2.25], [-1.5, -1.75, -2.0], [-2.375]]))
+    source = explicit([[0.125, 0.0625], [-0.125, -0.0625, 0.0], [0.0625], [-0.25, 0.125]]).also(
+        advantages=[1.0, -1.0, 0.5, -0.75]
+    )
+    return _case(
+        objective_, source.tokens(behavior_logp=[[-2.5, -2.25], [-1.5, -1.75, -2.0], [-2.375], [-1.875, -2.125]])
+    )
 
 
 for _name, _ratio in {"token": "token", "sequence": "sequence"}.items():
@@ -204,7 +208,9 @@ _add(
 
 
 def _same_sampler() -> Case:
-    source = responses("correction/same", [5, 3], [2e-4, -1e-4], spread=0.05).also(advantages=[1.0, -0.75])
+    source = responses("correction/same", [5, 3, 7, 2], [2e-4, -1e-4, 1e-4, -2e-4], spread=0.05).also(
+        advantages=[1.0, -0.75, 0.5, -0.25]
+    )
     made = objective(
         correction=[correction("token", "mask", low=0.5, high=2.0), correction("sequence", "clamp", high=2.0)]
     )
@@ -226,7 +232,7 @@ _add(
     "correction-level packed-one-ratio",
     lambda: loss(
         objective("token", clip(0.2, 0.2), correction=[correction("sequence", "clamp", low=0.5, high=1.5)]),
-        packed(batch(), trailing=2, fill=-1.0),
+        packed(batch(), trailing=1, fill=-1.0),
     ),
 )
 _add(

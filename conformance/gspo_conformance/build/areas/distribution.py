@@ -19,17 +19,17 @@ Layout = Callable[[Responses], dict[str, Any]]
 
 
 def batch(*extra: str) -> Responses:
-    """Six responses of 1 to 9 tokens."""
-    means = [2e-4, -1e-4, 6e-4, -2e-4, 1e-4, -7e-4]
-    source = responses("distribution/batch", [1, 7, 3, 9, 2, 5], means, spread=0.04, extra=extra, extra_spread=0.5)
-    return source.also(advantages=[1.0, -0.75, 0.5, 1.5, -1.25, -0.5])
+    """Five responses of 1 to 9 tokens."""
+    means = [2e-4, -1e-4, 6e-4, -2e-4, -7e-4]
+    source = responses("distribution/batch", [1, 7, 3, 9, 2], means, spread=0.04, extra=extra, extra_spread=0.5)
+    return source.also(advantages=[1.0, -0.75, 0.5, 1.5, -1.25])
 
 
 def wide(*extra: str) -> Responses:
     """The same lengths with ratios from 0.6 to 1.5, in two groups."""
-    means = [0.25, -0.375, 0.375, -0.125, 0.0625, -0.25]
-    source = responses("distribution/wide", [1, 7, 3, 9, 2, 5], means, spread=0.3, extra=extra, extra_spread=0.5)
-    return source.also(advantages=[1.0, -0.75, 0.5, 1.5, -1.25, -0.5])
+    means = [0.25, -0.375, 0.375, -0.125, 0.0625]
+    source = responses("distribution/wide", [1, 7, 3, 9, 2], means, spread=0.3, extra=extra, extra_spread=0.5)
+    return source.also(advantages=[1.0, -0.75, 0.5, 1.5, -1.25])
 
 
 def step(
@@ -46,16 +46,14 @@ def step(
 
 
 _CUTS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
-    "halves": ("two halves", ((0, 1, 2), (3, 4, 5))),
-    "uneven": ("parts of 1 and 5 responses", ((0,), (1, 2, 3, 4, 5))),
-    "three": ("parts of 3, 1 and 2 responses", ((0, 1, 2), (3,), (4, 5))),
-    "order": ("parts in another order than the responses", ((5, 2), (0, 4, 1), (3,))),
-    "each": ("every response alone", ((0,), (1,), (2,), (3,), (4,), (5,))),
-    "whole": ("one part", ((0, 1, 2, 3, 4, 5),)),
+    "uneven": ("parts of 1 and 4 responses", ((0,), (1, 2, 3, 4))),
+    "three": ("parts of 2, 1 and 2 responses", ((0, 1), (2,), (3, 4))),
+    "order": ("parts in another order than the responses", ((4, 2), (3,), (0, 1))),
+    "each": ("every response alone", ((0,), (1,), (2,), (3,), (4,))),
 }
 _STEPS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "gspo": ("DIST-1 AGG-8 AGG-2", gspo(), 6.0),
-    "token-mean": ("DIST-1 AGG-3", objective("sequence", clip(), "token_mean"), 27.0),
+    "gspo": ("DIST-1 AGG-8 AGG-2", gspo(), 5.0),
+    "token-mean": ("DIST-1 AGG-3", objective("sequence", clip(), "token_mean"), 22.0),
 }
 for _cut, (_what, _members) in _CUTS.items():
     for _slug, (_clauses, _objective, _normalizer) in _STEPS.items():
@@ -67,17 +65,17 @@ for _cut, (_what, _members) in _CUTS.items():
             partial(step, _objective, batch(), _members, _normalizer),
         )
 _OTHERS: dict[str, tuple[str, dict[str, Any], Responses, float]] = {
-    "gspo-token": ("DIST-1 AGG-8 RATIO-3", gspo_token(), batch(), 6.0),
-    "grpo": ("DIST-1 AGG-8 RATIO-1", objective("token", clip(0.2, 0.27)), wide(), 6.0),
-    "token-sums": ("DIST-1 AGG-4", objective("token", clip(0.2, 0.2), aggregation("sequence_mean_token_sum", constant=9.0)), wide(), 6.0),
-    "token-sum": ("DIST-1 AGG-5", objective("token", clip(0.2, 0.2), aggregation("token_sum", constant=9.0)), wide(), 6.0),
-    "penalty": ("DIST-1 KL-6", objective("sequence", clip(0.2, 0.2), penalty=penalty("k3")), wide("ref_logp"), 6.0),
-    "correction": ("DIST-1 CORR-1", objective("token", clip(0.2, 0.2), "token_mean", correction=[correction("token", "mask", high=1.25)]), wide("behavior_logp"), 27.0),
+    "gspo-token": ("DIST-1 AGG-8 RATIO-3", gspo_token(), batch(), 5.0),
+    "grpo": ("DIST-1 AGG-8 RATIO-1", objective("token", clip(0.2, 0.27)), wide(), 5.0),
+    "token-sums": ("DIST-1 AGG-4", objective("token", clip(0.2, 0.2), aggregation("sequence_mean_token_sum", constant=9.0)), wide(), 5.0),
+    "token-sum": ("DIST-1 AGG-5", objective("token", clip(0.2, 0.2), aggregation("token_sum", constant=9.0)), wide(), 5.0),
+    "penalty": ("DIST-1 KL-6", objective("sequence", clip(0.2, 0.2), penalty=penalty("k3")), wide("ref_logp"), 5.0),
+    "correction": ("DIST-1 CORR-1", objective("token", clip(0.2, 0.2), "token_mean", correction=[correction("token", "mask", high=1.25)]), wide("behavior_logp"), 22.0),
 }  # fmt: skip
 for _slug, (_clauses, _objective, _source, _normalizer) in _OTHERS.items():
     _add(
         f"{_slug}-three",
-        f"{_slug}, a step cut into parts of 3, 1 and 2 responses",
+        f"{_slug}, a step cut into parts of 2, 1 and 2 responses",
         _clauses,
         "mean-of-means",
         partial(step, _objective, _source, _CUTS["three"][1], _normalizer),
@@ -87,7 +85,7 @@ _add(
     "Parts that are packed, with trailing padding of their own",
     "DIST-1 PACK-1",
     "mean-of-means packed-one-ratio trailing-segment",
-    lambda: step(gspo(), batch(), _CUTS["three"][1], 6.0, partial(packed, trailing=2, fill=-1.0)),
+    lambda: step(gspo(), batch(), _CUTS["three"][1], 5.0, partial(packed, trailing=2, fill=-1.0)),
 )
 _add(
     "different-widths",
@@ -99,15 +97,15 @@ _add(
 
 
 def _widths() -> Case:
-    made = step(gspo(), batch(), ((0, 2, 4), (1, 3, 5)), 6.0)
-    narrow = padded(batch().part((0, 2, 4)), width=3)
-    return Case(made.operation, made.parameters, {"parts": [narrow, made.inputs["parts"][1]]}, made.outputs)
+    made = step(gspo(), batch(), ((0, 2), (1, 3), (4,)), 5.0)
+    narrow = padded(batch().part((0, 2)), width=3)
+    return Case(made.operation, made.parameters, {"parts": [narrow, *made.inputs["parts"][1:]]}, made.outputs)
 
 
 def groups_of_two() -> Case:
     """Group token means; no group is split over parts."""
-    source = wide().also(groups=[4, 9, 4, 7, 7, 9])
-    return step(objective("token", clip(0.2, 0.28), "group_token_mean"), source, ((0, 2), (1, 5), (3, 4)), 3.0)
+    source = wide().also(groups=[4, 9, 4, 7, 9])
+    return step(objective("token", clip(0.2, 0.28), "group_token_mean"), source, ((0, 2), (1, 4), (3,)), 3.0)
 
 
 _add(
@@ -119,17 +117,17 @@ _add(
 )
 _add(
     "ranks",
-    "Two ranks with 1 and 3 responses: each response weighs 1/4, not 1/2 and 1/6",
+    "Two ranks with 1 and 4 responses: each response weighs 1/5, not 1/2 and 1/8",
     "DIST-2 AGG-8",
     "mean-of-means",
-    lambda: step(gspo(), batch().part((0, 1, 2, 3)), ((0,), (1, 2, 3)), 4.0),
+    lambda: step(gspo(), batch(), ((0,), (1, 2, 3, 4)), 5.0),
 )
 _add(
     "ranks-token-mean",
-    "Two ranks with 1 and 19 tokens under a token mean",
+    "Two ranks with 1 and 21 tokens under a token mean",
     "DIST-2 AGG-3",
     "mean-of-means",
-    lambda: step(objective("sequence", clip(), "token_mean"), batch().part((0, 1, 2, 3)), ((0,), (1, 2, 3)), 20.0),
+    lambda: step(objective("sequence", clip(), "token_mean"), batch(), ((0,), (1, 2, 3, 4)), 22.0),
 )
 
 

@@ -28,23 +28,23 @@ def _plain(source: Responses, **layout: Any) -> Case:
 
 _PLAIN: dict[str, tuple[str, str, str, Responses]] = {
     "coefficient": ("GRAD-1", "-s A / (G |y|) at every token of a response, the same for all", "token-sum token-mean max-for-min",
-                    band("coefficient", (3, 7, 1, 12), (2e-4, -1e-4, 1e-4, -2e-4), (1.0, -0.5, 2.0, -1.5))),
+                    band("coefficient", (3, 7, 1, 9), (2e-4, -1e-4, 1e-4, -2e-4), (1.0, -0.5, 2.0, -1.5))),
     "uneven-tokens": ("GRAD-1 RATIO-2", "Tokens that moved by e^0.5 and e^-0.5: their coefficients are equal all the same (GRPO weighs each by its own ratio)", "arithmetic-mean-ratio token-clip",
-                      explicit([[0.5, -0.5], [0.75, -0.25, -0.5, 2.0**-11], [-0.5, 0.5]]).also(advantages=[1.0, 0.5, -1.0])),
+                      explicit([[0.5, -0.5], [0.75, -0.25, -0.5, 2.0**-11], [-0.5, 0.5], [0.25]]).also(advantages=[1.0, 0.5, -1.0, -0.5])),
     "clipped-zero": ("GRAD-2 GRAD-1", "Clipped responses get exactly 0, the others their full coefficient", "two-sided-gate clip-kills-gradient range-inherited",
                      band("clipped", (4, 5, 6, 3), (6e-4, -5e-4, 1e-4, -1e-4), (1.0, -1.0, 1.0, -1.0))),
     "outside-but-open": ("GRAD-1 SURR-2", "Outside the range on the side where the gate stays open: s A, not a bound", "two-sided-gate clip-kills-gradient",
                          band("open", (4, 5, 6, 3), (-2e-3, 3e-3, -0.0625, 0.125), (1.0, -1.0, 0.5, -0.75))),
     "all-clipped": ("GRAD-2", "Every response is clipped: the gradient is 0 everywhere", "two-sided-gate clip-kills-gradient range-inherited",
-                    band("all-clipped", (4, 2, 5), (1e-3, -1e-3, 2e-3), (0.5, -1.5, 1.0))),
+                    band("all-clipped", (4, 2, 5, 3), (1e-3, -1e-3, 2e-3, -2e-3), (0.5, -1.5, 1.0, -0.25))),
     "none-clipped": ("GRAD-1", "Every response is inside the range: the gradient is 0 nowhere", "clip-kills-gradient absolute-bound",
-                     band("none-clipped", (4, 2, 5), (1e-4, -1e-4, 2e-4), (0.5, -1.5, 1.0))),
+                     band("none-clipped", (4, 2, 5, 3), (1e-4, -1e-4, 2e-4, -2e-4), (0.5, -1.5, 1.0, -0.25))),
     "long": ("GRAD-1 AGG-2", "Responses of 1, 4, 16 and 64 tokens: the coefficients of each add up to s |A| / G", "token-mean token-sum",
              band("long", (1, 4, 16, 64), (1e-4, -1e-4, 2e-4, -2e-4), (1.0, -1.0, 1.0, -1.0))),
     "opposite-pair": ("GRAD-1", "Two responses of one length and opposite advantage: their coefficients nearly cancel, and do not", "group-count max-for-min",
                       band("pair", (6, 6), (2e-4, -2e-4), (1.0, -1.0))),
     "large-ratios": ("GRAD-1 SURR-2", "Ratios up to e^3 where the gate is open: the gradient grows with them", "exponent-cap dual-clip-leak two-sided-gate",
-                     band("large", (3, 5, 2), (3.0, 1.5, -2.0), (-1.0, -0.5, 0.75), 0.5)),
+                     band("large", (3, 5, 2, 4), (3.0, 1.5, -2.0, 0.5), (-1.0, -0.5, 0.75, -0.25), 0.5)),
     "large-advantages": ("GRAD-1", "Advantages from 2^-10 to 512: linear in each", "zero-advantage-clipped max-for-min",
                          band("advantages", (3, 4, 2, 5), (1e-4, -1e-4, 2e-4, -2e-4), (512.0, -(2.0**-10), 0.0625, -64.0))),
     "two-groups": ("GRAD-1 AGG-2", "Six responses of two groups of different size: each weighs 1/6", "group-count mean-of-means",
@@ -76,17 +76,17 @@ def _token(source: Responses, low: float = 3e-4, high: float = 4e-4) -> Case:
 
 _BY_TOKEN: dict[str, tuple[str, str, Responses]] = {
     "token-inside": ("Advantages that vary by token, ratios inside the range: each token carries its own", "broadcast-ratio token-advantages-averaged",
-                     _by_token("inside", (5, 3, 7), (2e-4, -2e-4, 1e-4))),
+                     _by_token("inside", (5, 3, 7, 4), (2e-4, -2e-4, 1e-4, -1e-4))),
     "token-above": ("Ratios above the range: tokens with A > 0 are clipped, tokens with A < 0 are not, in one response", "broadcast-ratio token-advantages-averaged two-sided-gate",
-                    _by_token("above", (5, 3, 7), (6e-4, 1e-3, 2e-3))),
+                    _by_token("above", (5, 3, 7, 4), (6e-4, 1e-3, 2e-3, 7e-4))),
     "token-below": ("Ratios below the range: tokens with A < 0 are clipped, tokens with A > 0 are not, in one response", "broadcast-ratio token-advantages-averaged two-sided-gate",
-                    _by_token("below", (5, 3, 7), (-6e-4, -1e-3, -2e-3))),
+                    _by_token("below", (5, 3, 7, 4), (-6e-4, -1e-3, -2e-3, -7e-4))),
     "token-zero-sum": ("Advantages of each response add up to 0: a ratio broadcast with its gradient gives none", "broadcast-ratio token-advantages-averaged",
-                       explicit([[2.0**-12, 0.0, -(2.0**-13)], [0.0625, -0.0625]]).tokens(token_advantages=[[1.0, -2.0, 1.0], [-0.5, 0.5]])),
+                       explicit([[2.0**-12, 0.0, -(2.0**-13)], [0.0625, -0.0625], [0.5, -0.5], [2.0**-12] * 4]).tokens(token_advantages=[[1.0, -2.0, 1.0], [-0.5, 0.5], [2.0, -2.0], [0.25, 0.5, -0.5, -0.25]])),
     "token-one-nonzero": ("One token of each response has an advantage, the others exactly 0", "broadcast-ratio token-advantages-averaged zero-advantage-clipped",
-                          explicit([[2.0**-12, 0.0, -(2.0**-13), 2.0**-10], [0.0625, -0.0625], [0.5, 0.25, -0.75]]).tokens(token_advantages=[[0.0, 0.0, 2.0, 0.0], [-1.0, 0.0], [0.0, 0.0, -0.5]])),
+                          explicit([[2.0**-12, 0.0, -(2.0**-13), 2.0**-10], [0.0625, -0.0625], [0.5, 0.25, -0.75], [2.0**-12]]).tokens(token_advantages=[[0.0, 0.0, 2.0, 0.0], [-1.0, 0.0], [0.0, 0.0, -0.5], [1.0]])),
     "token-uniform": ("Advantages given per token and all equal: GSPO-token is GSPO", "doubled-gradient broadcast-ratio",
-                      band("uniform", (4, 2, 6), (2e-4, 6e-4, -1e-4), (1.0, -0.5, 0.75)).tokens(token_advantages=[[1.0] * 4, [-0.5] * 2, [0.75] * 6])),
+                      band("uniform", (4, 2, 6, 3), (2e-4, 6e-4, -1e-4, 7e-4), (1.0, -0.5, 0.75, 0.25)).tokens(token_advantages=[[1.0] * 4, [-0.5] * 2, [0.75] * 6, [0.25] * 3])),
 }  # fmt: skip
 for _slug, (_title, _flags, _source) in _BY_TOKEN.items():
     _clauses = "GRAD-3 RATIO-3 GRAD-4" if _slug == "token-uniform" else "GRAD-3 RATIO-3 ADV-14"
@@ -102,15 +102,15 @@ for _slug, _low, _high in (("wide", 0.2, 0.27), ("one-sided", 0.0625, 0.5)):
     )
 for _name, _objective in {"gspo": gspo(), "gspo-token": gspo_token()}.items():
     for _slug, (_means, _advantages) in {
-        "mixed": ((2e-4, 7e-4, -7e-4, -1e-4, 5e-4), (1.0, 1.0, -1.0, -1.0, -0.5)),
-        "far": ((0.75, -0.5, 0.25, -1.0, 0.0625), (-1.0, 1.0, 1.0, -1.0, -0.25)),
+        "mixed": ((2e-4, 7e-4, -7e-4, -1e-4), (1.0, 1.0, -1.0, -1.0)),
+        "far": ((0.75, -0.5, 0.25, -1.0), (-1.0, 1.0, 1.0, -1.0)),
     }.items():
         _add(
             f"same-{_slug}-{_name}",
             f"One advantage per response, {_slug} ratios: GSPO and GSPO-token agree in value, decision and gradient ({_name})",
             "GRAD-4 GRAD-1" if _name == "gspo" else "GRAD-4 GRAD-3",
             "doubled-gradient ratio-value-lost",
-            partial(lambda o, m, a: loss(o, padded(band("same", (4, 2, 6, 3, 5), m, a)), ("loss", "gradient", "metrics.clip_fraction")), _objective, _means, _advantages),
+            partial(lambda o, m, a: loss(o, padded(band("same", (4, 2, 6, 3), m, a)), ("loss", "gradient", "metrics.clip_fraction")), _objective, _means, _advantages),
         )  # fmt: skip
 
 # The rows of the closed form that no other area has: a surrogate of a whole response under token weights.

@@ -78,8 +78,8 @@ for _name, _objective in {"gspo-token": gspo_token(), "grpo": grpo()}.items():
 
 def _same_policy_padding() -> Case:
     """Counted tokens on-policy; only the padding differs between the policies."""
-    old = [uniform(f"mask/on-policy/{i}", n, -3.0, -0.25) for i, n in enumerate((4, 2, 6))]
-    source = Responses({"logp": old, "old_logp": old}).also(advantages=[1.0, -0.5, 0.25])
+    old = [uniform(f"mask/on-policy/{i}", n, -3.0, -0.25) for i, n in enumerate((4, 2, 6, 1))]
+    source = Responses({"logp": old, "old_logp": old}).also(advantages=[1.0, -0.5, 0.25, -2.0])
     return loss(gspo(), padded(source, fill={"logp": -0.5, "old_logp": -4.0}))
 
 
@@ -93,7 +93,7 @@ _add(
 
 
 def _numerator_only() -> Case:
-    source = explicit([[2.0**-13], [-(2.0**-13)], [3 * 2.0**-14, 0.0]]).also(advantages=[1.0, -1.0, 0.5])
+    source = explicit([[2.0**-13], [-(2.0**-13)], [3 * 2.0**-14, 0.0], [0.0]]).also(advantages=[1.0, -1.0, 0.5, -0.25])
     return loss(gspo(), padded(source, fill={"logp": -1.0, "old_logp": -51.0}))
 
 
@@ -108,9 +108,12 @@ _add(
 
 def _shifted(which: str) -> Case:
     """All of the change sits on the first or the last counted token; its neighbours would change everything."""
-    rows = {"first": [[0.5, -0.5, 2.0**-12], [0.25, -0.25]], "last": [[2.0**-12, -0.5, 0.5], [-0.25, 0.25 - 2.0**-9]]}
-    masks = [[0, 0, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0, 0]]
-    source = explicit(rows[which]).also(advantages=[1.0, -1.5])
+    rows = {
+        "first": [[0.5, -0.5, 2.0**-12], [0.25, -0.25], [2.0**-12], [0.375, 0.0, -0.375]],
+        "last": [[2.0**-12, -0.5, 0.5], [-0.25, 0.25 - 2.0**-9], [-(2.0**-12)], [0.0, -0.375, 0.375]],
+    }
+    masks = [[0, 0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0, 0]]  # fmt: skip
+    source = explicit(rows[which]).also(advantages=[1.0, -1.5, 0.5, -0.25])
     return loss(gspo(), padded(source, masks=masks, fill={"logp": -0.25, "old_logp": -3.25}))
 
 
@@ -148,8 +151,10 @@ _add("no-padding", "Every position counts: equal lengths, no padding", "DATA-1 A
 
 
 def _inner_pad() -> Case:
-    source = responses("mask/turns", [6, 5], [2.5e-4, -1e-4], spread=0.06).also(advantages=[-1.0, 0.75])
-    masks = [[1, 1, 1, 0, 0, 1, 0, 1, 1], [0, 1, 1, 0, 1, 0, 1, 0, 1]]
+    source = responses("mask/turns", [6, 5, 3, 4], [2.5e-4, -1e-4, 6e-4, -5e-4], spread=0.06).also(
+        advantages=[-1.0, 0.75, 0.5, -0.5]
+    )
+    masks = [[1, 1, 1, 0, 0, 1, 0, 1, 1], [0, 1, 1, 0, 1, 0, 1, 0, 1], [1, 0, 0, 1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 1, 1, 0, 0]]  # fmt: skip
     return loss(gspo(), padded(source, masks=masks, fill={"logp": -0.0625, "old_logp": -0.0625}))
 
 

@@ -175,7 +175,7 @@ _add(
     "Responses and counted tokens of a packed row with trailing padding",
     "METRIC-6 PACK-3",
     "trailing-segment metric-over-padding",
-    lambda: loss(gspo(), packed(wide(), trailing=4), COUNTS),
+    lambda: loss(gspo(), packed(wide(), trailing=14), COUNTS),
 )
 
 

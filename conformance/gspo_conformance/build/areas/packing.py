@@ -43,7 +43,7 @@ _OBJECTIVES: dict[str, tuple[str, dict[str, Any], Responses]] = {
     "correction": ("PACK-2 CORR-1", objective("token", clip(0.2, 0.2), correction=[correction("geometric", "clamp", low=0.875, high=1.125)]), wide("behavior_logp")),
 }  # fmt: skip
 for _slug, (_clauses, _objective, _source) in _OBJECTIVES.items():
-    for _layout, _make in {"packed": packed, "padded": padded}.items():
+    for _layout, _make in {"packed": partial(packed, trailing=2), "padded": padded}.items():
         _add(
             f"{_slug}-{_layout}",
             f"{_slug} on four responses, {_layout}: the twin of {_slug}-{'padded' if _layout == 'packed' else 'packed'}, same loss and gradients",
@@ -57,27 +57,31 @@ def _row(rows: Sequence[Sequence[float]], advantages: Sequence[float], objective
     return loss(objective_ or gspo(), packed(explicit(rows).also(advantages=advantages), **layout))
 
 
-_OPPOSITE = [[2.0**-11, 2.0**-11, 2.0**-11], [-(2.0**-11), -(2.0**-11), -(2.0**-11)]]
+_OPPOSITE = [[2.0**-11] * 3, [-(2.0**-11)] * 3, [2.0**-10] * 2, [-(2.0**-10)] * 2]
 _add(
     "opposite-segments",
-    "Two segments that moved in opposite directions: over the whole row the ratio is 1",
+    "Segments that moved in opposite directions: over the whole row the ratio is 1",
     "PACK-2",
     "packed-one-ratio",
-    lambda: _row(_OPPOSITE, [1.0, -1.0]),
+    lambda: _row(_OPPOSITE, [1.0, -1.0, -0.5, 0.5], trailing=6),
 )
 _add(
     "opposite-advantages",
     "Two segments of one ratio and opposite advantages: an advantage per row is wrong for one of them",
     "PACK-2",
     "packed-one-advantage",
-    lambda: _row([[2.0**-12, 0.0, -(2.0**-13)], [0.0, 2.0**-12, -(2.0**-13)]], [1.0, -1.0]),
+    lambda: _row(
+        [[2.0**-12, 0.0, -(2.0**-13)], [0.0, 2.0**-12, -(2.0**-13)], [2.0**-14], [2.0**-14]],
+        [1.0, -1.0, 0.5, -0.5],
+        trailing=8,
+    ),
 )
 _SEGMENTS: dict[str, tuple[str, list[list[float]], list[float]]] = {
-    "one-token-between": ("A segment of one token between two others", [[2.0**-12, -(2.0**-13)], [2.0**-10], [-(2.0**-12), 0.0, 2.0**-13]], [1.0, -0.5, 0.75]),
-    "one-token-ends": ("Segments of one token at both ends", [[2.0**-12], [-(2.0**-12), 0.0, 2.0**-13], [-(2.0**-10)]], [1.0, -0.5, 0.75]),
-    "all-one-token": ("Every segment has one token", [[2.0**-12], [-(2.0**-10)], [2.0**-10], [0.0], [-(2.0**-12)]], [1.0, -0.5, 0.75, -1.0, 0.5]),
+    "one-token-between": ("A segment of one token between two others", [[2.0**-12, -(2.0**-13)], [2.0**-10], [-(2.0**-12), 0.0, 2.0**-13], [0.0] * 10], [1.0, -0.5, 0.75, -0.25]),
+    "one-token-ends": ("Segments of one token at both ends", [[2.0**-12], [-(2.0**-12), 0.0, 2.0**-13], [2.0**-13] * 11, [-(2.0**-10)]], [1.0, -0.5, 0.75, -0.25]),
+    "all-one-token": ("Every segment has one token", [[2.0**-12], [-(2.0**-10)], [2.0**-10], [0.0]], [1.0, -0.5, 0.75, -1.0]),
     "one-segment": ("One segment fills the row", [[2.0**-12, -(2.0**-13), 2.0**-11, 0.0]], [-1.25]),
-    "long-and-short": ("A segment of thirty tokens beside one of one", [[2.0**-12] * 15 + [-(2.0**-13)] * 15, [-(2.0**-12)]], [0.5, 1.0]),
+    "long-and-short": ("A segment of thirteen tokens beside three of one", [[2.0**-12] * 7 + [-(2.0**-13)] * 6, [-(2.0**-12)], [2.0**-13], [0.0]], [0.5, 1.0, -0.75, 0.25]),
 }  # fmt: skip
 for _slug, (_title, _rows, _advantages) in _SEGMENTS.items():
     _add(_slug, _title, "PACK-3 PACK-2", "segments-merged packed-one-ratio", partial(_row, _rows, _advantages))
@@ -91,8 +95,8 @@ for _slug, (_title, _rows, _advantages) in _SEGMENTS.items():
 
 
 def _empty_segments(objective_: dict[str, Any], trailing: int = 0, fill: Any = 0.0) -> Case:
-    rows = [[], [2.0**-12, -(2.0**-13)], [], [], [2.0**-10, 0.0, -(2.0**-12)], []]
-    source = explicit(rows).also(advantages=[9.0, 1.0, -9.0, 0.25, -0.5, 1.0])
+    rows = [[2.0**-12, -(2.0**-13)], [], [], [2.0**-10, 0.0, -(2.0**-12)]]
+    source = explicit(rows).also(advantages=[1.0, -9.0, 0.25, -0.5])
     return loss(objective_, packed(source, trailing=trailing, fill=fill))
 
 
@@ -106,7 +110,7 @@ for _slug, _objective in {
         f"Equal offsets: segments without tokens keep their place in the advantages ({_slug})",
         "PACK-3 DATA-3",
         "segments-merged empty-response",
-        partial(_empty_segments, _objective, 2, {"logp": -0.5, "old_logp": -4.0}),
+        partial(_empty_segments, _objective, 11, {"logp": -0.5, "old_logp": -4.0}),
         level="SHOULD",
         note=EMPTY,
     )
@@ -114,10 +118,10 @@ _TRAILS = {"finite": {"logp": -0.5, "old_logp": -6.0}, "nan": nan, "infinite": {
 for _slug, _fill in _TRAILS.items():
     _add(
         f"trailing-{_slug}",
-        f"Five tokens after the last offset hold {_slug} values: they belong to no segment",
+        f"Two tokens after the last offset hold {_slug} values: they belong to no segment",
         "PACK-3 DATA-2",
         "trailing-segment garbage-in-padding",
-        partial(lambda fill: loss(gspo(), packed(batch(), trailing=5, fill=fill)), _fill),
+        partial(lambda fill: loss(gspo(), packed(batch(), trailing=2, fill=fill)), _fill),
     )
 _add(
     "trailing-token-mean",
@@ -126,7 +130,7 @@ _add(
     "trailing-segment",
     lambda: loss(
         objective("token", clip(0.2, 0.2), "token_mean"),
-        packed(wide(), trailing=5, fill={"logp": -0.5, "old_logp": -0.75}),
+        packed(wide(), trailing=2, fill={"logp": -0.5, "old_logp": -0.75}),
         ("loss", "gradient", "metrics.num_tokens", "metrics.num_sequences"),
     ),
 )
@@ -134,13 +138,14 @@ _add(
 
 def _masked(objective_: dict[str, Any]) -> Case:
     """Tool tokens inside the segments, garbage under them."""
-    source = responses("packing/masked", [4, 2, 5], [2e-4, -6e-4, 1e-4], spread=0.04).also(advantages=[1.0, -0.5, 0.75])
-    keep = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1, 0, 1, 1, 0], dtype=bool)
+    source = responses("packing/masked", [4, 2, 3, 1], [2e-4, -6e-4, 1e-4, 7e-4], spread=0.04)
+    source = source.also(advantages=[1.0, -0.5, 0.75, 0.25])
+    keep = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0], dtype=bool)
     inputs: dict[str, Any] = dict(source.per_response)
     for name, rows in source.rows.items():
-        inputs[name] = np.full(17, {"logp": nan, "old_logp": -1e9}[name])
+        inputs[name] = np.full(16, {"logp": nan, "old_logp": -1e9}[name])
         inputs[name][keep] = np.concatenate(rows)
-    return loss(objective_, inputs | {"offsets": np.array([0, 7, 10, 16]), "mask": keep})
+    return loss(objective_, inputs | {"offsets": np.array([0, 7, 9, 14, 15]), "mask": keep})
 
 
 for _slug, _objective in {"gspo": gspo(), "gspo-token": gspo_token(), "grpo": grpo()}.items():
@@ -172,7 +177,7 @@ for _kind in ("token", "sequence", "gspo_token", "product"):
         f"The {_kind} ratio of packed segments of 2, 1, 0 and 3 tokens, with trailing padding",
         "PACK-2 PACK-3 DATA-3" if _kind in ("sequence", "product") else "PACK-2 PACK-3",
         "packed-one-ratio segments-merged",
-        partial(lambda kind: call("ratio", packed(explicit([[0.25, -0.125], [-0.5], [], [0.375, 0.5, -0.25]]), trailing=2, fill={"logp": -1.0}), "ratio", kind=kind), _kind),
+        partial(lambda kind: call("ratio", packed(explicit([[0.25, -0.125], [-0.5], [], [0.375, 0.5, -0.25]]), trailing=10, fill={"logp": -1.0}), "ratio", kind=kind), _kind),
         level="SHOULD",
         note=EMPTY,
     )  # fmt: skip

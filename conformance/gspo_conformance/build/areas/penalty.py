@@ -59,8 +59,10 @@ for _name, (_clause, _what, _flags) in ESTIMATORS.items():
 
 def _far(estimator: str) -> Case:
     """z = -2, 2 and 0 in one response: k1, k2 and k3 have nothing in common there."""
-    source = explicit([[0.0, 0.0, 0.0], [0.0, 0.0]], old=-4.0).tokens(ref_logp=[[-2.0, -6.0, -4.0], [-3.0, -4.5]])
-    return _loss(objective(penalty=penalty(estimator, 0.5)), source.also(advantages=[0.5, -0.5]))
+    source = explicit([[0.0, 0.0, 0.0], [0.0, 0.0], [0.0], [0.0] * 4], old=-4.0).tokens(
+        ref_logp=[[-2.0, -6.0, -4.0], [-3.0, -4.5], [-5.5], [-4.0, -3.75, -4.25, -1.0]]
+    )
+    return _loss(objective(penalty=penalty(estimator, 0.5)), source.also(advantages=[0.5, -0.5, 1.0, -1.0]))
 
 
 for _name in ESTIMATORS:
@@ -185,7 +187,7 @@ _add(
     "k3 is taken per token: of the summed or mean log-ratio it would be another number",
     "KL-3",
     "kl-aggregation",
-    lambda: _loss(objective(penalty=penalty("k3")), explicit([[0.0, 0.0], [0.0, 0.0, 0.0]]).also(advantages=[0.25, -0.25]).tokens(ref_logp=[[-3.0, -1.0], [-0.5, -3.5, -2.0]])),
+    lambda: _loss(objective(penalty=penalty("k3")), explicit([[0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0], [0.0]]).also(advantages=[0.25, -0.25, 0.5, -0.5]).tokens(ref_logp=[[-3.0, -1.0], [-0.5, -3.5, -2.0], [-4.0, -1.5], [-2.5]])),
 )  # fmt: skip
 _add(
     "equal-to-reference",
@@ -197,7 +199,7 @@ _add(
 
 
 def _same_as_reference(estimator: str) -> Case:
-    source = responses("penalty/same", [4, 3], [2e-4, -1e-4], spread=0.05).also(advantages=[0.0, 0.0])
+    source = responses("penalty/same", [4, 3, 6, 1], [2e-4, -1e-4, 1e-4, 0.0], spread=0.05).also(advantages=[0.0] * 4)
     source = source.tokens(ref_logp=source.rows["logp"])
     return _loss(objective(penalty=penalty(estimator)), source, fill={"logp": -1.0, "ref_logp": -6.0})
 
@@ -287,5 +289,5 @@ _add(
     "A KL term on packed segments with trailing padding",
     "KL-6 PACK-1",
     "kl-of-padding packed-one-ratio",
-    lambda: loss(objective(penalty=penalty("k3")), packed(batch(), trailing=3, fill={"logp": -0.5, "ref_logp": -5.0}), OUTPUTS),
+    lambda: loss(objective(penalty=penalty("k3")), packed(batch(), trailing=16, fill={"logp": -0.5, "ref_logp": -5.0}), OUTPUTS),
 )  # fmt: skip

@@ -40,7 +40,7 @@ for _kind, (_clauses, _what) in KINDS.items():
         "Two tokens that moved as far up as down: the sequence ratio is exactly 1, the token ratios are 2 and 1/2",
         _clauses,
         "arithmetic-mean-ratio token-clip",
-        lambda k=_kind: ratio(k, explicit([[LN2, -LN2], [LN2, LN2]])),
+        lambda k=_kind: ratio(k, explicit([[LN2, -LN2], [LN2, LN2], [-LN2], [LN2, -LN2, LN2, -LN2]])),
     )
     _add(
         f"{_slug}-holes",
@@ -49,8 +49,13 @@ for _kind, (_clauses, _what) in KINDS.items():
         "tool-tokens padded-length",
         lambda k=_kind: ratio(
             k,
-            responses("ratio/holes", [4, 3], [0.2, -0.15], spread=0.4),
-            masks=[[1, 1, 0, 0, 1, 1, 0], [0, 1, 0, 1, 0, 1, 0]],
+            responses("ratio/holes", [4, 3, 5, 1], [0.2, -0.15, 0.1, -0.3], spread=0.4),
+            masks=[
+                [1, 1, 0, 0, 1, 1, 0, 0, 0],
+                [0, 1, 0, 1, 0, 1, 0, 0, 0],
+                [1, 0, 1, 0, 1, 1, 0, 1, 0],
+                [0, 0, 0, 0, 1, 0, 0, 0, 0],
+            ],
             fill={"logp": -9.0, "old_logp": -2.5},
         ),
     )
@@ -64,7 +69,7 @@ for _kind, (_clauses, _what) in KINDS.items():
 
 
 def _on_policy(kind: str) -> Case:
-    source = responses("ratio/on-policy", [7, 2, 1], [0.0, 0.0, 0.0])
+    source = responses("ratio/on-policy", [7, 2, 1, 4], [0.0] * 4)
     same = Responses({"logp": source.rows["old_logp"], "old_logp": source.rows["old_logp"]})
     return call("ratio", padded(same), "ratio", fields={"exact": ("ratio",)}, kind=kind)
 
@@ -74,14 +79,14 @@ _add(
     "Log-ratios 100 and -10 in one response: the mean is 45; a clamp per token before the mean gives 5",
     "RATIO-2 RATIO-6",
     "token-clamp",
-    lambda: ratio("sequence", explicit([[100.0, -10.0], [25.0, -24.0]], old=-128.0)),
+    lambda: ratio("sequence", explicit([[100.0, -10.0], [25.0, -24.0], [30.0, -29.5, 1.0], [0.5]], old=-128.0)),
 )
 _add(
     "cancelling-extremes",
     "Log-ratios 100 and -100 cancel: the ratio is exactly 1",
     "RATIO-2",
     "token-clamp arithmetic-mean-ratio",
-    lambda: ratio("sequence", explicit([[100.0, -100.0], [90.0, -89.0]], old=-128.0)),
+    lambda: ratio("sequence", explicit([[100.0, -100.0], [90.0, -89.0], [50.0, -25.0, -25.0], [0.5]], old=-128.0)),
 )
 _add(
     "within-band-means",
@@ -118,8 +123,8 @@ _add(
     "off-by-one",
     lambda: ratio(
         "sequence",
-        responses("ratio/left", [3, 2], [0.2, -0.3], spread=0.3),
-        masks=[[0, 0, 1, 1, 1], [0, 0, 0, 1, 1]],
+        responses("ratio/left", [3, 2, 4, 1], [0.2, -0.3, 0.1, -0.05], spread=0.3),
+        masks=[[0] * 6 + [1] * 3, [0] * 7 + [1] * 2, [0] * 5 + [1] * 4, [0] * 8 + [1]],
         fill={"logp": -1.0, "old_logp": -4.0},
     ),
 )
@@ -128,7 +133,9 @@ _add(
     "A second response with every log-ratio larger by 1/4: its ratio is larger by e^(1/4) exactly, whatever the length",
     "RATIO-2",
     "no-length-normalisation",
-    lambda: ratio("sequence", explicit([[0.5, -0.75, 0.125], [0.75, -0.5, 0.375]])),
+    lambda: ratio(
+        "sequence", explicit([[0.5, -0.75, 0.125], [0.75, -0.5, 0.375], [0.125, 0.5, -0.75], [1.0, -0.25, 0.625]])
+    ),
 )
 _add(
     "empty-response",
@@ -146,8 +153,13 @@ _add(
     "turn-ratio",
     lambda: ratio(
         "sequence",
-        explicit([[0.5, 0.5, -0.25, -0.25, -0.25], [0.125, 0.0, 0.25, 0.5, 0.0]]),
-        masks=[[1, 1, 0, 0, 1, 1, 1], [1, 0, 0, 1, 1, 1, 1]],
+        explicit([[0.5, 0.5, -0.25, -0.25, -0.25], [0.125, 0.0, 0.25, 0.5, 0.0], [0.5, -0.25], [0.25]]),
+        masks=[
+            [1, 1, 0, 0, 1, 1, 1, 0, 0],
+            [1, 0, 0, 1, 1, 1, 1, 0, 0],
+            [1, 0, 0, 0, 0, 0, 0, 0, 1],
+            [0, 1, 0, 0, 0, 0, 0, 0, 0],
+        ],
         fill={"logp": -0.5, "old_logp": -3.0},
     ),
 )
@@ -156,7 +168,7 @@ _add(
     "The last sampled token, end-of-sequence, carries most of the change: it counts, once",
     "RATIO-4 DATA-4 DATA-1",
     "eos-dropped",
-    lambda: ratio("sequence", explicit([[0.0, 0.0, 0.5], [0.125, -1.0], [-0.75]])),
+    lambda: ratio("sequence", explicit([[0.0, 0.0, 0.5], [0.125, -1.0], [-0.75], [0.0, 0.25]])),
 )
 _add(
     "first-token-counts",
@@ -165,8 +177,13 @@ _add(
     "off-by-one",
     lambda: ratio(
         "sequence",
-        explicit([[0.5, 0.0, 0.0], [-1.0, 0.125]]),
-        masks=[[0, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0]],
+        explicit([[0.5, 0.0, 0.0], [-1.0, 0.125], [0.75], [0.25, -0.5]]),
+        masks=[
+            [0, 0, 1, 1, 1, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 1, 0, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0, 0, 0, 0, 0],
+        ],
         fill={"logp": -0.5, "old_logp": -2.5},
     ),
 )
@@ -175,26 +192,26 @@ _add(
     "Packed: one ratio for each segment",
     "RATIO-2 PACK-2",
     "packed-one-ratio",
-    lambda: call("ratio", packed(ragged(), trailing=2, fill=-1.0), "ratio", kind="sequence"),
+    lambda: call("ratio", packed(ragged(), trailing=15, fill=-1.0), "ratio", kind="sequence"),
 )
 _add(
     "packed-tokens",
     "Packed: the sequence ratio at every token of its segment",
     "RATIO-3 PACK-2",
     "packed-one-ratio broadcast-ratio",
-    lambda: call("ratio", packed(ragged()), "ratio", kind="gspo_token"),
+    lambda: call("ratio", packed(ragged(), trailing=15), "ratio", kind="gspo_token"),
 )
 _add(
     "centred",
     "Responses that all moved up: subtracting a batch average from the log-ratios hides it",
     "RATIO-2",
     "batch-centring",
-    lambda: ratio("sequence", responses("ratio/centred", [6, 4, 5], [0.3, 0.35, 0.25], spread=0.2)),
+    lambda: ratio("sequence", responses("ratio/centred", [6, 4, 5, 2], [0.3, 0.35, 0.25, 0.375], spread=0.2)),
 )
 
 
 def _capped(ratio_kind: str, cap: float) -> Case:
-    source = explicit([[1.5, 0.5], [3.0, 1.0, 4.0], [-2.0]], old=-8.0).also(advantages=[1.0, -0.5, 0.75])
+    source = explicit([[1.5, 0.5], [3.0, 1.0, 4.0], [-2.0], [2.5]], old=-8.0).also(advantages=[1.0, -0.5, 0.75, -1.0])
     return loss(objective(ratio_kind, clip(0.2, 0.27), log_ratio_cap=cap), padded(source))
 
 
@@ -211,7 +228,9 @@ for _kind in ("sequence", "token", "gspo_token"):
 
 
 def _uncapped(objective_: dict[str, Any]) -> Case:
-    source = explicit([[12.0, 11.0, 13.0], [0.25, -0.125]], old=-16.0).also(advantages=[-1.0, 0.5])
+    source = explicit([[12.0, 11.0, 13.0], [0.25, -0.125], [11.5], [-0.25]], old=-16.0).also(
+        advantages=[-1.0, 0.5, -0.25, 0.75]
+    )
     return loss(objective_, padded(source))
 
 
@@ -232,8 +251,8 @@ _add(
 
 
 def _second_minibatch(objective_: dict[str, Any]) -> Case:
-    source = responses("ratio/second", [6, 4, 9], [1e-4, 2.5e-4, -2e-4], spread=0.02).also(
-        advantages=[0.75, -1.25, 0.5]
+    source = responses("ratio/second", [6, 4, 9, 2], [1e-4, 2.5e-4, -2e-4, 6e-4], spread=0.02).also(
+        advantages=[0.75, -1.25, 0.5, -0.25]
     )
     return loss(objective_, padded(source))
 

@@ -15,8 +15,8 @@ RECIPES = Shelf("reward")
 _add = RECIPES.add
 
 CONVENTION = "ddof and eps are choices that the paper does not make; this call says ddof={ddof}, eps={eps}."
-REWARDS = [1.0, 0.125, 0.875, 0.5, 0.0, 0.25, 1.0, 0.75, 0.375, -0.5]
-GROUPS = [5, 2, 5, 9, 2, 5, 9, 9, 5, 2]
+REWARDS = [1.0, 0.125, 0.875, 0.5, 0.0, 0.25, 0.75, -0.5]
+GROUPS = [5, 2, 5, 9, 2, 5, 9, 2]
 
 
 def _clip(low: float, high: float) -> Case:
@@ -106,7 +106,7 @@ _add(
     "A stream of rewards 1000 away from 0: moments are merged without cancellation",
     "REWARD-3 NUM-4",
     "one-pass-variance running-order",
-    partial(_normalize, "running", True, True, rewards=[1000.0, 1000.5, 999.75], history=np.array([1000.25, 999.5, 1000.125, 1000.0]), history_sizes=np.array([2, 2])),
+    partial(_normalize, "running", True, True, rewards=[1000.0, 1000.5, 999.75, 1000.25, 999.5, 1000.0, 1000.75, 999.875], history=np.array([1000.25, 999.5, 1000.125, 1000.0]), history_sizes=np.array([2, 2])),
     level="SHOULD",
     note=CONVENTION.format(ddof=1, eps=1e-6),
 )  # fmt: skip

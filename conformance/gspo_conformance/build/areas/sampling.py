@@ -8,13 +8,14 @@ from functools import partial
 import numpy as np
 
 from ..recipe import Case, Shelf, call
+from .advantage import filled
 
 RECIPES = Shelf("sampling")
 _add = RECIPES.add
 
 
 def _keep(rewards: Sequence[float], groups: Sequence[int], low: float | None = None, high: float | None = None) -> Case:
-    inputs = {"rewards": np.asarray(rewards, dtype=float), "groups": np.asarray(groups)}
+    inputs = filled(rewards, groups)
     return call("informative_groups", inputs, "keep", fields={"exact": ("keep",)}, low=low, high=high)
 
 

@@ -62,12 +62,12 @@ for _place, _where in _PLACES.items():
                 partial(_paper_case, _objective, _place, _sign),
             )
 
-WIDE = ((0.5, -0.75, 0.125, -0.0625, 0.3125), (1.0, -1.0, 0.5, -0.25, -0.75))
+WIDE = ((0.5, -0.75, 0.3125, -0.0625), (1.0, -1.0, -0.75, 0.5))
 
 
 def _wide_case(objective_: dict[str, Any], flip: float = 1.0) -> Case:
     means, advantages = WIDE
-    source = responses("surrogate/wide", [4, 7, 2, 5, 3], means, spread=0.4).also(
+    source = responses("surrogate/wide", [4, 7, 2, 5], means, spread=0.4).also(
         advantages=[flip * a for a in advantages]
     )
     return loss(objective_, padded(source))
@@ -214,10 +214,8 @@ for _name, _objective in _FAMILY.items():
 
 
 def _dual_case(objective_: dict[str, Any]) -> Case:
-    means = (1.5, 0.5, -0.75, 2.5, 0.0625)
-    source = responses("surrogate/dual", [3, 5, 4, 2, 6], means, spread=0.5).also(
-        advantages=[-1.0, -0.5, -0.25, 1.0, -2.0]
-    )
+    means = (1.5, 0.5, -0.75, 2.5)
+    source = responses("surrogate/dual", [3, 5, 4, 2], means, spread=0.5).also(advantages=[-1.0, -0.5, -0.25, 1.0])
     return loss(objective_, padded(source))
 
 
@@ -241,5 +239,5 @@ _add(
     "The paper's range, A < 0, ratio 1.01: a dual bound of 1 + 2 eps would cut it",
     "SURR-5 SURR-2",
     "dual-clip-leak",
-    lambda: loss(gspo(), padded(paper("no-dual", (0.01, 0.002, 0.03), (-1.0, -0.5, -2.0), (4, 6, 3)))),
+    lambda: loss(gspo(), padded(paper("no-dual", (0.01, 0.002, 0.03, 0.0625), (-1.0, -0.5, -2.0, -0.25)))),
 )
