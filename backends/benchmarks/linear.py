@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="*", help="of the sizes, only those of these lengths")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of each measurement; all cores by default")
     parser.add_argument("--quick", action="store_true", help="two tiny sizes, to see that it runs")
     parser.add_argument("--only", nargs="*", help="names of paths")
     options = parser.parse_args()
@@ -95,6 +96,7 @@ def _measure_size(
             if name in linear_paths.ALL_LOGITS and logits > LARGEST_LOGITS:
                 continue
             task = {"path": name, "size": size, "dtype": options.dtype, "device": options.device}
+            task["threads"] = options.threads
             runs[name].append(_child(interpreters[room], task))
     for name, found in runs.items():
         row = _row(size, name, found)
@@ -159,7 +161,7 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
-        "cores": os.cpu_count(),
+        "threads": options.threads or os.cpu_count(),
         "torch": torch.__version__,
         "dtype": options.dtype,
         "rounds": options.rounds,

@@ -231,6 +231,8 @@ def build(size: list[Any], dtype: str, device: str) -> Problem:
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Peak memory of one step, then the time of another."""
+    if task["threads"]:
+        torch.set_num_threads(task["threads"])
     warm, _ = PATHS[task["path"]](build([2, 8, 64, 8, 0.0], task["dtype"], task["device"]))
     _run(warm)
     problem = build(task["size"], task["dtype"], task["device"])

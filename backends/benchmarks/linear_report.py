@@ -48,7 +48,7 @@ def table(run: dict[str, Any]) -> str:
     """One Markdown table per size."""
     machine, lines = run["machine"], []
     lines.append(
-        f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {machine['dtype']}; best of "
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['dtype']}; best of "
         f"{machine['rounds']} rounds, load average {machine['load']:.1f} at the end. Regenerate: `make bench`."
     )
     for size, rows in groupby(run["rows"], key=_size):
