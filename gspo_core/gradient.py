@@ -76,7 +76,8 @@ def _coefficients(step: Step) -> Array:
     slope = surrogate.slope(surrogate_log_ratio(step, log_ratio), step.effective)
     if isinstance(surrogate, Gmpo):
         return layout.spread(slope) * _unclipped_tokens(step, log_ratio)
-    slope = slope * below_cap(step, log_ratio)
+    if step.objective.log_ratio_cap is not None:
+        slope = slope * below_cap(step, log_ratio)
     if step.objective.ratio == "product":
         return layout.spread(slope * step.weights.lengths)
     return layout.spread(slope) if step.objective.per_sequence else slope

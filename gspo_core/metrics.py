@@ -99,11 +99,11 @@ def ratio_sums(step: Step, log_ratio: Array) -> RatioSums:
     xp, backend = step.xp, step.layout.backend
     unit, present, ranks = _units(step, log_ratio)
     absent = xp.full_like(unit, -float("inf"))
-    ends = [xp.max(xp.where(present, end, absent)) for end in (unit, -unit)]
-    top, low = backend.all_reduce_max(xp.stack(ends), ranks)
-    shifted = xp.where(present & (top > absent), unit - top, absent)
-    ratio = xp.where(present, xp.exp(unit), xp.zeros_like(unit))
-    scaled = xp.exp(shifted)
+    held = xp.where(present, unit, absent)
+    ends = xp.stack([xp.max(held), xp.max(xp.where(present, -unit, absent))])
+    top, low = backend.all_reduce_max(ends, ranks)
+    # e^{-inf} is 0: absent units add nothing, whatever they hold.
+    ratio, scaled = xp.exp(held), xp.exp(held - xp.where(top > -float("inf"), top, xp.zeros_like(top)))
     parts = (xp.astype(present, unit.dtype), ratio, scaled, scaled * scaled)
     count, total, scaled, squares = backend.all_reduce_sum(xp.stack([xp.sum(part) for part in parts]), ranks)
     return RatioSums(count, total, -low, top, scaled, squares)

@@ -51,7 +51,7 @@ class Clip:
         negative = advantages < 0
         high = (advantages > 0) & (ratio > 1 + self.high)
         low = negative & (ratio < 1 - self.low)
-        dual = negative & (ratio > self.dual) if self.dual is not None else negative & (ratio < 0)
+        dual = negative & (ratio > self.dual) if self.dual is not None else low & high
         return Clipped(low, high, dual)
 
     def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
@@ -71,8 +71,7 @@ class Clip:
 
     def _bound(self, clipped: Clipped, like: Array) -> Array:
         xp = namespace_of(like)
-        bound = xp.where(clipped.low, 1 - self.low, xp.zeros_like(like))
-        bound = xp.where(clipped.high, 1 + self.high, bound)
+        bound = xp.where(clipped.low, 1 - self.low, xp.full_like(like, 1 + self.high))
         return bound if self.dual is None else xp.where(clipped.dual, self.dual, bound)
 
 
