@@ -19,7 +19,7 @@ from gspo_core.validation import check_number
 from .dtensor import localise
 from .ranks import check_disjoint, process_group
 from .reports import Report, report_of, result_of
-from .union import Part, totals_of, weights_of
+from .union import Part, normalizer_of, totals_of, weights_of
 
 
 class Union:
@@ -54,12 +54,21 @@ class Union:
         device: Any = None,
     ) -> None:
         check_number("world_scale", world_scale, low=0.0, strict=True)
+        if normalizer is None and any(aggregation.count == "given" for aggregation in _aggregations(objective)):
+            raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
         self._objective, self._scale, self._normalizer = objective, world_scale, normalizer
         self._data = process_group("data", data)
         self._reports: list[Report] = []
         found = [_part(part, self._data) for part in parts]
         self._like = torch.zeros((), device=device if device is not None or not found else found[0].lengths.device)
         self._totals = totals_of(found, _aggregations(objective), self._data, self._like)
+
+    @property
+    def normalizer(self) -> Tensor:
+        """M of the union."""
+        if self._normalizer is not None:
+            return torch.as_tensor(self._normalizer, dtype=self._like.dtype, device=self._like.device)
+        return normalizer_of(self._objective.aggregation, self._totals).to(self._like.dtype)
 
     def loss(self, *, logp: Tensor, sequences: Any, **arguments: Any) -> Tensor:
         """This rank's share of the union's loss, times `world_scale`, to be differentiated.
@@ -87,8 +96,7 @@ class Union:
         part = Part(step.weights.lengths, groups)
         weights = [weights_of(aggregation, part, totals) for aggregation in _aggregations(objective)]
         if self._normalizer is not None:
-            count = torch.as_tensor(self._normalizer, dtype=part.lengths.dtype, device=part.lengths.device)
-            weights[0] = weights[0]._replace(count=count)
+            weights[0] = weights[0]._replace(count=self.normalizer.to(part.lengths.dtype))
         return step._replace(weights=weights[0], penalty_weights=weights[-1])
 
 

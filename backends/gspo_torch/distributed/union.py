@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,17 +45,26 @@ def totals_of(
 def weights_of(aggregation: Aggregation, part: Part, totals: Totals) -> Weights:
     """ω of the responses of `part` and M, as the one call on the whole union would have them (GSPO-AGG-8)."""
     lengths, mode = part.lengths, aggregation.mode
-    counted = totals.non_empty if aggregation.count == "non_empty" else totals.sequences
     if mode == "group_token_mean":
-        omega, count = _group_weights(aggregation, part, totals)
+        omega = _group_shares(part, totals)
     elif mode == "sequence_mean_token_mean":
-        omega, count = (lengths > 0) / lengths.clamp(min=1), counted
+        omega = (lengths > 0) / lengths.clamp(min=1)
     elif mode == "token_mean":
-        omega, count = torch.ones_like(lengths), totals.tokens
+        omega = torch.ones_like(lengths)
     else:
         omega = torch.full_like(lengths, 1 / aggregation.constant)
-        count = counted if mode == "sequence_mean_token_sum" else torch.ones_like(counted)
-    return Weights(omega.to(lengths.dtype), count.to(lengths.dtype), lengths)
+    return Weights(omega.to(lengths.dtype), normalizer_of(aggregation, totals).to(lengths.dtype), lengths)
+
+
+def normalizer_of(aggregation: Aggregation, totals: Totals) -> Tensor:
+    """M of the union."""
+    if aggregation.mode == "group_token_mean":
+        return _group_count(aggregation, totals)
+    if aggregation.mode == "token_mean":
+        return totals.tokens
+    if aggregation.mode == "token_sum":
+        return torch.ones_like(totals.tokens)
+    return totals.non_empty if aggregation.count == "non_empty" else totals.sequences
 
 
 def _group_table(parts: list[Part], lengths: Tensor, data: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
@@ -71,23 +80,20 @@ def _ids(part: Part) -> Tensor:
     return torch.zeros_like(part.lengths, dtype=torch.int64) if part.groups is None else part.groups.long()
 
 
-def _group_weights(aggregation: Aggregation, part: Part, totals: Totals) -> tuple[Tensor, Tensor]:
+def _group_shares(part: Part, totals: Totals) -> Tensor:
     assert totals.groups is not None
-    ids, running = totals.groups
-    tokens, _ = _members(ids, running, _ids(part))
-    everyone, members = _members(ids, running, ids)
-    kept = (everyone > 0) if aggregation.count == "non_empty" else torch.ones_like(everyone, dtype=torch.bool)
-    return (tokens > 0) / tokens.clamp(min=1), torch.round((kept / members).sum())
+    tokens, _ = _members(*totals.groups, _ids(part))
+    return (tokens > 0) / tokens.clamp(min=1)
+
+
+def _group_count(aggregation: Aggregation, totals: Totals) -> Tensor:
+    assert totals.groups is not None
+    tokens, members = _members(*totals.groups, totals.groups[0])
+    kept = (tokens > 0) if aggregation.count == "non_empty" else torch.ones_like(tokens, dtype=torch.bool)
+    return torch.round((kept / members).sum())
 
 
 def _members(ids: Tensor, running: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Σ T over the group of each wanted id, and the number of its members."""
     first, last = torch.searchsorted(ids, wanted), torch.searchsorted(ids, wanted, right=True)
     return running[last] - running[first], last - first
-
-
-def check_same_kind(parts: list[Any]) -> None:
-    """Groups for every part, or for none."""
-    given = {groups is not None for _, groups in parts}
-    if len(given) > 1:
-        raise ValueError("groups: expected ids for every micro-batch or for none, got ids for some")

@@ -63,11 +63,11 @@ class Wire(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-def bytes_of_a_step(length: int) -> list[int]:
+def bytes_of_a_step(length: int, packed: bool) -> list[int]:
     draw = torch.Generator().manual_seed(0)
-    mask = torch.ones(3, length, dtype=torch.bool)
-    old = -torch.rand(3, length, generator=draw)
-    split = distributed.ContextSplit(mask)
+    sequences = gspo.Packed(torch.arange(4) * length) if packed else torch.ones(3, length, dtype=torch.bool)
+    old = -torch.rand((3 * length,) if packed else (3, length), generator=draw)
+    split = distributed.ContextSplit(sequences)
     logp = (split.shard(old) + 1e-3).requires_grad_()
     with Wire() as wire:
         found = gspo.gspo_loss(logp, split.shard(old), torch.tensor([1.0, -1.0, 0.5]), split.sequences)
@@ -75,10 +75,11 @@ def bytes_of_a_step(length: int) -> list[int]:
     return wire.sent
 
 
-def test_one_number_per_sequence_is_exchanged_whatever_its_length(world: World) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_one_number_per_sequence_is_exchanged_whatever_its_length(world: World, packed: bool) -> None:
     """T_i and Σ d_{i,t}, 4 bytes each for 3 sequences; two numbers more for the metrics; nothing in the backward pass."""
     for length in (64, 4096):
-        for sent in world.run(bytes_of_a_step, length):
+        for sent in world.run(bytes_of_a_step, length, packed):
             assert sorted(sent) == [4, 4, 12, 12]
 
 

@@ -124,6 +124,9 @@ def refusals() -> None:
         distributed.reduce(gspo.Objective.gspo(), **arguments, world_scale="4")
     with pytest.raises(TypeError, match="data: expected a ProcessGroup that this rank belongs to, or a DeviceMesh"):
         distributed.reduce(gspo.Objective.gspo(), **arguments, data="dp", world_scale=1)
+    given = gspo.Objective.gspo().replace(aggregation=gspo.Aggregation(count="given"))
+    with pytest.raises(ValueError, match="normalizer: expected a number, since the aggregation counts as given"):
+        distributed.reduce(given, **arguments, world_scale=1)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "cp"))
     with pytest.raises(ValueError, match=r"data: expected a mesh of 1 dimension, such as mesh\['dp'\], got 2"):
         distributed.reduce(gspo.Objective.gspo(), **arguments, data=mesh, world_scale=1)
