@@ -63,6 +63,9 @@ class JaxBackend(gspo_core.Backend):
         """The greatest over the mesh axis (or axes) named `group`."""
         return values if group is None else jax.lax.pmax(values, _axis(group))
 
+    def device(self, values: jax.Array) -> None:
+        """None: JAX moves what it makes here to where it is used; a device by name would tie results to it."""
+
     def can_inspect(self, values: jax.Array) -> bool:
         """True for a concrete array on one CPU device, outside `jit`; a GPU would have to synchronise."""
         if isinstance(values, jax.core.Tracer) or _staging():

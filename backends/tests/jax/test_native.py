@@ -197,6 +197,13 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     np.testing.assert_array_equal(gradient, slopes.astype(jnp.bfloat16))
 
 
+def test_results_are_not_tied_to_a_device() -> None:
+    """Advantages that are computed eagerly go on into programs over a mesh."""
+    rewards, groups = jnp.asarray([1.0, 0.0, 0.5]), jnp.asarray([1, 1, 2])
+    assert not gspo.group_advantages(rewards, groups).committed
+    assert not gspo.sequence_ratio(rewards, rewards, gspo.Packed(jnp.asarray([0, 1, 3]))).committed
+
+
 def test_float64_without_x64_is_reported() -> None:
     with jax.enable_x64(True):
         arguments = Batch().padded(to_jax, "float64")
