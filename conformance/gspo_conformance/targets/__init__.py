@@ -21,6 +21,8 @@ BUILT_IN: dict[str, str] = {
     "torch:fused": "gspo_conformance.targets.torch_fused:target",
     "jax": "gspo_conformance.targets.jax:target",
     "jax:jit": "gspo_conformance.targets.jax:jit_target",
+    "jax:fused": "gspo_conformance.targets.jax_fused:target",
+    "jax:shard": "gspo_conformance.targets.jax_shard:target",
 }
 
 

@@ -6,6 +6,7 @@ is odd or they are packed), and put together again.
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
 from typing import Any
 
@@ -41,13 +42,10 @@ class ShardedJax(Jax):
             rest["offsets"] = _offsets_of_halves(np.asarray(sequences.offsets), size)
             mask = sequences.mask
             rest["mask"] = jnp.ones(size, bool) if mask is None else mask
-        rest = {
-            name: _even(value) if value.shape[-1] == size and _by_token(name, value, rest) else value
-            for name, value in rest.items()
-        }
         by_token = tuple(name for name, value in rest.items() if _by_token(name, value, rest))
+        even = {name: _even(value) if name in by_token else value for name, value in rest.items()}
         program = _program(objective, "offsets" in rest, 2 - rows % 2, tuple(rest), by_token, normalizer)
-        found, gradient = jax.tree.map(np.asarray, program(rest))
+        found, gradient = jax.tree.map(np.asarray, program(even))
         return jax.tree.map(jnp.asarray, (found, gradient[..., :size]))
 
 
@@ -84,7 +82,10 @@ def _program(
 
 
 def _by_token(name: str, value: Any, arrays: Arrays) -> bool:
-    return name in _TOKENS or (name == "advantages" and value.shape == arrays["logp"].shape)
+    if name != "advantages":
+        return name in _TOKENS
+    sequences = arrays["offsets"].shape[1] - 1 if "offsets" in arrays else None
+    return value.shape == arrays["logp"].shape and value.shape != (sequences,)
 
 
 def _even(values: jax.Array) -> jax.Array:
@@ -102,7 +103,12 @@ def _offsets_of_halves(offsets: Any, size: int) -> jax.Array:
 
 def target() -> CoreTarget:
     """The built-in target `jax:shard`: the operations that have a loss."""
+    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", _DEVICES)
     if len(jax.devices()) < _DEVICES:
-        raise HarnessError(f"target 'jax:shard': expected {_DEVICES} devices, got {len(jax.devices())}")
+        raise HarnessError(
+            f"target 'jax:shard': expected {_DEVICES} devices, got {len(jax.devices())}; "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={_DEVICES} makes that many of a CPU"
+        )
     losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
     return JaxTarget("jax:shard", ShardedJax(), gspo_jax, losses)
