@@ -16,6 +16,7 @@ from ..mutants.bench import Bench, bench, same
 from ..mutants.registry import Mutant, compose, find, mutants
 from ..mutants.score import margin
 from .evidence import Evidence
+from .suspects import orders
 from .verdict import diagnose_evidence
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -152,6 +153,8 @@ def sample_pairs(atlas: Atlas, count: int, seed: int) -> list[str]:
 
 def compatible(atlas: Atlas, one: Mutant, other: Mutant) -> bool:
     """Whether both show: the pair differs from each of the two alone on some vector."""
+    if not orders((one,), other):
+        return False
     pair, unseen = compose(one, other), [one, other]
     for index in range(len(atlas.bench.questions)):
         acting = [mutant for mutant in (one, other) if atlas.bench.reaches(mutant, index)]

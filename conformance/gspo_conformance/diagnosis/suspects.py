@@ -195,10 +195,8 @@ def together(parts: tuple[Mutant, ...]) -> Mutant:
 
 
 def orders(parts: tuple[Mutant, ...], other: Mutant) -> list[tuple[Mutant, ...]]:
-    """With `other` inside; outside too where a stage in common makes that another thing."""
-    inside, outside = (*parts, other), (other, *parts)
-    return (
-        [inside]
-        if other.stages.isdisjoint(frozenset[str]().union(*(part.stages for part in parts)))
-        else [inside, outside]
-    )
+    """With `other` inside; outside too where a stage in common makes that another thing; not with a variant of itself."""
+    if any(issubclass(part.kind, other.kind) or issubclass(other.kind, part.kind) for part in parts):
+        return []
+    shared = any(not other.stages.isdisjoint(part.stages) for part in parts)
+    return [(*parts, other), (other, *parts)] if shared else [(*parts, other)]

@@ -26,11 +26,15 @@ Fields = Mapping[str, Any]
 
 
 class LossReference(Surrogates, Metrics):
-    """One case of `policy_loss`, and the operations that are parts of it. `wide`: float64 inside, whatever the case asks."""
+    """One case of `policy_loss`, and the operations that are parts of it. `wide`: float64 inside, whatever the case
+    asks; `computed`: the advantages come from this pipeline, not from the caller.
+    """
 
     wide = True
+    computed = False
     objective: dict[str, Any]
     sequences: Sequences
+    given: NumPyArray
     normalizer: Any = None
     groups: NumPyArray | None = None
 
@@ -59,16 +63,16 @@ class LossReference(Surrogates, Metrics):
 
     def read_tokens(self, arrays: dict[str, Any]) -> None:
         """The log-probabilities and where they live; `leaf` is what the gradient is with respect to."""
-        self.sequences = self.layout(arrays)
+        self.sequences, self.given = self.layout(arrays), sequences_of(arrays).counted
         self.leaf = Var(self.checked("logp", arrays))
         self.new = self.clean(self.leaf)
         for name in ("old_logp", "ref_logp", "behavior_logp"):
             setattr(self, name, self.clean(self.checked(name, arrays)) if name in arrays else None)
 
     def checked(self, name: str, arrays: dict[str, Any]) -> NumPyArray:
-        """A token array, finite where it counts."""
+        """A token array, finite where it counts by the mask that was given."""
         values = self.number(arrays[name])
-        self.refuse(name, values[self.sequences.counted])
+        self.refuse(name, values[self.given])
         return values
 
     def refuse(self, name: str, values: NumPyArray) -> None:
@@ -113,9 +117,10 @@ class LossReference(Surrogates, Metrics):
         if advantages.ndim == len(self.sequences.shape) and values.size != self.sequences.number:
             if self.per_sequence:
                 raise ValueError("advantages: expected one per response, got one per token")
-            self.refuse("advantages", values[self.sequences.counted])
+            self.refuse("advantages", values[self.given])
             return self.clean(values)
-        self.refuse("advantages", values)
+        if not self.computed:
+            self.refuse("advantages", values)
         return self.clean(self.sequences.spread(values))
 
     @property

@@ -116,6 +116,8 @@ def mutant(
     """Registers a class as the mutant of that name."""
 
     def register(kind: type[Reference]) -> type[Reference]:
+        if isinstance(seen, str):
+            raise TypeError(f"seen: expected a tuple of places, got {seen!r}")
         if name in _FOUND:
             raise ValueError(f"mutant: expected a new name, got {name!r} twice")
         _FOUND[name] = Mutant(name, clause, kind, effect, tuple(seen))
@@ -146,7 +148,9 @@ def find(name: str) -> Mutant:
 
 
 def compose(first: Mutant, second: Mutant) -> Mutant:
-    """Both mutations at once, the first outermost."""
+    """Both mutations at once, the first outermost; one may not be a variant of the other."""
+    if issubclass(first.kind, second.kind) or issubclass(second.kind, first.kind):
+        raise UsageError(f"{first.name} and {second.name}: expected two mutants, got variants of one")
     kind = type(
         f"{first.kind.__name__}{second.kind.__name__}", (first.kind, second.kind), {"__doc__": first.kind.__doc__}
     )

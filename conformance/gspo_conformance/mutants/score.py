@@ -115,3 +115,26 @@ def score(vectors: Iterable[Vector], mutants: Sequence[Mutant]) -> Score:
     vectors = list(vectors)
     asked, by_id = bench(vectors), {vector.id: vector for vector in vectors}
     return Score([Scored(mutant, score_mutant(asked, mutant), by_id) for mutant in mutants], vectors)
+
+
+def holes(vectors: Iterable[Vector], mutants: Sequence[Mutant]) -> tuple[list[Mutant], list[Vector]]:
+    """The mutants that survive and the vectors that kill nothing, without finding out who else kills whom."""
+    asked = bench(vectors)
+    busy: set[str] = set()
+    survivors: list[Mutant] = []
+    for mutant in mutants:
+        best = 0.0
+        for index in sorted(range(len(asked.questions)), key=lambda i: _distance(asked.questions[i], mutant)):
+            question = asked.questions[index]
+            owed = question.vector.level in OWED and best < ENOUGH
+            if (owed or question.vector.id not in busy) and asked.reaches(mutant, index):
+                found = margin(question, asked.ask(mutant, index), asked.right[index])
+                best = max(best, found if question.vector.level in OWED else 0.0)
+                busy |= {question.vector.id} if found > 1 else set()
+        survivors += [] if best >= ENOUGH else [mutant]
+    idle = {question.vector.id: question.vector for question in asked.questions if question.vector.id not in busy}
+    return survivors, list(idle.values())
+
+
+def _distance(question: Question, mutant: Mutant) -> bool:
+    return mutant.clause not in question.vector.clauses

@@ -38,7 +38,9 @@ class Reference(LossReference, AdvantageReference, ReturnReference):
         )
         stored = arrays | {"advantages": advantages}
         case = replace(self.case, operation="policy_loss", inputs=stored, parameters=parameters)
-        return {"advantages": advantages} | type(self)(case).policy_loss()
+        rest = type(self)(case)
+        rest.computed = True
+        return {"advantages": advantages} | rest.policy_loss()
 
     def ratio_answer(self) -> dict[str, Any]:
         """x per token, 1 at uncounted ones, or per response."""

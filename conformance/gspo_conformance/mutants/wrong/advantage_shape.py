@@ -30,7 +30,7 @@ class SummedOverTokens(Reference):
     "advantage.token-averaged",
     "GSPO-ADV-14",
     effect="advantages that vary within a response are lost",
-    seen=("areal-project/AReaL#501"),
+    seen=("areal-project/AReaL#501",),
 )
 class TokenAveraged(Reference):
     """Advantages per token averaged over the response: their variation is lost.

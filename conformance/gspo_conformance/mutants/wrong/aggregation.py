@@ -14,16 +14,16 @@ from ..tape import stop
 from ..whole import Reference
 
 
-class _OtherMode(Reference):
-    """A mode in place of another."""
+def _mode(wrong: dict[str, str]) -> type[Reference]:
+    """A reference that takes one mode for another."""
 
-    wrong: dict[str, str]
+    class OtherMode(Reference):
+        def choose(self, objective: dict[str, Any]) -> dict[str, Any]:
+            objective = super().choose(objective)
+            mode = objective["aggregation"]["mode"]
+            return objective | {"aggregation": objective["aggregation"] | {"mode": wrong.get(mode, mode)}}
 
-    def choose(self, objective: dict[str, Any]) -> dict[str, Any]:
-        objective = super().choose(objective)
-        mode = objective["aggregation"]["mode"]
-        objective["aggregation"] = objective["aggregation"] | {"mode": self.wrong.get(mode, mode)}
-        return objective
+    return OtherMode
 
 
 @mutant(
@@ -39,14 +39,12 @@ class _OtherMode(Reference):
         "NVIDIA-NeMo/labs-molt#54",
     ),
 )
-class TokenMean(_OtherMode):
+class TokenMean(_mode({"sequence_mean_token_mean": "token_mean"})):
     """The mean over all tokens of the batch: each response is weighted by its length.
 
     The loss of a response broadcast to its tokens, then the token mean that the trainer uses for
     everything else. The commonest deviation there is, and the default of several trainers.
     """
-
-    wrong = {"sequence_mean_token_mean": "token_mean"}
 
 
 @mutant(
@@ -55,13 +53,11 @@ class TokenMean(_OtherMode):
     effect="gradients larger by |y|: the learning rate grows with the length, and training diverges",
     seen=("alibaba/ROLL#165", "arXiv:2602.05261"),
 )
-class TokenSum(_OtherMode):
+class TokenSum(_mode({"sequence_mean_token_mean": "sequence_mean_token_sum"})):
     """The mean over responses of their token sums: each response is weighted by its length, and nothing divides it again.
 
     `seq-mean-token-sum`: the 1/|y| of the ratio is cancelled. LUSPO does it on purpose.
     """
-
-    wrong = {"sequence_mean_token_mean": "sequence_mean_token_sum"}
 
 
 @mutant(
@@ -185,20 +181,16 @@ class EmptyCounted(Reference):
     effect="an option changes nothing, and experiments that compare the two compare noise",
     seen=("verl-project/verl#911", "verl-project/verl#1233"),
 )
-class ModesMerged(_OtherMode):
+class ModesMerged(_mode({"sequence_mean_token_sum": "token_mean"})):
     """Sequence mean of token sums computed as a token mean: two modes are one.
 
     A branch that falls through.
     """
 
-    wrong = {"sequence_mean_token_sum": "token_mean"}
-
 
 @mutant("aggregation.token-mean-by-response", "GSPO-AGG-3", effect="long responses count for less than asked")
-class TokenMeanByResponse(_OtherMode):
+class TokenMeanByResponse(_mode({"token_mean": "sequence_mean_token_mean"})):
     """The mean of each response where the token mean is asked for: tokens of long responses count for less."""
-
-    wrong = {"token_mean": "sequence_mean_token_mean"}
 
 
 @mutant(
@@ -207,20 +199,16 @@ class TokenMeanByResponse(_OtherMode):
     effect="prompts with long answers dominate",
     seen=("verl-project/verl#2776",),
 )
-class GroupAsBatch(_OtherMode):
+class GroupAsBatch(_mode({"group_token_mean": "token_mean"})):
     """The token mean over the batch where the mean over groups is asked for: prompts with long answers dominate."""
-
-    wrong = {"group_token_mean": "token_mean"}
 
 
 @mutant("aggregation.by-group", "GSPO-AGG-1", effect="within a prompt, responses are weighted by their length")
-class ByGroup(_OtherMode):
+class ByGroup(_mode({"sequence_mean_token_mean": "group_token_mean"})):
     """The token mean of each group where the mean over responses is asked for: within a prompt length is weight.
 
     `prompt_mean`; without group ids the whole batch is one group.
     """
-
-    wrong = {"sequence_mean_token_mean": "group_token_mean"}
 
 
 @mutant(
@@ -255,10 +243,8 @@ class ConstantIgnored(Reference):
 
 
 @mutant("aggregation.token-sum-mean", "GSPO-AGG-5", effect="the loss depends on the size of the batch")
-class TokenSumMean(_OtherMode):
+class TokenSumMean(_mode({"token_sum": "sequence_mean_token_sum"})):
     """The token sum divided by the number of responses: a mean where a sum over a constant is asked for."""
-
-    wrong = {"token_sum": "sequence_mean_token_sum"}
 
 
 @mutant(

@@ -25,7 +25,7 @@ class TokenAttached(Reference):
     "gradient.gspo-token-broadcast",
     "GSPO-GRAD-3",
     effect="every token gets the mean advantage of its response: what varies within it is lost",
-    seen=("PrimeIntellect-ai/prime-rl#1123"),
+    seen=("PrimeIntellect-ai/prime-rl#1123",),
 )
 class TokenBroadcast(Reference):
     """GSPO-token as s broadcast to the tokens, differentiable: the right value, the gradient of the mean advantage."""

@@ -200,7 +200,7 @@ class EmptyNan(Reference):
     "numerics.empty-batch-nan",
     "GSPO-AGG-8",
     effect="a micro-batch in which everything is masked turns the step into NaN",
-    seen=("OpenRLHF/OpenRLHF@8f16a959"),
+    seen=("OpenRLHF/OpenRLHF@8f16a959",),
 )
 class EmptyBatchNan(Reference):
     """A token sum divided by a token count of 0: NaN for a batch without counted tokens."""

@@ -11,13 +11,14 @@ from ..tape import stop, where
 from ..whole import Reference
 
 
-class _Estimator(Reference):
-    """One estimator in place of others."""
+def _estimator(wrong: dict[str, str]) -> type[Reference]:
+    """A reference that takes one estimator for another."""
 
-    wrong: dict[str, str]
+    class OtherEstimator(Reference):
+        def estimate(self, estimator: str, z: Any) -> Any:
+            return super().estimate(wrong.get(estimator, estimator), z)
 
-    def estimate(self, estimator: str, z: Any) -> Any:
-        return super().estimate(self.wrong.get(estimator, estimator), z)
+    return OtherEstimator
 
 
 @mutant(
@@ -26,10 +27,8 @@ class _Estimator(Reference):
     effect="as a loss k1 has the gradient 1 whatever the distance, and 0 in expectation: nothing is regularised",
     seen=("arXiv:2506.09477",),
 )
-class K1ForK3(_Estimator):
+class K1ForK3(_estimator({"k3": "k1", "k3_plus": "k1"})):
     """k1 where k3 is asked for: in a loss its gradient is 0 in expectation."""
-
-    wrong = {"k3": "k1", "k3_plus": "k1"}
 
 
 @mutant(
@@ -37,10 +36,8 @@ class K1ForK3(_Estimator):
     "GSPO-KL-3",
     effect="far from the reference the pull is weaker on one side, stronger on the other",
 )
-class K2ForK3(_Estimator):
+class K2ForK3(_estimator({"k3": "k2"})):
     """k2 where k3 is asked for."""
-
-    wrong = {"k3": "k2"}
 
 
 @mutant(
@@ -49,17 +46,13 @@ class K2ForK3(_Estimator):
     effect="the gradient is that of the forward KL, and explodes where the policy has left the reference below",
     seen=("NVIDIA-NeMo/RL#2506", "arXiv:2506.09477"),
 )
-class K3ForK2(_Estimator):
+class K3ForK2(_estimator({"k2": "k3"})):
     """k3 where k2 is asked for: its gradient is that of the forward KL."""
-
-    wrong = {"k2": "k3"}
 
 
 @mutant("penalty.k3-for-k1", "GSPO-KL-1", effect="an option does nothing")
-class K3ForK1(_Estimator):
+class K3ForK1(_estimator({"k1": "k3", "abs": "k3"})):
     """k3 where k1 or |z| is asked for: the option is ignored."""
-
-    wrong = {"k1": "k3", "abs": "k3"}
 
 
 @mutant(
@@ -68,17 +61,13 @@ class K3ForK1(_Estimator):
     effect="the straight-through gradient that was asked for is not there",
     seen=("verl-project/verl#6058",),
 )
-class PlusIgnored(_Estimator):
+class PlusIgnored(_estimator({"k3_plus": "k3"})):
     """The suffix of k3+ ignored: value and gradient of k3."""
-
-    wrong = {"k3_plus": "k3"}
 
 
 @mutant("penalty.plus-is-k2", "GSPO-KL-4", effect="the logged divergence is another one")
-class PlusIsK2(_Estimator):
+class PlusIsK2(_estimator({"k3_plus": "k2"})):
     """k3+ with the value of k2 as well: the straight-through trick is left out."""
-
-    wrong = {"k3_plus": "k2"}
 
 
 @mutant("penalty.k3-reversed", "GSPO-KL-3", effect="near the reference the same, far from it the other divergence")

@@ -21,7 +21,7 @@ def _whole_path(sequences: Sequences, i: int) -> NumPyArray:
     "returns.through-gaps",
     "GSPO-ADV-9",
     effect="what a tool printed is taken for a transition: values at tokens nobody sampled enter the advantages",
-    seen=("radixark/miles#1827"),
+    seen=("radixark/miles#1827",),
 )
 class ThroughGaps(Reference):
     """Time passes through uncounted tokens too: tool output discounts, and its values count."""
