@@ -6,7 +6,6 @@ differentiates by the whole of log π_θ, of which it uses its own part; the ran
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import pickle
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from itertools import pairwise
@@ -43,7 +43,7 @@ class Ranks:
         self.kind = kind
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folder: Any = None
-        atexit.register(self.stop)
+        weakref.finalize(self, _end, self._processes)
 
     def ask(self, case: Case) -> list[Answer]:
         """The answer of every rank; raises what one of them raised."""
@@ -69,19 +69,23 @@ class Ranks:
 
     def stop(self) -> None:
         """Ends the processes, which hold nothing worth keeping."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._processes = []
+        _end(self._processes)
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         command = [sys.executable, "-m", __name__, self.kind, f"{self._folder.name}/store"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._processes = [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(RANKS)]
+        self._processes += [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(RANKS)]
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    while processes:
+        process = processes.pop()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 class RanksTarget:
