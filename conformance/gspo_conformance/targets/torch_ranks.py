@@ -42,8 +42,8 @@ class Ranks:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._folder: Any = None
-        weakref.finalize(self, _end, self._processes)
+        self._held = contextlib.ExitStack()
+        weakref.finalize(self, self._held.close)
 
     def ask(self, case: Case) -> list[Answer]:
         """The answer of every rank; raises what one of them raised."""
@@ -69,23 +69,25 @@ class Ranks:
 
     def stop(self) -> None:
         """Ends the processes, which hold nothing worth keeping."""
-        _end(self._processes)
+        self._held.close()
+        self._processes = []
 
     def _start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        command = [sys.executable, "-m", __name__, self.kind, f"{self._folder.name}/store"]
+        folder = self._held.enter_context(tempfile.TemporaryDirectory())
+        command = [sys.executable, "-m", __name__, self.kind, f"{folder}/store"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._processes += [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(RANKS)]
+        for rank in range(RANKS):
+            process = subprocess.Popen([*command, str(rank)], **pipes)
+            self._held.callback(_end, process)
+            self._processes.append(process)
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    while processes:
-        process = processes.pop()
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 class RanksTarget:
