@@ -128,21 +128,24 @@ def _width(same: dict[str, Any]) -> int:
     return max((value.dtype.itemsize for value in same.values()), default=0)
 
 
-class _Rank(CoreTarget):
-    """One rank's side of a case."""
+class _Rank:
+    """One rank's side of a case; `alone` is the same on one process."""
 
     def __init__(self) -> None:
-        super().__init__("rank", Torch(), gspo)
+        self.alone = CoreTarget("rank", Torch(), gspo)
 
-    def answer(self, case: Case) -> Answer:
+    def contribution(self, case: Case) -> Answer:
         """What this rank contributes, in NumPy arrays."""
         if case.operation == "step":
-            found = self._parts([self._arguments(part, case) for part in case.inputs["parts"]], dict(case.parameters))
+            found = self._parts(
+                [self.alone._arguments(part, case) for part in case.inputs["parts"]], dict(case.parameters)
+            )
         else:
             special = getattr(self, f"rank_{case.operation}")
-            found = special(self._arguments(case.inputs, case), dict(case.parameters))
+            found = special(self.alone._arguments(case.inputs, case), dict(case.parameters))
         return {
-            how: {name: self.framework.numpy(value) for name, value in values.items()} for how, values in found.items()
+            how: {name: self.alone.framework.numpy(value) for name, value in values.items()}
+            for how, values in found.items()
         }
 
     def rank_pipeline(self, arrays: Arrays, parameters: Parameters) -> Answer:
@@ -318,9 +321,9 @@ def _answered(target: _Rank, case: Case) -> Answer:
     """All ranks see the whole case first: what the core refuses all refuse, and none waits for another."""
     refused = True
     try:
-        target.native(case)
+        target.alone.native(case)
         refused = False
-        return target.answer(case)
+        return target.contribution(case)
     except Exception as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         return {"error": text, "refused": refused}
