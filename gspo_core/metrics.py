@@ -35,29 +35,30 @@ def divergence(log_ratio: Array) -> Array:
 
 def step_metrics(step: Step, log_ratio: Array, kl: Array | None, tokens: TokenSums | None = None) -> dict[str, Array]:
     """The metrics of the design, as a flat dict of scalars; `tokens` where the step does not hold every token."""
-    xp, tokens = step.xp, tokens or token_sums(step)
-    log_ratio = step.stop(log_ratio)
-    num_tokens = xp.sum(step.weights.lengths)
-    metrics = _clip_fractions(step, log_ratio, num_tokens) | ratio_statistics(ratio_sums(step, log_ratio))
-    zero = xp.zeros_like(num_tokens)
-    return metrics | {
-        "approx_kl": tokens.divergence / xp.where(num_tokens > 0, num_tokens, xp.ones_like(num_tokens)),
-        "kl_penalty": zero if kl is None else step.stop(kl),
-        "num_sequences": zero + step.layout.num_sequences,
-        "num_tokens": num_tokens,
-        "ratio_is_one": xp.astype(tokens.moved == 0, num_tokens.dtype),
-    }
+    log_ratio, tokens = step.stop(log_ratio), tokens or token_sums(step)
+    causes = Clipped(*(_count(step, cause) for cause in _clipped(step, log_ratio)))
+    kl = None if kl is None else step.stop(kl)
+    return metrics_of(step.weights.lengths, causes, ratio_sums(step, log_ratio), tokens, kl)
 
 
-def _clip_fractions(step: Step, log_ratio: Array, num_tokens: Array) -> dict[str, Array]:
-    xp = step.xp
-    total = xp.where(num_tokens > 0, num_tokens, xp.ones_like(num_tokens))
-    low, high, dual = (_count(step, cause) / total for cause in _clipped(step, log_ratio))
+def metrics_of(
+    lengths: Array, clipped: Clipped, ratios: RatioSums, tokens: TokenSums, kl: Array | None = None
+) -> dict[str, Array]:
+    """The metrics from what they are made of: T `[S]`, how many tokens are clipped by which cause, and sums."""
+    xp, num_tokens = namespace_of(lengths), namespace_of(lengths).sum(lengths)
+    total, zero = xp.where(num_tokens > 0, num_tokens, xp.ones_like(num_tokens)), xp.zeros_like(num_tokens)
+    low, high, dual = (count / total for count in clipped)
     return {
         "clip_fraction": low + high + dual,
         "clip_fraction_low": low,
         "clip_fraction_high": high,
         "clip_fraction_dual": dual,
+        **ratio_statistics(ratios),
+        "approx_kl": tokens.divergence / total,
+        "kl_penalty": zero if kl is None else kl,
+        "num_sequences": zero + lengths.shape[0],
+        "num_tokens": num_tokens,
+        "ratio_is_one": xp.astype(tokens.moved == 0, num_tokens.dtype),
     }
 
 

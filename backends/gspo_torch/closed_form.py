@@ -17,13 +17,13 @@ from gspo_core import Objective, PolicyLoss
 from gspo_core.arrays import compute_dtype
 from gspo_core.gradient import step_gradient
 from gspo_core.loss import step_loss
-from gspo_core.metrics import TokenSums
 from gspo_core.responses import needs_no_tokens, response_step
 from gspo_core.sequences import Layout
 from gspo_core.step import bind, prepare
 from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy
+from .clipped_tokens import covers, finish, scan
 from .tokens import LogRatioSums, log_ratio_sums, spread
 
 
@@ -42,6 +42,15 @@ def solve(objective: Objective, logp: Tensor, rest: dict[str, Any]) -> Solution:
     layout = bind(objective, rest["sequences"], rest["advantages"], rest["groups"], logp=logp, **tokens)
     if logp.numel() and needs_no_tokens(objective, rest["advantages"], layout.num_sequences):
         return _by_response(objective, layout, logp, rest)
+    if (
+        logp.numel()
+        and numpy is not None
+        and backend.can_inspect(logp)
+        and covers(objective, layout, rest["advantages"])
+    ):
+        found = _by_row(objective, layout, logp, rest)
+        if found is not None:
+            return found
     step = prepare(objective, logp=logp, **rest)
     return Solution(*step_loss(step), step_gradient(step).mul, layout.counted)
 
@@ -53,30 +62,50 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
         # A log-probability is not finite, or only e^d is not: the slow check tells.
         check_finite("logp", logp, layout.counted)
         check_finite("old_logp", old_logp, layout.counted)
-    options = {name: rest[name] for name in ("advantages", "groups", "normalizer")}
-    numeric = _in_numpy if numpy is not None and backend.can_inspect(logp) else _entries
-    (loss, metrics), coefficient = numeric(objective, sums, options)
+    if numpy is not None and backend.can_inspect(logp):
+        (loss, metrics), coefficient = _in_numpy(_entries, objective, sums, rest)
+    else:
+        options = (rest[name] for name in ("advantages", "groups", "normalizer"))
+        (loss, metrics), coefficient = _entries(objective, sums, *options)
     return Solution(loss, metrics, lambda factor: spread(coefficient * factor, layout), layout.counted)
 
 
-def _entries(objective: Objective, sums: LogRatioSums, options: dict[str, Any]) -> tuple[PolicyLoss, Any]:
+def _by_row(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
+    dtype = compute_dtype(logp, rest["old_logp"])
+    interval = objective.surrogate.interval(rest["advantages"].detach().to(dtype))
+    scanned = scan(logp, rest["old_logp"], layout.counted, *interval)
+    if scanned is None:
+        return None
+    sums, slopes = scanned
+    (loss, metrics), scale = _in_numpy(finish, objective, sums, rest)
+    return Solution(loss, metrics, lambda factor: slopes * (scale * factor)[:, None], layout.counted)
+
+
+def _entries(
+    objective: Objective, sums: LogRatioSums, advantages: Any, groups: Any, normalizer: Any
+) -> tuple[PolicyLoss, Any]:
     """The loss, and d loss / d log π_θ at each token of each response."""
+    options = {"advantages": advantages, "groups": groups, "normalizer": normalizer}
     step = response_step(objective, log_ratio=sums.log_ratio, lengths=sums.lengths, **options)
     return step_loss(step, sums.tokens), step_gradient(step)
 
 
-def _in_numpy(objective: Objective, sums: LogRatioSums, options: dict[str, Any]) -> tuple[PolicyLoss, Tensor]:
+def _in_numpy(
+    function: Callable[..., tuple[PolicyLoss, Any]], objective: Objective, sums: Any, rest: dict[str, Any]
+) -> tuple[PolicyLoss, Tensor]:
     """The same through NumPy views: on `[S]` entries a call is all overhead, and NumPy has a third of it."""
-    tokens = TokenSums(*map(_view, sums.tokens))
-    entries = LogRatioSums(_view(sums.log_ratio), _view(sums.lengths), tokens)
+    options = [_view(rest[name]) for name in ("advantages", "groups", "normalizer")]
     with numpy.errstate(all="ignore"):
-        found, coefficient = _entries(objective, entries, {name: _view(value) for name, value in options.items()})
+        found, coefficient = function(objective, _view(sums), *options)
     names, values = found.metrics.keys(), [found.loss, *found.metrics.values()]
-    loss, *metrics = torch.tensor([float(value) for value in values], dtype=sums.log_ratio.dtype).unbind()
+    loss, *metrics = torch.tensor([float(value) for value in values], dtype=sums.lengths.dtype).unbind()
     return PolicyLoss(loss, dict(zip(names, metrics, strict=True))), torch.from_numpy(coefficient)
 
 
 def _view(value: Any) -> Any:
+    """NumPy views of a tensor, or of the tensors of a named tuple; anything else as it is."""
+    if isinstance(value, tuple):
+        return type(value)(*map(_view, value))
     if not isinstance(value, Tensor):
         return value
     return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).detach().numpy()

@@ -47,14 +47,14 @@ def spread(per_response: Tensor, layout: Layout) -> Tensor:
         return layout.clean(values.expand(counted.shape))
     found = per_response.new_empty(counted.shape)
     bits = BITS[found.dtype]
-    for block in _blocks(counted):
+    for block in blocks_of(counted):
         found[block].view(bits).copy_(counted[block].view(torch.int8)).mul_(values[block].view(bits))
     return found
 
 
 def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) -> LogRatioSums:
     counted, padded = layout.counted, layout.counted.ndim == 2
-    blocks = _blocks(counted)
+    blocks = blocks_of(counted)
     scratch = torch.empty(blocks[0].stop, *counted.shape[1:], dtype=dtype)
     # Packed segments cross blocks: their differences are kept, and summed at the end.
     differences = torch.empty_like(scratch) if padded else torch.empty(counted.shape, dtype=dtype)
@@ -63,7 +63,7 @@ def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) 
         size = block.stop - block.start
         d = differences[:size] if padded else differences[block]
         keep = scratch[:size].view(BITS[dtype]).copy_(counted[block].view(torch.int8))
-        _subtract(logp[block], old_logp[block], d).view(keep.dtype).mul_(keep)
+        subtract(logp[block], old_logp[block], d).view(keep.dtype).mul_(keep)
         if padded:
             sums.append(d.sum(1))
             lengths.append(keep.sum(1, dtype=keep.dtype))
@@ -78,7 +78,7 @@ def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) 
     return LogRatioSums(log_ratio, counts, TokenSums(log_ratio.new_tensor(total), log_ratio.new_tensor(moved)))
 
 
-def _subtract(new: Tensor, old: Tensor, out: Tensor) -> Tensor:
+def subtract(new: Tensor, old: Tensor, out: Tensor) -> Tensor:
     """`new` - `old` in the dtype of `out`, which no narrower one enters."""
     if out.dtype in (new.dtype, old.dtype):
         return torch.sub(new, old, out=out)
@@ -93,7 +93,7 @@ def _repeated(per_response: Tensor, layout: Any) -> Tensor:
     return torch.repeat_interleave(values, counts, output_size=num_tokens)
 
 
-def _blocks(counted: Tensor) -> list[slice]:
+def blocks_of(counted: Tensor) -> list[slice]:
     """Slices of the first dimension with about `_BLOCK` tokens for each thread."""
     size = counted.shape[0]
     step = max(1, _BLOCK * torch.get_num_threads() * size // counted.numel())

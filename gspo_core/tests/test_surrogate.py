@@ -130,3 +130,16 @@ def test_a_cap_holds_the_ratio_and_cuts_the_gradient() -> None:
     out = gspo.policy_loss(objective, logp=np.full((1, 2), -1.0), **arguments)
     assert float(out.loss) == pytest.approx(math.exp(0.5))
     assert not gspo.policy_gradient(objective, logp=np.full((1, 2), -1.0), **arguments).any()
+
+
+@pytest.mark.parametrize("dual", [None, 1.7])
+def test_the_gate_is_an_interval(xp: Any, dual: float | None) -> None:
+    """J = A · clip(x, interval), and the gate is 1 exactly inside; A = 0 has J = 0."""
+    clip = gspo.Clip(LOW, HIGH, dual)
+    ratio, advantages = np.meshgrid([0.0, 0.5, 1 - LOW, 1.0, 1 + HIGH, 1.5, 1.7, 9.0], [-2.0, 0.0, 0.5])
+    low, high = (xp.numpy(end) for end in clip.interval(xp(advantages)))
+    value = xp.numpy(gspo.clipped_surrogate(xp(ratio), xp(advantages), clip))
+    np.testing.assert_array_equal(np.clip(ratio, low, high) * advantages, value)
+    closed = np.any([xp.numpy(cause) for cause in clip.clipped(xp(ratio), xp(advantages))], axis=0)
+    moved = advantages != 0
+    np.testing.assert_array_equal(((ratio < low) | (ratio > high))[moved], closed[moved])

@@ -1,0 +1,110 @@
+"""The clip per token in one pass over rows: the core's loss, metrics and gradient, and the long way where it must."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import gspo_torch as gspo
+from gspo_torch import closed_form, tokens
+
+from .test_native import assert_equal, both
+
+OBJECTIVES = {
+    "grpo": gspo.Objective.grpo(),
+    "ppo": gspo.Objective.ppo(),
+    "dapo": gspo.Objective.dapo(),
+    "dr_grpo": gspo.Objective.dr_grpo(7.0),
+    "reinforce_pp": gspo.Objective.reinforce_pp(),
+    "dual": gspo.Objective("token", gspo.Clip(0.1, 0.2, 1.3)),
+    "no room": gspo.Objective("token", gspo.Clip(0.0, 0.0)),
+}
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each scan found something."""
+    seen: list[bool] = []
+
+    def scan(*arguments: Any) -> Any:
+        result = whole(*arguments)
+        seen.append(result is not None)
+        return result
+
+    whole = closed_form.scan
+    monkeypatch.setattr(closed_form, "scan", scan)
+    return seen
+
+
+def batch(spread: float = 0.3, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """Nine responses, one empty and one whole, with holes; advantages of both signs and 0."""
+    random = torch.Generator().manual_seed(0)
+    old = -torch.rand(9, 33, generator=random, dtype=dtype)
+    logp = old + spread * torch.randn(9, 33, generator=random, dtype=dtype)
+    mask = torch.rand(9, 33, generator=random) < 0.8
+    mask[3], mask[4] = False, True
+    advantages = torch.tensor([1.0, -1.0, 0.0, 2.0, -0.5, 0.7, -2.0, 0.0, 1.5], dtype=dtype)
+    garbage = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e4], dtype=dtype).repeat(9, 9)[:, :33]
+    tensors = {"logp": torch.where(mask, logp, garbage), "old_logp": torch.where(mask, old, -garbage)}
+    return tensors | {"advantages": advantages, "sequences": mask, "groups": torch.tensor([0, 1, 0, 2, 2, 1, 1, 0, 3])}
+
+
+@pytest.mark.parametrize("block", [1, 70, 1 << 16])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_it_is_the_core(monkeypatch: pytest.MonkeyPatch, found: list[bool], name: str, block: int) -> None:
+    monkeypatch.setattr(tokens, "_BLOCK", block)
+    assert_equal(both(OBJECTIVES[name], batch()), 1e-12, 1e-15)
+    assert_equal(both(OBJECTIVES[name], batch() | {"normalizer": 5.0}), 1e-12, 1e-15)
+    assert found == [True, True]
+
+
+@pytest.mark.parametrize("name", ["grpo", "dual"])
+def test_in_float32(found: list[bool], name: str) -> None:
+    assert_equal(both(OBJECTIVES[name], batch(dtype=torch.float32)), 2e-6, 1e-8)
+    assert found == [True]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4, -0.4])
+def test_log_ratios_on_one_side_of_zero(found: list[bool], shift: float) -> None:
+    """The 0 that stands at uncounted tokens is neither the least nor the greatest ratio."""
+    arguments = batch()
+    random = torch.Generator().manual_seed(1)
+    moved = shift * (1 + torch.rand(arguments["logp"].shape, generator=random, dtype=torch.float64))
+    assert_equal(both(OBJECTIVES["grpo"], arguments | {"logp": arguments["old_logp"] + moved}), 1e-12, 1e-15)
+    assert found == [True]
+
+
+def test_at_the_bounds_the_gate_is_open(found: list[bool]) -> None:
+    """x = 1, and both bounds are 1: the whole gradient passes (GSPO-SURR-4)."""
+    logp = torch.full((2, 2), -1.0, requires_grad=True)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    out = gspo.policy_loss(
+        OBJECTIVES["no room"],
+        logp=logp,
+        old_logp=logp,
+        advantages=torch.tensor([1.0, -1.0]),
+        sequences=mask,
+    )
+    out.loss.backward()
+    assert logp.grad.tolist() == [[-0.25, -0.25], [0.25, 0.25]]
+    assert out.metrics["clip_fraction"] == 0
+    assert found == [True]
+
+
+@pytest.mark.parametrize("difference", [100.0, 60.0, -60.0, 1000.0])
+def test_where_something_overflows_the_core_takes_over(difference: float) -> None:
+    arguments = batch(dtype=torch.float32)
+    arguments["logp"][4, :2] = arguments["old_logp"][4, :2] + difference
+    arguments["logp"][6, arguments["sequences"][6]] = arguments["old_logp"][6, arguments["sequences"][6]] + difference
+    for name in ("grpo", "dual"):
+        assert_equal(both(OBJECTIVES[name], arguments), 2e-6, 1e-8)
+
+
+def test_what_it_does_not_cover(found: list[bool]) -> None:
+    arguments = batch()
+    per_token = arguments | {"advantages": torch.randn(9, 33, dtype=torch.float64)}
+    assert_equal(both(OBJECTIVES["grpo"], per_token), 1e-12, 1e-15)
+    assert_equal(both(OBJECTIVES["grpo"].replace(log_ratio_cap=0.1), arguments), 1e-12, 1e-15)
+    assert not found
