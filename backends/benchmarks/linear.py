@@ -70,10 +70,10 @@ def main() -> None:
         found = list(_measure_size(size, paths, interpreters, options))
         _check_agreement(size, found)
         rows += found
-    if options.out is not None:
-        import linear_report
+        if options.out is not None:
+            import linear_report
 
-        linear_report.write(options.out, {"machine": _machine(options), "rows": rows})
+            linear_report.write(options.out, {"machine": _machine(options), "rows": rows})
 
 
 def _present(paths: dict[str, str], interpreters: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -151,9 +151,15 @@ def test_memory_is_a_chunk_of_logits(design: str) -> None:
     assert watch.largest <= max(chunk_size * vocabulary, hidden.numel(), weight.numel())
 
 
-def products(objective: gspo.Objective, advantages: list[float], train: str = "hw", **settings: Any) -> int:
+def products(
+    objective: gspo.Objective,
+    advantages: list[float],
+    train: str = "hw",
+    bounds: tuple[int, ...] = (0, 4, 12, 16),
+    **settings: Any,
+) -> int:
     """Matrix products of one step over three responses of 4, 8 and 4 tokens, 4 tokens a chunk."""
-    offsets = torch.tensor([0, 4, 12, 16])
+    offsets = torch.tensor(bounds)
     hidden = torch.randn(16, WIDTH, requires_grad="h" in train)
     weight = torch.randn(VOCABULARY, WIDTH, requires_grad="w" in train)
     tokens = torch.zeros(16, dtype=torch.int64)
@@ -167,8 +173,7 @@ def products(objective: gspo.Objective, advantages: list[float], train: str = "h
             old_logp=old - 0.5,
             advantages=torch.tensor(advantages),
             sequences=gspo.Packed(offsets),
-            chunk_size=4,
-            **settings,
+            **({"chunk_size": 4} | settings),
         ).loss.backward()
     return watch.count
 
@@ -202,6 +207,23 @@ GSPO, GRPO, GMPO = gspo.Objective.gspo(), gspo.Objective.grpo(), gspo.Objective.
 )
 def test_products(objective: gspo.Objective, advantages: list[float], settings: dict[str, Any], count: int) -> None:
     assert products(objective, advantages, **settings) == count
+
+
+@pytest.mark.parametrize(
+    ("advantages", "runs"),
+    [
+        ([-1.0, -1.0, -1.0, -1.0, -1.0], 1),
+        ([-1.0, 0.0, -1.0, -1.0, -1.0], 2),
+        ([0.0, -1.0, -1.0, 0.0, -1.0], 2),
+        ([-1.0, 1.0, -1.0, 1.0, -1.0], 2),
+        ([0.0, -1.0, 0.0, -1.0, 0.0], 1),
+        ([0.0, 1.0, 0.0, 1.0, 0.0], 0),
+    ],
+)
+def test_neighbours_in_a_chunk_share_their_products(advantages: list[float], runs: int) -> None:
+    """Responses of 4, 2, 0, 2 and 4 tokens in one chunk: two products backward for each run of those with a gradient."""
+    count = products(GSPO, advantages, bounds=(0, 4, 6, 6, 8, 12), chunk_size=16)
+    assert count == 1 + 2 * runs
 
 
 @pytest.mark.parametrize(("long", "count"), [(8, 4 + 4 * 2), (9, 2 + 2 * 2 + 2 + 2 * 3)])
