@@ -11,7 +11,7 @@ export JAX_PLATFORMS ?= cpu
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint format types unit docs bench build pin clean
+.PHONY: help setup check test lint format types unit vectors docs bench build pin clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 check: setup  ## run the conformance suite on NumPy, PyTorch and JAX
 	$(BIN)/gspo check $(TARGETS)
 
-test: lint types unit docs  ## everything that CI runs
+test: lint types unit vectors docs  ## everything that CI runs
 
 lint: setup  ## ruff, rules and format
 	$(BIN)/ruff check
@@ -44,6 +44,10 @@ types: setup  ## basedpyright, strict, on gspo_core
 unit: setup  ## the tests and every example in the documentation
 	$(BIN)/pytest -q -n $(JOBS) gspo_core backends conformance
 	$(BIN)/pytest -q README.md docs
+
+vectors: setup  ## recompute every golden vector and the table of clauses; fail where one differs
+	$(BIN)/gspo vectors regen --check --jobs $(JOBS)
+	$(BIN)/gspo vectors trace --check
 
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict

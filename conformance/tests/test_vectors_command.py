@@ -40,3 +40,9 @@ def test_trace_writes_the_table_and_finds_a_stale_one(capsys, tmp_path, monkeypa
     assert (tmp_path / "traceability.md").read_text("utf-8") == traceability.page()
     (tmp_path / "traceability.md").write_text("stale", encoding="utf-8")
     assert main(["vectors", "trace", "--check"]) == 1
+
+
+def test_trace_outside_of_a_checkout_is_a_usage_error(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(traceability, "PAGE", tmp_path / "nowhere" / "traceability.md")
+    assert main(["vectors", "trace"]) == 2
+    assert "checkout" in capsys.readouterr().err

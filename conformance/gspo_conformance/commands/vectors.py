@@ -105,6 +105,8 @@ def trace(arguments: argparse.Namespace) -> int:
     """Writes the traceability table, or with `--check` fails where it differs."""
     from ..traceability import PAGE, page
 
+    if not PAGE.parent.is_dir():
+        raise UsageError(f"trace writes {PAGE.name} of a checkout, and {PAGE.parent} is not there")
     text = page()
     same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text
     if same:

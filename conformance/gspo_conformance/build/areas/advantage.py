@@ -182,6 +182,20 @@ _std(
     "ADV-1 ADV-5",
     valid=[1, 1, 0, 1, 1, 1],
 )
+_add(
+    "invalid-mean-only",
+    "A member that does not count gets 0 and stays out of the mean",
+    "ADV-5 ADV-7",
+    "invalid-in-statistics",
+    partial(group, [0.0, 1.0, 100.0, 0.5, 1.0, 0.25, -64.0, 0.75], [0, 0, 0, 0, 1, 1, 1, 1], scale="none", valid=[1, 1, 0, 1, 1, 1, 0, 1]),
+)  # fmt: skip
+_add(
+    "neither",
+    "Neither centred nor divided: the rewards themselves",
+    "ADV-7",
+    "switch-ignored",
+    partial(group, *UNEVEN, center="none", scale="none"),
+)
 _std(
     "invalid-two-groups",
     "Members that do not count in both groups",

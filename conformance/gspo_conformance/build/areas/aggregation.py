@@ -200,6 +200,25 @@ for _name, _objective in _BOTH.items():
     )
 
 
+def _many(order: Sequence[int]) -> Case:
+    lengths = [5, 1, 9, 3, 7, 2, 8, 4]
+    means = [1e-4, -1e-4, 6e-4, -6e-4, 2e-4, -2e-4, 5e-5, -1.5e-4]
+    advantages = [1.0, 0.5, -0.25, -1.5, 0.75, -0.5, 2.0, -1.0]
+    source = responses("aggregation/many", lengths, means, spread=0.03).also(advantages=advantages)
+    return loss(gspo(), padded(source.part(order)))
+
+
+_ORDERS = {"": tuple(range(8)), "-reversed": tuple(reversed(range(8))), "-shuffled": (3, 0, 7, 5, 1, 6, 2, 4)}
+for _name, _order in _ORDERS.items():
+    _add(
+        f"many-responses{_name}",
+        "Eight responses" + (f", {_name[1:]}: the same loss" if _name else " of 1 to 9 tokens"),
+        "AGG-1 AGG-2",
+        "token-mean group-count shape-broadcast",
+        partial(_many, _order),
+    )
+
+
 def _modes(mode: str, ratio: str, groups: Sequence[int] | None = None, **fields: Any) -> Case:
     source = responses("aggregation/modes", [2, 7, 4, 1], [0.0625, -0.125, 0.25, -0.03125], spread=0.2)
     source = source.also(advantages=[1.0, -0.75, 0.5, 1.25])

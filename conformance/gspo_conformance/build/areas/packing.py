@@ -136,26 +136,31 @@ _add(
 )
 
 
-def _masked(objective_: dict[str, Any]) -> Case:
-    """Tool tokens inside the segments, garbage under them."""
+def _masked(objective_: dict[str, Any], fill: dict[str, float]) -> Case:
+    """Tool tokens inside the segments."""
     source = responses("packing/masked", [4, 2, 3, 1], [2e-4, -6e-4, 1e-4, 7e-4], spread=0.04)
     source = source.also(advantages=[1.0, -0.5, 0.75, 0.25])
     keep = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0], dtype=bool)
     inputs: dict[str, Any] = dict(source.per_response)
     for name, rows in source.rows.items():
-        inputs[name] = np.full(16, {"logp": nan, "old_logp": -1e9}[name])
+        inputs[name] = np.full(16, fill[name])
         inputs[name][keep] = np.concatenate(rows)
     return loss(objective_, inputs | {"offsets": np.array([0, 7, 9, 14, 15]), "mask": keep})
 
 
-for _slug, _objective in {"gspo": gspo(), "gspo-token": gspo_token(), "grpo": grpo()}.items():
-    _add(
-        f"mask-inside-{_slug}",
-        f"A mask inside packed segments, garbage under it ({_slug})",
-        "PACK-3 DATA-1 RATIO-4",
-        "tool-tokens garbage-in-padding padded-length",
-        partial(_masked, _objective),
-    )
+_UNDER = {
+    "": ("tokens that moved far", {"logp": -9.0, "old_logp": -2.5}),
+    "-nan": ("NaN", {"logp": nan, "old_logp": -1e9}),
+}
+for _end, (_what, _fill) in _UNDER.items():
+    for _slug, _objective in {"gspo": gspo(), "gspo-token": gspo_token(), "grpo": grpo()}.items():
+        _add(
+            f"mask-inside-{_slug}{_end}",
+            f"A mask inside packed segments, {_what} under it ({_slug})",
+            "PACK-3 DATA-1 RATIO-4",
+            "tool-tokens garbage-in-padding padded-length",
+            partial(_masked, _objective, _fill),
+        )
 
 
 def _token_advantages() -> Case:

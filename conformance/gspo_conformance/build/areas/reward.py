@@ -112,12 +112,12 @@ _add(
 )  # fmt: skip
 
 
-def _token_kl(estimator: str, layout: str = "padded", coefficient: float = 0.125) -> Case:
+def _token_kl(estimator: str, layout: str = "padded", coefficient: float = 0.125, new: float = -2.0) -> Case:
     source = responses("reward/kl", [4, 2, 7, 1], [0.0] * 4, spread=0.3, extra=("ref_logp",), extra_spread=1.5)
     rows = source.rows
     source = type(source)({"logp": rows["logp"], "ref_logp": rows["ref_logp"]}).also(rewards=[1.0, -0.5, 0.25, 2.0])
     holes = [[1, 0, 1, 1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 1, 0, 0], [1, 1, 1, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 1, 0, 0, 0, 0]]  # fmt: skip
-    fill = {"logp": float("nan"), "ref_logp": -5.0}
+    fill = {"logp": new, "ref_logp": -5.0}
     inputs = {
         "padded": lambda: padded(source, fill=fill),
         "holes": lambda: padded(source, masks=holes, fill=fill),
@@ -142,6 +142,13 @@ for _layout, _what in {"holes": "with tool tokens between", "packed": "packed"}.
         "reward-on-wrong-token kl-of-padding",
         partial(_token_kl, "k1", _layout),
     )
+_add(
+    "token-kl-garbage",
+    "KL in the reward with NaN at uncounted positions",
+    "REWARD-4 DATA-2",
+    "garbage-in-padding kl-of-padding",
+    partial(_token_kl, "k1", "holes", 0.125, float("nan")),
+)
 _add(
     "token-kl-zero",
     "Coefficient 0: the reward on the last counted token alone",

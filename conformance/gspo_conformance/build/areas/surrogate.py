@@ -62,6 +62,32 @@ for _place, _where in _PLACES.items():
                 partial(_paper_case, _objective, _place, _sign),
             )
 
+# A twentieth of the range away from each bound, inside and outside.
+EDGE = (3.8e-4, 4.2e-4, -2.84e-4, -3.16e-4)
+for _sign in ("positive", "negative", "both"):
+    _add(
+        f"paper-edge-{_sign}",
+        f"{_OUTCOMES[_sign]}, ratios a few 1e-5 inside and outside of each bound",
+        "SURR-1 SURR-2 SURR-3",
+        "range-swapped low-precision-loss",
+        lambda sign=_sign: loss(gspo(), padded(paper(f"edge/{sign}", EDGE, SIGNS[sign]))),
+    )
+for _name, _sign in {"": 1.0, "-flipped": -1.0}.items():
+    _add(
+        f"paper-one-token{_name}",
+        "Responses of one token inside and outside of the paper's range" + (", advantages flipped" if _name else ""),
+        "SURR-1 SURR-2 RATIO-2",
+        "two-sided-gate max-for-min off-by-one",
+        lambda sign=_sign: loss(
+            gspo(),
+            padded(
+                explicit([[2.0**-12], [2.0**-10], [-(2.0**-12)], [-(2.0**-10)]]).also(
+                    advantages=[sign, -0.5 * sign, 0.75 * sign, -1.25 * sign]
+                )
+            ),
+        ),
+    )
+
 WIDE = ((0.5, -0.75, 0.3125, -0.0625), (1.0, -1.0, -0.75, 0.5))
 
 
