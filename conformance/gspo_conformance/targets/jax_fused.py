@@ -14,7 +14,7 @@ import numpy as np
 
 import gspo_jax
 
-from ..target import Capabilities, Skip
+from ..target import Capabilities, Case, Skip
 from ..tensors import NumPyArray
 from .core import Arrays, CoreTarget
 from .jax import Jax, JaxTarget
@@ -48,6 +48,14 @@ class FusedJax(Jax):
 
         slopes, found = jax.grad(loss, has_aux=True)(hidden)
         return found, jnp.where(counted, slopes[..., 0] / -jnp.expm1(logp), slopes[..., 0])
+
+
+class EagerTarget(JaxTarget):
+    """Arrays that can be read while a case is answered: nothing around the loss is compiled."""
+
+    def answer(self, case: Case, given: Any) -> dict[str, Any]:
+        """What the case asks for, in JAX arrays."""
+        return CoreTarget.answer(self, case, given)
 
 
 def hidden_states(logp: jax.Array, counted: NumPyArray) -> tuple[jax.Array, jax.Array]:
@@ -91,4 +99,4 @@ def _of_the_same_policy(name: str, value: Any, given: jax.Array, logp: jax.Array
 def target() -> CoreTarget:
     """The built-in target `jax:fused`: the operations that have a loss."""
     losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return JaxTarget("jax:fused", FusedJax(), gspo_jax, losses)
+    return EagerTarget("jax:fused", FusedJax(), gspo_jax, losses)

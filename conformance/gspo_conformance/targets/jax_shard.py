@@ -21,7 +21,8 @@ import gspo_jax
 from ..target import Capabilities
 from ..words import HarnessError
 from .core import Arrays, CoreTarget
-from .jax import Jax, JaxTarget
+from .jax import Jax
+from .jax_fused import EagerTarget
 
 _DEVICES = 4
 _TOKENS = ("logp", "old_logp", "ref_logp", "behavior_logp", "mask")
@@ -111,4 +112,4 @@ def target() -> CoreTarget:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={_DEVICES} makes that many of a CPU"
         )
     losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return JaxTarget("jax:shard", ShardedJax(), gspo_jax, losses)
+    return EagerTarget("jax:shard", ShardedJax(), gspo_jax, losses)
