@@ -8,9 +8,10 @@ from pathlib import Path
 from .connection import Connection, InProcess, describe
 from .formats import Vector, load_vectors
 from .known import KnownFailures, read_known
-from .run import FAIL, SKIPPED, UNSUPPORTED, Result, Run
+from .run import EXPECTED_FAILURE, FAIL, SKIPPED, UNSUPPORTED, Result, Run
 from .runner import Options, Progress, run_vectors, select
 from .target import Target
+from .trainers.room import choose, is_trainer
 from .words import UsageError, near
 
 
@@ -64,14 +65,16 @@ def verify(target: Target | str, vector: Vector, *, level: str = "MUST") -> list
     return run.results
 
 
-def known_failures(path: Path | str | None) -> KnownFailures:
-    """The known failures of a file, none without a file."""
+def known_failures(path: Path | str | None, spec: str = "") -> KnownFailures:
+    """The known failures of a file; without one, those that the room of a trainer has written down."""
+    if path is None and is_trainer(spec):
+        path = choose(spec).known
     return KnownFailures() if path is None else read_known(Path(path), [vector.id for vector in load_vectors()])
 
 
 def checked(run: Run, chosen: Sequence[Vector]) -> Run:
     """The run with its diagnosis, where an answer was wrong. A diagnosis that fails says so; it takes no result along."""
-    if any(result.verdict == FAIL for result in run.results):
+    if any(result.verdict in (FAIL, EXPECTED_FAILURE) for result in run.results):
         from .diagnosis import diagnose
 
         try:

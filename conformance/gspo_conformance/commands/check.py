@@ -26,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level", choices=LEVELS, default="MUST", help="the levels up to this one decide the exit code"
     )
-    parser.add_argument("--known", type=Path, metavar="FILE", help="failures that are expected, strict both ways")
+    parser.add_argument(
+        "--known",
+        type=Path,
+        metavar="FILE",
+        help="failures that are expected, strict both ways (a trainer's own list, unless given)",
+    )
     parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the report and the record of each run there")
     parser.add_argument("--smoke", action="store_true", help="a few easy vectors: is the adapter itself right?")
@@ -45,8 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = vectors(*arguments.patterns)
     if arguments.smoke:
         return _smoke(chosen, arguments)
-    known = known_failures(arguments.known)
-    runs = [checked(_run(spec, chosen, known, arguments), chosen) for spec in arguments.targets]
+    known = [known_failures(arguments.known, spec) for spec in arguments.targets]
+    runs = [
+        checked(_run(spec, chosen, one, arguments), chosen) for spec, one in zip(arguments.targets, known, strict=True)
+    ]
     shown = arguments.format if arguments.out is None else "text"
     print(render(runs, shown, verbose=arguments.verbose), end="")
     if arguments.out is not None:

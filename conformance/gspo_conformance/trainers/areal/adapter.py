@@ -91,14 +91,22 @@ def _bounds(case: Case) -> Any:
 
 
 def _advantages(case: Case) -> Any:
-    """Per token, 0 where nothing is counted."""
+    """Per token; `compute_advantages` leaves that of a response on every position up to its last counted token, holes and prompt included."""
     given, mask = case.inputs["advantages"], _mask(case)
-    if "offsets" in case.inputs and given.shape != mask.shape:
-        lengths = np.diff(case.inputs["offsets"])
-        given = np.pad(np.repeat(given, lengths), (0, mask.shape[0] - lengths.sum()))
-    elif given.shape != mask.shape:
-        given = np.broadcast_to(given[:, None], mask.shape)
-    return np.where(mask, given, 0).astype(case.dtype)
+    if given.shape == mask.shape:
+        return np.where(mask, given, 0).astype(case.dtype)
+    if "offsets" not in case.inputs:
+        return np.where(_followed(mask), given[:, None], 0).astype(case.dtype)
+    spans = zip(case.inputs["offsets"], case.inputs["offsets"][1:], given, strict=False)
+    found = np.zeros(mask.shape)
+    for start, end, advantage in spans:
+        found[start:end] = np.where(_followed(mask[start:end]), advantage, 0)
+    return found.astype(case.dtype)
+
+
+def _followed(mask: Any) -> Any:
+    """Where a counted token comes, here or later."""
+    return np.flip(np.logical_or.accumulate(np.flip(mask, -1), -1), -1)
 
 
 def _rows(case: Case) -> None:
