@@ -46,7 +46,7 @@ def linear_token_logps(
 
     >>> hidden, weight = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
     >>> linear_token_logps(hidden, weight, torch.tensor([0, 2]))
-    tensor([-1.0986, -0.2396])
+    tensor([-1.0986, -0.2395])
     """
     layer = check_layer(hidden, weight, bias, temperature, chunk_size)
     check_tokens(tokens, tuple(hidden.shape[:-1]), weight.shape[0], "like hidden without its last dimension")

@@ -59,6 +59,23 @@ def linear_policy_loss(
             longer than a chunk does not allow it; "auto" chooses for each response.
 
     Returns: `PolicyLoss(loss, metrics)`.
+
+    >>> import gspo_torch as gspo
+    >>> hidden, weight = torch.eye(2, requires_grad=True), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
+    >>> tokens, offsets = torch.tensor([0, 2]), torch.tensor([0, 1, 2])
+    >>> out = gspo.linear_policy_loss(
+    ...     gspo.Objective.gspo(),
+    ...     hidden=hidden,
+    ...     weight=weight,
+    ...     tokens=tokens,
+    ...     old_logp=gspo.linear_token_logps(hidden, weight, tokens).detach(),
+    ...     advantages=torch.tensor([1.0, -1.0]),
+    ...     sequences=gspo.Packed(offsets),
+    ... )
+    >>> out.loss.backward()
+    >>> hidden.grad
+    tensor([[0.0000, 0.3333],
+            [0.0000, 0.2130]])
     """
     check_choice("design", design, DESIGNS)
     layer = check_layer(hidden, weight, bias, temperature, chunk_size)
