@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,14 @@ from torch.distributed.tensor import DTensor
 
 from gspo_core import Objective, Packed, Padded, PolicyLoss
 from gspo_core.aggregation import Aggregation, check_groups
-from gspo_core.loss import step_loss
 from gspo_core.sequences import Layout, bind_sequences
-from gspo_core.step import Step, prepare
+from gspo_core.step import Step
 from gspo_core.validation import check_number
 
 from .dtensor import localise
 from .ranks import check_disjoint, process_group
-from .reports import Report, report_of, result_of
+from .reports import Report, result_of
+from .share import share
 from .union import Part, normalizer_of, totals_of, weights_of
 
 
@@ -81,20 +82,20 @@ class Union:
             self._like = self._like.double()
         if sequences is None:
             return torch.where(torch.zeros_like(logp, dtype=torch.bool), logp, 0.0).sum()
-        step = self._step(logp=logp, sequences=sequences, **arguments)
-        found = step_loss(step)
-        self._reports.append(report_of(step, found))
-        return found.loss * self._scale
+        optional = dict.fromkeys(("ref_logp", "behavior_logp", "groups"))
+        given = {"logp": logp, "sequences": sequences} | optional | arguments
+        weigh = partial(self._weigh, groups=given["groups"])
+        loss, report = share(self._objective, weigh, given)
+        self._reports.append(report)
+        return loss * self._scale
 
     def result(self) -> PolicyLoss:
         """The loss and the metrics of the union of what `loss` was given on all ranks; no gradient."""
         return result_of(self._reports, self._like, self._data)
 
-    def _step(self, groups: Tensor | None = None, **arguments: Any) -> Step:
-        objective, totals = self._objective, self._totals
-        step = prepare(objective, groups=groups, normalizer=1.0, **arguments)
+    def _weigh(self, step: Step, groups: Tensor | None) -> Step:
         part = Part(step.weights.lengths, groups)
-        weights = [weights_of(aggregation, part, totals) for aggregation in _aggregations(objective)]
+        weights = [weights_of(aggregation, part, self._totals) for aggregation in _aggregations(self._objective)]
         if self._normalizer is not None:
             weights[0] = weights[0]._replace(count=self.normalizer.to(part.lengths.dtype))
         return step._replace(weights=weights[0], penalty_weights=weights[-1])
@@ -137,9 +138,9 @@ def reduce(
         normalizer=normalizer,
         device=logp.device,
     )
-    share = union.loss(**arguments)
+    own = union.loss(**arguments)
     loss, metrics = union.result()
-    return PolicyLoss(_WithValue.apply(share, loss), metrics)
+    return PolicyLoss(_WithValue.apply(own, loss), metrics)
 
 
 class _WithValue(torch.autograd.Function):
