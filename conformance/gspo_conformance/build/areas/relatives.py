@@ -76,8 +76,13 @@ for _slug, (_clauses, _title, _flags, _ratio, _surrogate) in _CASES.items():
     )
 
 
+_FAR, _PRODUCT = (1.5, -0.5, 0.0625, -0.25), (0.125, -0.25, 0.0625, -0.125)
+
+
 def _preset(objective_: dict[str, Any]) -> Case:
-    made = responses("surrogate/presets", [6, 3, 5, 2], (1.5, -0.5, 0.0625, -0.25), spread=0.75)
+    made = responses(
+        "surrogate/presets", [6, 3, 5, 2], _PRODUCT if objective_["ratio"] == "product" else _FAR, spread=0.75
+    )
     made = made.also(advantages=[1.0, -0.75, -1.25, 0.5], groups=[3, 3, 8, 8])
     return loss(objective_, padded(made))
 
