@@ -42,7 +42,7 @@ class Examined:
 
 
 @dataclass(frozen=True)
-class Testimony:
+class Account:
     """All that one mutant answers: the margins of the vectors that kill it, and its row per question (None: the right answer)."""
 
     name: str
@@ -51,7 +51,7 @@ class Testimony:
     asked: dict[str, int]
 
 
-def testify(at: Bench, mutant: Mutant) -> Testimony:
+def account_of(at: Bench, mutant: Mutant) -> Account:
     """What a mutant answers to every vector: in float32, in float64 too where only that kills it."""
     margins: dict[str, float] = {}
     rows: dict[int, Row | None] = {}
@@ -60,18 +60,18 @@ def testify(at: Bench, mutant: Mutant) -> Testimony:
         id_ = question.vector.id
         if id_ in margins:
             continue
-        answer, right = at.ask(mutant, index), at.right[index]
+        answer, right = at.ask(mutant, index), at.right(index)
         rows[index] = None if same(answer, right) else row_of(question, answer)
         found = margin(question, answer, right)
         if found > 1:
             margins[id_] = found
         if found > 1 or id_ not in asked:
             asked[id_] = index
-    return Testimony(mutant.name, margins, rows, asked)
+    return Account(mutant.name, margins, rows, asked)
 
 
-def examine(atlas: Atlas, told: Testimony) -> Examined:
-    """What the diagnosis makes of a testimony."""
+def examine(atlas: Atlas, told: Account) -> Examined:
+    """What the diagnosis makes of an account."""
     evidence = [
         Evidence(index, told.rows[index] or atlas.right(index), id_ not in told.margins)
         for id_, index in told.asked.items()
@@ -85,14 +85,14 @@ def examine(atlas: Atlas, told: Testimony) -> Examined:
 def census(
     vectors: Sequence[Vector], names: Sequence[str], *, workers: int = 1, progress: Progress | None = None
 ) -> dict[str, Examined]:
-    """Mutants examined by name. All testify first, so that the diagnosis finds every answer in the atlas."""
+    """Mutants examined by name. All give their account first, so that the diagnosis finds every answer in the atlas."""
     atlas = Atlas(bench(vectors), mutants())
-    told: dict[str, Testimony] = {}
-    for testimony in _testimonies(vectors, [mutant.name for mutant in mutants()], workers):
-        told[testimony.name] = testimony
-        atlas.keep(testimony.name, testimony.rows)
+    told: dict[str, Account] = {}
+    for account in _accounts(vectors, [mutant.name for mutant in mutants()], workers):
+        told[account.name] = account
+        atlas.keep(account.name, account.rows)
         if progress is not None:
-            progress(len(told), len(mutants()), testimony.name)
+            progress(len(told), len(mutants()), account.name)
     return {name: examine(atlas, told[name]) for name in names}
 
 
@@ -108,8 +108,8 @@ def census_of_pairs(
     return {name: found[name] for name in names}
 
 
-def _testimonies(vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Testimony]:
-    return _pooled(_testify, vectors, names, workers)
+def _accounts(vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Account]:
+    return _pooled(_account, vectors, names, workers)
 
 
 def _pooled(work: Callable[[str], Any], vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Any]:
@@ -130,12 +130,12 @@ def _prepare(raws: list[tuple[dict[str, Any], Path]]) -> None:
     _HERE[:] = [Atlas(bench(vector_from_json(raw, folder) for raw, folder in raws), mutants())]
 
 
-def _testify(name: str) -> Testimony:
-    return testify(_HERE[0].bench, find(name))
+def _account(name: str) -> Account:
+    return account_of(_HERE[0].bench, find(name))
 
 
 def _examine(name: str) -> Examined:
-    return examine(_HERE[0], _testify(name))
+    return examine(_HERE[0], _account(name))
 
 
 def sample_pairs(atlas: Atlas, count: int, seed: int) -> list[str]:

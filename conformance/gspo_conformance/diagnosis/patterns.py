@@ -7,6 +7,7 @@ from math import inf
 
 import numpy as np
 
+from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
 from .evidence import Evidence
@@ -40,7 +41,8 @@ def _quotients(item: Evidence, atlas: Atlas, output: str) -> NumPyArray:
     got = np.asarray(item.result.answer[output], dtype=float)
     if got.shape != expected.shape:
         return np.zeros(0)
-    there = (expected.value != 0) & np.isfinite(expected.value) & np.isfinite(got)
+    rounding = UNIT_ROUNDOFF[atlas.bench.questions[item.question].case.dtype] * expected.scale
+    there = (np.abs(expected.value) > 1e5 * rounding) & np.isfinite(expected.value) & np.isfinite(got)
     return got[there] / expected.value[there]
 
 
@@ -49,8 +51,8 @@ def factor_text(span: tuple[float, float] | None, noun: str = "gradient") -> str
     if span is None:
         return ""
     low, high = span
-    if abs(high - low) <= 1e-4 * max(abs(low), abs(high)):
-        return "" if abs(low - 1) < 1e-4 else f"{noun} {_times(low)} throughout"
+    if abs(high - low) <= 1e-3 * max(abs(low), abs(high)):
+        return "" if abs(low - 1) < 1e-3 else f"{noun} {_times(low)} throughout"
     return f"{noun} {_times(low)} to {_times(high)} here"
 
 
@@ -91,13 +93,16 @@ def _of_factors(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
 
 
 def _of_places(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
-    """Properties that every wrong answer has and no right one."""
+    """Properties that every wrong answer has, that make most answers wrong, and that some right answer lacks."""
     found = []
     for noun, trait in TRAITS.items():
         bad = {trait(item, atlas) for item in wrong}
-        good = {trait(item, atlas) for item in evidence if item.right}
-        if len(bad) == 1 and good and not bad & good and None not in bad:
-            found.append(f"only {noun} {bad.pop()}")
+        good = [trait(item, atlas) for item in evidence if item.right]
+        if len(bad) == 1 and None not in bad:
+            (name,) = bad
+            alike = good.count(name)
+            if alike < len(good) and alike * 4 <= len(wrong):
+                found.append(f"only {noun} {name}")
     return found
 
 

@@ -52,7 +52,7 @@ class Atlas:
         """The mutant's answer; None where it is the reference's own."""
         place = (mutant.name, question)
         if place not in self._rows:
-            answer, right = self.bench.ask(mutant, question), self.bench.right[question]
+            answer, right = self.bench.ask(mutant, question), self.bench.right(question)
             self._rows[place] = None if same(answer, right) else row_of(self.bench.questions[question], answer)
         return self._rows[place]
 
@@ -72,7 +72,7 @@ class Atlas:
     def right(self, question: int) -> Row:
         """The reference's answer."""
         if question not in self._right:
-            self._right[question] = row_of(self.bench.questions[question], self.bench.right[question])
+            self._right[question] = row_of(self.bench.questions[question], self.bench.right(question))
         return self._right[question]
 
     def matches(self, question: int, got: Row, rows: Sequence[Row]) -> list[bool]:

@@ -41,22 +41,28 @@ Answer = dict[str, Any] | Refused
 
 @dataclass
 class Bench:
-    """Questions, the reference's answers to them, and what mutants said so far."""
+    """Questions; the reference's answers to them, and the stages it goes through, are worked out when first needed."""
 
     questions: Sequence[Question]
-    right: list[Answer] = field(default_factory=list)
-    used: list[frozenset[str]] = field(default_factory=list)
+    _traced: dict[int, tuple[Answer, frozenset[str]]] = field(default_factory=dict)
     _last: tuple[str, str, Answer] = ("", "", Refused(""))
 
-    def __post_init__(self) -> None:
-        for question in self.questions:
-            answer, stages = traced(question.case)
-            self.right.append(answer)
-            self.used.append(stages)
+    def right(self, index: int) -> Answer:
+        """The reference's answer."""
+        return self._trace(index)[0]
+
+    def used(self, index: int) -> frozenset[str]:
+        """The stages that the reference goes through."""
+        return self._trace(index)[1]
+
+    def _trace(self, index: int) -> tuple[Answer, frozenset[str]]:
+        if index not in self._traced:
+            self._traced[index] = traced(self.questions[index].case)
+        return self._traced[index]
 
     def reaches(self, mutant: Mutant, index: int) -> bool:
         """Whether the question passes through a stage that the mutant changes."""
-        return not mutant.stages.isdisjoint(self.used[index])
+        return not mutant.stages.isdisjoint(self.used(index))
 
     def ask(self, mutant: Mutant, index: int) -> Answer:
         """The mutant's answer, the reference's own where it cannot differ.
@@ -64,7 +70,7 @@ class Bench:
         Inputs are exact in float32, so one run in float64 answers for both dtypes.
         """
         if not self.reaches(mutant, index):
-            return self.right[index]
+            return self.right(index)
         vector, case = self.questions[index]
         if not mutant.kind.wide or "float64" not in vector.dtype:
             return attempt(mutant.kind, case)

@@ -104,7 +104,7 @@ def score_mutant(asked: Bench, mutant: Mutant) -> dict[str, float]:
     for index, question in enumerate(asked.questions):
         if question.vector.id in margins or not asked.reaches(mutant, index):
             continue
-        found = margin(question, asked.ask(mutant, index), asked.right[index])
+        found = margin(question, asked.ask(mutant, index), asked.right(index))
         if found > 1:
             margins[question.vector.id] = found
     return margins
@@ -128,7 +128,7 @@ def holes(vectors: Iterable[Vector], mutants: Sequence[Mutant]) -> tuple[list[Mu
             question = asked.questions[index]
             owed = question.vector.level in OWED and best < ENOUGH
             if (owed or question.vector.id not in busy) and asked.reaches(mutant, index):
-                found = margin(question, asked.ask(mutant, index), asked.right[index])
+                found = margin(question, asked.ask(mutant, index), asked.right(index))
                 best = max(best, found if question.vector.level in OWED else 0.0)
                 busy |= {question.vector.id} if found > 1 else set()
         survivors += [] if best >= ENOUGH else [mutant]

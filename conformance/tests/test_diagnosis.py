@@ -1,0 +1,157 @@
+"""The diagnosis: what a target computes instead, in one sentence, and nothing where it does not know."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gspo_conformance import check, load_vectors, loss_target
+from gspo_conformance.diagnosis import diagnose
+from gspo_conformance.diagnosis.census import account_of, examine, sample_pairs
+from gspo_conformance.diagnosis.verdict import atlas_of
+from gspo_conformance.mutants import find, mutants
+from gspo_conformance.mutants.atlas import Atlas
+from gspo_conformance.mutants.dialects import DIALECTS
+from gspo_conformance.target import Capabilities, Case, FunctionTarget
+from gspo_conformance.targets.numpy import target as numpy_target
+
+CORE = numpy_target()
+Answer = Callable[[Case], Mapping[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Atlas:
+    return atlas_of(load_vectors())
+
+
+def found(target: Any, *patterns: str, **options: Any) -> Mapping[str, Any]:
+    with np.errstate(all="ignore"):
+        diagnosis = check(target, *patterns, **options).diagnosis
+    assert diagnosis is not None
+    return diagnosis
+
+
+def deviant(change: Callable[[str, Any, Case], Any], **capabilities: Any) -> FunctionTarget:
+    """The core with every output put through a change."""
+
+    def run(case: Case) -> dict[str, Any]:
+        return {name: change(name, value, case) for name, value in CORE.run(case).items()}
+
+    return FunctionTarget(
+        "deviant", run, Capabilities.everything(operations={"policy_loss"}, metrics=(), **capabilities)
+    )
+
+
+def test_a_token_mean_written_in_torch_is_named() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        moved = torch.where(mask, logp - old_logp, 0.0)
+        ratio = torch.exp(moved.sum(1) / mask.sum(1).clamp(min=1))
+        value = torch.minimum(ratio * advantages, ratio.clamp(1 - 3e-4, 1 + 4e-4) * advantages)
+        return -(value[:, None] * mask).sum() / mask.sum().clamp(min=1)
+
+    diagnosis = found(loss_target(loss), "aggregation/*", "surrogate/*", "ratio/*")
+    assert diagnosis["mutants"] == ["aggregation.token-mean"]
+    assert "`aggregation.token-mean` (GSPO-AGG-1): the mean over all tokens of the batch" in diagnosis["sentence"]
+    assert "each response is weighted by its length" in diagnosis["sentence"]
+    low, high = diagnosis["gradient_factors"] or (1.0, 1.0)
+    assert low < 0.5 < 1.5 < high
+
+
+def test_token_sums_are_off_by_the_length() -> None:
+    diagnosis = found(find("aggregation.token-sum"), "aggregation/long-and-short*", dtypes=("float32",))
+    assert diagnosis["mutants"] == ["aggregation.token-sum"]
+    assert diagnosis["sentence"].endswith("gradient 2x to 22x here")
+    assert diagnosis["confidence"] == 1
+
+
+def test_a_target_that_returns_the_loss_alone_is_named() -> None:
+    mutant = find("clip.range-swapped")
+    target = FunctionTarget("loss alone", mutant.run, Capabilities(objectives=({"ratio": "sequence"},)))
+    diagnosis = found(target, "surrogate/*", "ratio/*", "aggregation/*")
+    assert "clip.range-swapped" in (*diagnosis["mutants"], *diagnosis["equivalents"])
+    assert diagnosis["gradient_factors"] is None
+
+
+def test_a_right_target_has_no_diagnosis() -> None:
+    assert diagnose(check(CORE, "aggregation/*"), load_vectors()) is None
+
+
+def test_the_run_carries_it() -> None:
+    run = check("mutant:loss.sign", "aggregation/lengths*")
+    assert run.diagnosis is not None
+    assert run.diagnosis["mutants"] == ["loss.sign"]
+    assert run.diagnosis["clauses"] == ["GSPO-SURR-1"]
+    assert run.diagnosis["explained"] == run.diagnosis["of"] > 0
+
+
+UNKNOWN = {
+    "a factor": (lambda name, value, case: value * 1.7, "loss 1.7x throughout"),
+    "NaN": (lambda name, value, case: value * np.nan, "NaN or infinity"),
+    "noise": (lambda name, value, case: value + 1e-3 * np.random.default_rng(3).normal(size=value.shape), ""),
+    "float64 alone": (lambda name, value, case: value * 1.3 if case.dtype == "float64" else value, "only in float64"),
+    "packed alone": (lambda name, value, case: value * 1.3 if case.layout == "packed" else value, "only with layout packed"),
+    "a wrong shape": (lambda name, value, case: value.reshape(*value.shape, 1), "wrong shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_nobody_knows_is_described(name: str) -> None:
+    change, words = UNKNOWN[name]
+    patterns = ("packing/*", "aggregation/s*") if name == "packed alone" else ("aggregation/*", "surrogate/paper-*")
+    diagnosis = found(deviant(change), *patterns)
+    assert diagnosis["mutants"] == [], diagnosis["sentence"]
+    assert diagnosis["sentence"].startswith("unknown deviation")
+    assert any(words in text for text in diagnosis["observed"]) or not words, diagnosis["observed"]
+
+
+def test_two_signs_that_are_wrong_are_found_apart() -> None:
+    diagnosis = found(deviant(lambda name, value, case: -value if name == "loss" else value), "aggregation/*")
+    assert set(diagnosis["mutants"]) == {"loss.sign", "gradient.negated"}
+    assert "the loss has the wrong sign" in diagnosis["observed"]
+
+
+def test_a_known_and_an_unknown_deviation_together_are_named_with_less_confidence() -> None:
+    mutant = find("gradient.no-ratio")
+
+    def run(case: Case) -> dict[str, Any]:
+        answer = mutant.run(case)
+        return {n: v * 1.1 for n, v in answer.items()} if "mixed" in case.id else answer
+
+    diagnosis = found(replace(deviant(lambda n, v, c: v), function=run), "surrogate/*", "gradient/*")
+    assert diagnosis["mutants"] == ["gradient.no-ratio"]
+    assert 0.5 < diagnosis["confidence"] < 1
+    assert "explains" in diagnosis["sentence"]
+
+
+def test_a_dialect_is_named() -> None:
+    dialect = next(one for one in DIALECTS if one.trainer == "verl 0.9.1")
+    diagnosis = found(find("+".join(dialect.names)), "aggregation/*", "mask/*", "ratio/*", "numerics/*")
+    assert set(diagnosis["mutants"]) == set(dialect.names)
+    assert dialect.name in diagnosis["dialects"]
+    assert dialect.name in diagnosis["sentence"]
+
+
+def test_every_dialect_is_made_of_mutants_and_differs_from_the_others() -> None:
+    known = {mutant.name for mutant in mutants()}
+    assert all(set(dialect.names) <= known for dialect in DIALECTS)
+    assert len({dialect.name for dialect in DIALECTS}) == len(DIALECTS)
+
+
+def test_a_sample_of_mutants_is_recognised(atlas: Atlas) -> None:
+    for mutant in random.Random(11).sample(mutants(), 10):
+        one = examine(atlas, account_of(atlas.bench, mutant))
+        assert one.recognised, (one.name, one.sentence)
+        assert one.confidence == 1, one.sentence
+
+
+def test_a_sample_of_pairs_is_recognised(atlas: Atlas) -> None:
+    names = sample_pairs(atlas, 4, seed=5)
+    results = [examine(atlas, account_of(atlas.bench, find(name))) for name in names]
+    assert len(names) == 4
+    assert sum(one.recognised for one in results) == 4, [one.sentence for one in results if not one.recognised]
