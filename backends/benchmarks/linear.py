@@ -160,13 +160,20 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     return {
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else _processor(),
         "threads": options.threads or os.cpu_count(),
         "torch": torch.__version__,
         "dtype": options.dtype,
         "rounds": options.rounds,
         "load": os.getloadavg()[0],
     }
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it."""
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

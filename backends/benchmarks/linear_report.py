@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
 
 MIB = 2**20
 TITLES = {
@@ -48,13 +49,18 @@ def table(run: dict[str, Any]) -> str:
     """One Markdown table per size."""
     machine, lines = run["machine"], []
     lines.append(
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['dtype']}; best of "
-        f"{machine['rounds']} rounds, load average {machine['load']:.1f} at the end. Regenerate: `make bench`."
+        f"{machine['device']}, {_count(machine['threads'], 'thread')}, torch {machine['torch']}, {machine['dtype']}; "
+        f"{_count(machine['rounds'], 'round')}, at a load average of {machine['load']:.1f}, which stretches wall times. "
+        f"Regenerate: `make bench`."
     )
     for size, rows in groupby(run["rows"], key=_size):
         lines += ["", f"**{_heading(size)}**", "", *_table(list(rows))]
     versions = sorted({row["version"] for row in run["rows"] if "version" in row})
     return "\n".join([*lines, "", f"Versions: {', '.join(versions)}.", ""])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def _size(row: Row) -> tuple[Any, ...]:
@@ -70,7 +76,7 @@ def _heading(size: tuple[Any, ...]) -> str:
 def _table(rows: list[Row]) -> list[str]:
     base = next((row["processor_seconds"] for row in rows if row["path"] == "naive" and "seconds" in row), None)
     lines = [
-        "| path | peak beyond inputs and gradients, MiB | gradients, MiB | processor time, s | beside all logits | wall time, best and slowest, s |",
+        "| path | beyond inputs and gradients, MiB | gradients, MiB | processor time, s | beside all logits | wall time, s |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -79,10 +85,9 @@ def _table(rows: list[Row]) -> list[str]:
             lines.append(f"| {title} | not run: {row['not_run']} | | | | |")
             continue
         beside = f"{row['processor_seconds'] / base:.2f}" if base else "–"
-        lines.append(
-            f"| {title} | {_extra(row):,.0f} | {row['gradient_bytes'] / MIB:,.0f} | {row['processor_seconds']:.2f} "
-            f"| {beside} | {row['seconds']:.2f} – {row['slowest']:.2f} |"
-        )
+        memory = "– | –" if row["path"] == "products" else f"{_extra(row):,.0f} | {row['gradient_bytes'] / MIB:,.0f}"
+        wall = f"{row['seconds']:.2f}" + (f" – {row['slowest']:.2f}" if row["slowest"] > row["seconds"] else "")
+        lines.append(f"| {title} | {memory} | {row['processor_seconds']:.2f} | {beside} | {wall} |")
     return lines
 
 
@@ -109,13 +114,14 @@ def plot(run: dict[str, Any], path: Path) -> None:
                 times = [1e3 * row["processor_seconds"] / count for row, count in zip(mine, tokens, strict=True)]
                 axes[1][column].plot(lengths, times, **style)
         axes[0][column].set(title=f"V = {head[0]:,}, D = {head[1]}", xscale="log", yscale="log")
-        axes[1][column].set(xscale="log", yscale="log", xlabel="tokens of a response")
+        axes[1][column].set(xscale="log", xlabel="tokens of a response")
+        axes[1][column].set_ylim(bottom=0)
         for row in axes:
             ticks = sorted({one["length"] for one in here})
             row[column].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-            row[column].minorticks_off()
+            row[column].xaxis.set_minor_locator(NullLocator())
             row[column].grid(alpha=0.3)
-    axes[0][0].set_ylabel("peak beyond inputs and gradients, MiB")
+    axes[0][0].set_ylabel("beyond inputs and gradients, MiB")
     axes[1][0].set_ylabel("processor time per token, ms")
     handles, labels = axes[1][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
