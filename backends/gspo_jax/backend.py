@@ -67,7 +67,8 @@ class JaxBackend(gspo_core.Backend):
         """None: JAX moves what it makes here to where it is used; a device by name would tie results to it."""
 
     def can_inspect(self, values: jax.Array) -> bool:
-        """True for a concrete array on one CPU device, outside `jit`; a GPU would have to synchronise."""
+        """True for a concrete array on one CPU device, outside `jit`, under `grad` too; a GPU would have to synchronise."""
+        values = _primal(values)
         if isinstance(values, jax.core.Tracer) or _staging():
             return False
         return values.is_fully_addressable and {device.platform for device in values.devices()} == {"cpu"}
@@ -87,6 +88,13 @@ def _first_block(offsets: jax.Array) -> jax.Array:
 
 def _add_at(values: jax.Array, index: jax.Array, size: int) -> jax.Array:
     return jax.ops.segment_sum(values, index, size, indices_are_sorted=True)
+
+
+def _primal(values: Any) -> Any:
+    """What `jax.grad` and `jax.jvp` differentiate at: their tracers carry it, and it is concrete outside `jit`."""
+    while isinstance(values, jax.core.Tracer) and hasattr(values, "primal"):
+        values = values.primal
+    return values
 
 
 def _staging() -> bool:
