@@ -19,7 +19,6 @@ from ..trainers.dialect import SEVERITIES, Inexpressible
 from ..trainers.room import find_room, rooms
 from ..words import UsageError, choices
 
-
 INTERMIXED = True  # overrides may follow options
 
 
