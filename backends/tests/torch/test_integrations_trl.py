@@ -188,3 +188,14 @@ def test_the_configuration_has_the_papers_defaults_and_survives_saving(tmp_path:
     assert objective_of(args) == gspo.Objective.gspo()
     torch.save(args, tmp_path / "args.bin")
     assert torch.load(tmp_path / "args.bin", weights_only=False).to_dict() == args.to_dict()
+
+
+def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+    import sys
+
+    monkeypatch.setattr(sys, "argv", ["trl_trainer.py", str(tmp_path)])
+    runpy.run_path(str(Path(__file__).parents[3] / "examples" / "trl_trainer.py"), run_name="__main__")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(printed) == 3
+    assert "100% of" in printed[1]

@@ -72,3 +72,12 @@ def test_an_objective_of_ones_own_is_found_by_its_name() -> None:
 
     registered = verl.register(Objective.luspo(), name="luspo_core")
     assert get_policy_loss_fn("luspo_core") is registered
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    import runpy
+    from pathlib import Path
+
+    runpy.run_path(str(Path(__file__).parents[3] / "examples" / "verl_loss.py"), run_name="__main__")
+    ours, theirs, token_mean = capsys.readouterr().out.splitlines()[-3:]
+    assert ours.split("loss")[1] == theirs.split("loss")[1] != token_mean.split("loss")[1]
