@@ -31,7 +31,8 @@ from .linear_parts import Parts, depends_on_token_alone, one_scalar_per_sequence
 from .normalise import normalise_, slopes_
 
 DESIGNS = ("auto", "recompute", "single_pass")
-# Clearing and adding a [V, D] sum takes as long as one product of about a hundred tokens on a CPU, a thousand on a GPU.
+# By bandwidth and peak rate, clearing and adding a [V, D] sum takes as long as the product it saves for about a hundred
+# tokens on a CPU and a thousand on a GPU.
 _LONG = 1024
 
 
