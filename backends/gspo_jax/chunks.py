@@ -8,6 +8,7 @@ every device works on every chunk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -61,11 +62,9 @@ class Picked:
 class Strided:
     """k chunks, k a divisor of the row length T; chunk i holds the tokens i, i + k, i + 2k, ... of every row."""
 
-    def __init__(self, wanted: jax.Array, size: int) -> None:
+    def __init__(self, wanted: jax.Array, steps: int) -> None:
         self.axis = wanted.ndim - 1
-        length = wanted.shape[-1]
-        rows = max(wanted.size // max(length, 1), 1)
-        self.steps = next((k for k in range(1, length) if length % k == 0 and rows * length <= k * size), length)
+        self.steps = steps
         self.wanted = wanted
 
     def chunk(self, index: jax.Array) -> Chunk:
@@ -85,6 +84,16 @@ class Strided:
 
     def _put(self, into: jax.Array, values: jax.Array, index: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(self._split(into), values, index, self.axis + 1).reshape(into.shape)
+
+
+def strides(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """(k, T'): into how many chunks of about `size` tokens rows of T are cut, and T or, where no k divides it, what to fill it up to."""
+    rows, length = math.prod(shape[:-1]), shape[-1]
+    fewest = min(-(-rows * length // size), length)
+    for steps in range(fewest, min(2 * fewest, length) + 1):
+        if length % steps == 0:
+            return steps, length
+    return fewest, -(-length // fewest) * fewest
 
 
 def _select(wanted: jax.Array, values: jax.Array) -> jax.Array:

@@ -21,16 +21,16 @@ Saved: TypeAlias = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, Norm
 
 @dataclass(frozen=True)
 class Head:
-    """What is fixed when a program is traced. `picks`: gather wanted tokens, or leave every token where it is."""
+    """What is fixed when a program is traced. `steps` None gathers the wanted tokens; else `Strided` makes that many chunks."""
 
     temperature: float
     chunk_size: int
     vocab_axis: str | None
-    picks: bool
+    steps: int | None
 
     def cut(self, wanted: jax.Array) -> Cut:
         """The chunks of a batch."""
-        return Picked(wanted, self.chunk_size) if self.picks else Strided(wanted, self.chunk_size)
+        return Picked(wanted, self.chunk_size) if self.steps is None else Strided(wanted, self.steps)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -12,6 +12,7 @@ import gspo_core
 from gspo_core.sequences import bind_sequences
 from gspo_core.validation import check_floating, check_integer, check_number, check_shape
 
+from .chunks import strides
 from .distributed import policy_loss
 from .head import Head, accumulator, head_logps
 from .mesh import check_vocab_axis, is_one_piece, vary_like
@@ -144,12 +145,25 @@ def _logps(
     check_number("temperature", temperature, low=0.0, strict=True)
     _check_chunk_size(chunk_size)
     check_vocab_axis("weight", vocab_axis, weight)
+    if tokens.size == 0:
+        return jnp.zeros(tokens.shape, accumulator(hidden, weight))
     size = _default_chunk(weight.shape[0]) if chunk_size is None else chunk_size
-    head = Head(float(temperature), size, vocab_axis, is_one_piece(hidden))
     arrays = (hidden, weight, bias, tokens)
     hidden, weight = vary_like(hidden, *arrays), vary_like(weight, *arrays)
     bias = None if bias is None else vary_like(bias, *arrays)
-    return head_logps(head, hidden, weight, bias, tokens.astype(jnp.int32), wanted)
+    tokens = tokens.astype(jnp.int32)
+    if is_one_piece(hidden):
+        return head_logps(Head(float(temperature), size, vocab_axis, None), hidden, weight, bias, tokens, wanted)
+    steps, length = strides(tokens.shape, size)
+    head = Head(float(temperature), size, vocab_axis, steps)
+    hidden, filled, wanted = (_fill(values, tokens.ndim - 1, length) for values in (hidden, tokens, wanted))
+    return head_logps(head, hidden, weight, bias, filled, wanted)[..., : tokens.shape[-1]]
+
+
+def _fill(values: jax.Array, axis: int, length: int) -> jax.Array:
+    """Zeros up to `length` along an axis."""
+    missing = length - values.shape[axis]
+    return jnp.pad(values, [(0, missing if at == axis else 0) for at in range(values.ndim)]) if missing else values
 
 
 def _check_head(hidden: jax.Array, weight: jax.Array, tokens: jax.Array, bias: jax.Array | None) -> None:

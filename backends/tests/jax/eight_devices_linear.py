@@ -107,6 +107,25 @@ def test_sharded_arrays_need_no_change(expected: Any) -> None:
     assert {name for name, _ in collectives(run)} == {"all-reduce"}
 
 
+def test_a_length_without_a_divisor() -> None:
+    """Seven tokens in chunks of two rows of three: filled up to nine, which nothing sees."""
+    rng = np.random.default_rng(3)
+    hidden, weight = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 7, WIDTH), (VOCABULARY, WIDTH))
+    )
+    chosen = jnp.asarray(rng.integers(0, VOCABULARY, (2, 7)))
+
+    def total(logps: Any, hidden: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(logps(hidden, weight, chosen)))
+
+    def plain(hidden: jax.Array, weight: jax.Array, chosen: jax.Array) -> jax.Array:
+        return gspo.token_logps(jnp.einsum("btd,vd->btv", hidden, weight), chosen)
+
+    found = jax.jit(jax.value_and_grad(partial(total, partial(gspo.linear_token_logps, chunk_size=6))))(hidden)
+    for mine, truth in zip(found, jax.value_and_grad(partial(total, plain))(hidden)):
+        np.testing.assert_allclose(mine, truth, rtol=1e-5, atol=1e-6)
+
+
 def test_logits_spread_over_the_vocabulary() -> None:
     rng = np.random.default_rng(2)
     logits = jnp.asarray(rng.normal(size=(4, LENGTH, VOCABULARY)), jnp.float32)

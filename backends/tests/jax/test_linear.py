@@ -12,7 +12,7 @@ import pytest
 
 import gspo_jax as gspo
 from gspo_core.tests.batches import Batch
-from gspo_jax.chunks import Picked, Strided
+from gspo_jax.chunks import Picked, strides
 from gspo_jax.head import Head, head_logps
 
 WIDE = gspo.Clip(0.2, 0.3)
@@ -119,8 +119,8 @@ def test_loss_and_gradients_are_those_of_all_logits(layout: str, chunk_size: int
     assert not np.asarray(slopes["hidden"])[~np.asarray(counted(arguments))].any()
 
 
-@pytest.mark.parametrize("picks", [True, False])
-def test_every_way_to_cut_under_vmap_scan_and_checkpoint(picks: bool) -> None:
+@pytest.mark.parametrize("steps", [None, 3])
+def test_every_way_to_cut_under_vmap_scan_and_checkpoint(steps: int | None) -> None:
     """A cotangent that is 0 at some tokens; rows of 6 in chunks of 3 of every row, or of 5 tokens of the batch."""
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(3, 2, 6, WIDTH)), jnp.float32)
@@ -128,7 +128,7 @@ def test_every_way_to_cut_under_vmap_scan_and_checkpoint(picks: bool) -> None:
     tokens = jnp.asarray(rng.integers(0, VOCABULARY, (3, 2, 6)))
     cotangent = jnp.asarray(rng.normal(size=(3, 2, 6)) * (rng.random((3, 2, 6)) > 0.5), jnp.float32)
     wanted = jnp.ones((2, 6), bool)
-    head = Head(1.0, 5, None, picks)
+    head = Head(1.0, 5, None, steps)
 
     def total(logps: Any, hidden: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.sum(jax.vmap(logps, (0, None, 0))(hidden, weight, tokens) * cotangent)
@@ -154,8 +154,13 @@ def test_work_is_proportional_to_the_tokens_that_are_wanted() -> None:
     wanted = jnp.zeros((4, 100), bool).at[1, 7:50].set(True)
     assert int(Picked(wanted, 10).steps) == 5
     assert int(Picked(jnp.zeros((4, 100), bool), 10).steps) == 0
-    assert Strided(wanted, 10).steps == 50
-    assert Strided(wanted, 1000).steps == 1
+
+
+def test_rows_are_cut_into_chunks_of_about_the_size() -> None:
+    """A length without a divisor at hand is filled up, not cut into single tokens."""
+    assert strides((4, 100), 10) == (50, 100)
+    assert strides((4, 100), 1000) == (1, 100)
+    assert strides((10_007,), 1000) == (11, 10_010)
 
 
 def compiled(tokens: int, chunk_size: int, dtype: Any = jnp.float32, **options: Any) -> Any:
@@ -220,6 +225,14 @@ def test_half_precision_accumulates_in_float32() -> None:
     assert error[0][0] < 1e-5 < 1e-2 < error[1][0]
     assert error[0][1] < error[1][1]
     assert error[0][2] < error[1][2]
+
+
+def test_no_tokens_at_all() -> None:
+    logp, back = jax.vjp(
+        lambda h, w: gspo.linear_token_logps(h, w, jnp.zeros((2, 0), jnp.int32)), jnp.zeros((2, 0, 3)), jnp.ones((5, 3))
+    )
+    assert logp.shape == (2, 0)
+    assert not back(logp)[1].any()
 
 
 def test_digits_near_probability_one() -> None:
