@@ -96,7 +96,7 @@ def _norms(every: Mapping[str, Any]) -> Iterator[Finding]:
                 f"{outer}.group_size",
                 told,
                 "GSPO-ADV-4",
-                "all advantages are 0 and nothing is learnt",
+                "all advantages are 0 and nothing is learnt, or it stops with IndexError (981e3f68)",
                 f"{outer}.group_size=the number of responses a prompt has",
             )
     levels = (
