@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gspo_core
 import gspo_jax as gspo
 from gspo_core.tests.batches import Batch
 
@@ -221,6 +224,13 @@ def test_values_are_checked_where_they_can_be_read() -> None:
     found, gradient = jax.jit(loss_and_gradient, static_argnums=0)(GSPO, broken)
     assert np.isnan(found.loss)
     assert np.isfinite(gradient[1:]).all(), "the other sequences keep their gradients (GSPO-NUM-3)"
+
+
+def test_the_api_page_lists_what_this_package_adds() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: gspo_jax\.(\S+)$", page, flags=re.MULTILINE)
+    own = {name for name in gspo.__all__ if getattr(gspo, name) is not getattr(gspo_core, name, None)}
+    assert sorted(listed) == sorted(own - {"backend"})
 
 
 def test_an_objective_is_static() -> None:
