@@ -79,6 +79,13 @@ class Run:
     stale: tuple[str, ...] = ()
 
     @property
+    def versions(self) -> str:
+        """What the implementation says of itself: `numpy 2.4.6`."""
+        said = ((name, str(value)) for name, value in self.implementation.items())
+        words = (value if name == "name" else f"{name} {value}" for name, value in said)
+        return ", ".join(word for word in words if word != self.target)
+
+    @property
     def counts(self) -> Counter[str]:
         """How many results have each verdict."""
         return Counter(result.verdict for result in self.results)

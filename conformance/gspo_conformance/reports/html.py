@@ -96,10 +96,9 @@ def _failures(run: Run, i: int, known: dict[str, Vector]) -> Markup | None:
 
 
 def _implementation(run: Run) -> str:
-    words = [value if name == "name" else f"{name} {value}" for name, value in run.implementation.items()]
     slow = f"; the slowest answer {run.slowest(1)[0].key} took {run.slowest(1)[0].seconds:.2f} s" if run.results else ""
     took = f"{run.seconds:.1f} s, {run.answer_seconds:.1f} s of it in answers{slow}"
-    return ", ".join([*words, f"worst K {show_k(run.k)}", took])
+    return ", ".join([*filter(None, [run.versions]), f"worst K {show_k(run.k)}", took])
 
 
 def _tally(run: Run) -> Markup:

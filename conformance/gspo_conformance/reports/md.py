@@ -38,7 +38,7 @@ def _area(results: Sequence[Result]) -> str:
 
 def _section(run: Run, verbose: bool) -> list[str]:
     lines = [f"## {_cell(run.target)}: {run.verdict}", ""]
-    lines += [f"{name} {_cell(str(value))}" for name, value in run.implementation.items()] + [""]
+    lines += [_cell(run.versions), ""] if run.versions else []
     lines += [f"{_cell(run.failure)}", ""] if run.failure else []
     lines += [f"Stale known failure: `{_code(pattern)}`" for pattern in run.stale]
     lines += [f"**Diagnosis.** {_cell(run.diagnosis['sentence'])}", ""] if run.diagnosis else []

@@ -35,8 +35,7 @@ def _block(run: Run, verbose: bool) -> str:
 
 
 def _title(run: Run) -> str:
-    words = [value if name == "name" else f"{name} {value}" for name, value in run.implementation.items()]
-    return f"{run.target} ({', '.join(words)})" if words else run.target
+    return f"{run.target} ({run.versions})" if run.versions else run.target
 
 
 def _areas(run: Run) -> list[str]:

@@ -52,14 +52,23 @@ class CoreTarget:
 
     def native(self, case: Case) -> dict[str, Any]:
         """The outputs of the case in the framework's arrays."""
+        return self.answer(case, self.arguments(case))
+
+    def arguments(self, case: Case) -> Arrays | list[Arrays]:
+        """The inputs of the case in the framework's arrays, its tokens as `sequences`; a list of them for a step."""
         if case.operation == "step":
-            parts = [self._arguments(part, case) for part in case.inputs["parts"]]
-            return self._step(parts, dict(case.parameters))
-        arrays, parameters = self._arguments(case.inputs, case), dict(case.parameters)
+            return [self._arguments(part, case) for part in case.inputs["parts"]]
+        return self._arguments(case.inputs, case)
+
+    def answer(self, case: Case, given: Arrays | list[Arrays]) -> dict[str, Any]:
+        """What the case asks for, of arguments that are at hand."""
+        parameters = dict(case.parameters)
+        if isinstance(given, list):
+            return self._step([dict(part) for part in given], parameters)
         special = getattr(self, f"_{case.operation}", None)
         if special is not None:
-            return special(arrays, parameters)
-        return _named(case, getattr(self.gspo, case.operation)(**arrays, **parameters))
+            return special(dict(given), parameters)
+        return _named(case, getattr(self.gspo, case.operation)(**given, **parameters))
 
     def _arguments(self, inputs: Mapping[str, Any], case: Case) -> Arrays:
         arrays = {name: self.framework.array(value, _storage(name, case)) for name, value in inputs.items()}
