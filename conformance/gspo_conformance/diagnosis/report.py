@@ -10,6 +10,7 @@ from math import inf
 from typing import Any
 
 from ..formats import Vector
+from ..mutants import ABSENT
 from ..mutants.registry import Mutant
 from ..mutants.score import ENOUGH, Score, Scored
 from ..words import plural
@@ -104,6 +105,8 @@ class Report:
                 family = head
                 lines += [f"## {family}", ""]
             lines += [*self._story(item), ""]
+        if self.whole:
+            lines += ["## Not here, and why", "", *(f"- {what[:1].upper()}{what[1:]}: {why}." for what, why in ABSENT.items()), ""]  # fmt: skip
         if vectors:
             lines += ["## Vectors", "", *(f"- `{i}`: {_code(names)}" for i, names in self.score.kills.items()), ""]
         return "\n".join(lines)

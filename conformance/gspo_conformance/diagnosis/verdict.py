@@ -16,6 +16,20 @@ from .evidence import Evidence, evidence_of
 from .patterns import factor_text, factors, observed
 from .suspects import Search, Suspect
 
+NOUNS = {
+    "policy_loss": "loss",
+    "step": "loss",
+    "pipeline": "loss",
+    "ratio": "ratio",
+    "clipped_surrogate": "surrogate",
+    "aggregate": "aggregate",
+    "kl_penalty": "penalty",
+    "clip_rewards": "rewards",
+    "normalize_rewards": "rewards",
+    "token_kl_rewards": "rewards",
+    "soft_overlong_penalty": "rewards",
+    "informative_groups": "groups to keep",
+}
 SURE = 0.985
 NAMED = 0.5
 MENTIONED = 0.3
@@ -95,7 +109,9 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     alike = tuple(item.name for item in level if len(item.parts) == len(best.parts))
     others = tuple(item for item in suspects[1:] if item not in level and item.share >= MENTIONED)[:3]
     known = tuple(dialect.name for dialect in DIALECTS if set(dialect.names) == {part.name for part in best.parts})
-    return Diagnosis(_sentence(best, alike, known, span), best, alike, others, known, seen, span)
+    return Diagnosis(
+        _sentence(best, _noun(evidence, atlas), alike, known, span), best, alike, others, known, seen, span
+    )
 
 
 _ATLASES: dict[tuple[int, ...], Atlas] = {}
@@ -139,20 +155,30 @@ def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
     return [dialect.parts for dialect in dialects if len(dialect.names) > 1]
 
 
-def _sentence(best: Suspect, alike: Sequence[str], known: Sequence[str], span: tuple[float, float] | None) -> str:
-    what = ", and ".join(_described(part) for part in best.parts)
+def _sentence(
+    best: Suspect, noun: str, alike: Sequence[str], known: Sequence[str], span: tuple[float, float] | None
+) -> str:
+    names = " and ".join(f"`{part.name}` ({part.clause})" for part in best.parts)
+    told = [_lower(text) for part in best.parts for text in (part.title, part.consequence) if text]
+    told = told if len(best.parts) == 1 else [_lower(part.title) for part in best.parts]
     tail = [
         factor_text(span),
         f"this is {known[0]}" if known else "",
         f"cannot be told from {', '.join(f'`{name}`' for name in alike[:3])} by these vectors" if alike else "",
         "" if best.share >= SURE else f"explains {best.explained} of {best.of} answers",
     ]
-    return "; ".join([f"returns {what}", *(text for text in tail if text)])
+    return f"returns the {noun} of {names}: " + "; ".join([*told, *(text for text in tail if text)])
 
 
-def _described(part: Any) -> str:
-    consequence = f", {part.consequence}" if part.consequence else ""
-    return f"the answers of `{part.name}` ({part.clause}): {_lower(part.title)}{consequence}"
+def _noun(evidence: Sequence[Evidence], atlas: Atlas) -> str:
+    """What it is that is wrong, in a word."""
+    nouns: set[str] = set()
+    for item in evidence:
+        if not item.right:
+            vector = atlas.bench.questions[item.question].vector
+            metrics = bool(vector.outputs) and all(name.startswith("metrics.") for name in vector.outputs)
+            nouns.add("metrics" if metrics else NOUNS.get(vector.operation, "advantages"))
+    return "loss" if "loss" in nouns else nouns.pop() if len(nouns) == 1 else "answers"
 
 
 def _lower(text: str) -> str:
