@@ -30,3 +30,13 @@ def compute_dtype(*arrays: Array) -> Any:
     xp = namespace_of(arrays[0])
     wide = any(array is not None and array.dtype == xp.float64 for array in arrays)
     return xp.float64 if wide else xp.float32
+
+
+def clamp(values: Array, low: float | None, high: float | None) -> Array:
+    """Values held to [low, high]; None is no bound. By selection: `clip` of some namespaces looks at its bounds.
+
+    The derivative at a bound is that inside it.
+    """
+    xp = namespace_of(values)
+    held = values if low is None else xp.where(values < low, low, values)
+    return held if high is None else xp.where(held > high, high, held)

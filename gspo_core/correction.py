@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arrays import Array
+from .arrays import Array, clamp
 from .sequences import Layout
 from .validation import check_choice, check_number
 
@@ -75,7 +75,7 @@ def _raw(correction: Correction, layout: Layout, log_weight: Array) -> Array:
 def _cut(correction: Correction, layout: Layout, weight: Array) -> Array:
     xp = layout.xp
     if correction.action == "clamp":
-        return xp.clip(weight, correction.low, correction.high)
+        return clamp(weight, correction.low, correction.high)
     inside = xp.ones_like(weight, dtype=xp.bool)
     if correction.low is not None:
         inside = inside & (weight >= correction.low)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .aggregation import Aggregation
-from .arrays import Array, compute_dtype, namespace_of
+from .arrays import Array, clamp, compute_dtype, namespace_of
 from .backend import backend_of
 from .sequences import Layout
 from .validation import check_array, check_choice, check_floating, check_number, check_same_namespace, check_shape
@@ -94,7 +94,7 @@ def penalty_values(penalty: Penalty, layout: Layout, logp: Array, old_logp: Arra
     z, inside = _clamped(penalty, logp - ref_logp)
     values = estimate(penalty.estimator, z)
     if penalty.value_clamp is not None:
-        held = xp.clip(layout.backend.stop_gradient(values), -penalty.value_clamp, penalty.value_clamp)
+        held = clamp(layout.backend.stop_gradient(values), -penalty.value_clamp, penalty.value_clamp)
         values = xp.where(inside, values, held)
     return layout.clean(values * _importance(penalty, layout, logp - old_logp))
 

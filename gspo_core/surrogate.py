@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from .arrays import Array, namespace_of
+from .arrays import Array, clamp, namespace_of
 from .validation import check_array, check_floating, check_number, check_same_namespace, check_shape
 
 StopGradient: TypeAlias = Callable[[Array], Array]
@@ -220,7 +220,7 @@ class Cispo:
         """clip(x, 1-low, 1+high)."""
         xp = namespace_of(log_ratio)
         low = None if self.low is None else 1 - self.low
-        return xp.clip(xp.exp(log_ratio), low, 1 + self.high)
+        return clamp(xp.exp(log_ratio), low, 1 + self.high)
 
 
 @dataclass(frozen=True)
