@@ -83,7 +83,8 @@ def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | N
     Where all answers together fit nobody, those that the run is judged by are looked at alone: a target
     may have one mistake and conventions of its own beside it. Conventions alone are no mistake.
     """
-    atlas = atlas_of(list(load_vectors() if vectors is None else vectors))
+    everything, own = load_vectors(), [] if vectors is None else list(vectors)
+    atlas = atlas_of(everything if {*map(id, own)} <= {*map(id, everything)} else own)
     evidence = evidence_of(run, atlas)
     whole = diagnose_evidence(evidence, atlas)
     if whole is None or whole.confidence == 1:
