@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,37 @@ def test_the_configuration_has_the_papers_defaults_and_survives_saving(tmp_path:
     assert torch.load(tmp_path / "args.bin", weights_only=False).to_dict() == args.to_dict()
 
 
+def over_two_processes(folder: Path, loss_type: str) -> None:
+    """The same comparison where DDP averages gradients; responses of both processes are one union."""
+    settings = WIDE | {"loss_type": loss_type}
+    _, expected = _run("theirs", folder, **settings)
+    trainer, found = _run("ours", folder, **settings)
+    for ours, theirs in zip(found, expected):
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+    assert trainer.accelerator.num_processes == 2
+    assert _logged(trainer, "gspo/num_sequences") == [16.0, 16.0, 16.0]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_two_processes_equal_trls(loss_type: str, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = []
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        variables = os.environ | address | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", __file__, str(tmp_path / rank), loss_type]
+        ranks.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL))
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 0, errors.decode()[-3000:]
+
+
 def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
     import sys
@@ -199,3 +231,9 @@ def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(printed) == 3
     assert "100% of" in printed[1]
+
+
+if __name__ == "__main__":
+    import sys
+
+    over_two_processes(Path(sys.argv[1]), sys.argv[2])
