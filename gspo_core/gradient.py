@@ -53,12 +53,21 @@ def policy_gradient(
 def step_gradient(step: Step) -> Array:
     """The gradient of a prepared step: -(ω_i/M) dJ/d log π_θ + β (ω_i/M) dKL/d log π_θ."""
     layout, penalty = step.layout, step.objective.penalty
-    gradient = -_over(step.weights.omega, step.weights.count, layout) * _coefficients(step)
+    gradient = _share(step) * _coefficients(step)
     if penalty is not None:
         slope = penalty_slope(penalty, layout, step.logp, step.old_logp, step.ref_logp)
         share = _over(step.penalty_weights.omega, step.penalty_weights.count, layout)
         gradient = gradient + penalty.coefficient * share * slope
     return layout.clean(gradient)
+
+
+def unit_gradient(step: Step, log_ratio: Array, slope: Array) -> Array:
+    """The gradient of a step without penalty from dJ/dℓ of each unit."""
+    return step.layout.clean(_share(step) * _at_tokens(step, log_ratio, slope))
+
+
+def _share(step: Step) -> Array:
+    return -_over(step.weights.omega, step.weights.count, step.layout)
 
 
 def _over(omega: Array, count: Array, layout: Any) -> Array:
@@ -76,6 +85,12 @@ def _coefficients(step: Step) -> Array:
     slope = surrogate.slope(surrogate_log_ratio(step, log_ratio), step.effective)
     if isinstance(surrogate, Gmpo):
         return layout.spread(slope) * _unclipped_tokens(step, log_ratio)
+    return _at_tokens(step, log_ratio, slope)
+
+
+def _at_tokens(step: Step, log_ratio: Array, slope: Array) -> Array:
+    """From a unit's slope to that of each of its tokens' log-probabilities."""
+    layout = step.layout
     if step.objective.log_ratio_cap is not None:
         slope = slope * below_cap(step, log_ratio)
     if step.objective.ratio == "product":

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from .aggregation import divide
 from .arrays import Array
+from .gradient import step_gradient, unit_gradient
 from .metrics import TokenSums, step_metrics
 from .objective import PAPER_CLIP, Objective
 from .penalty import penalty_values
@@ -186,15 +187,34 @@ def step_loss(step: Step, tokens: TokenSums | None = None) -> PolicyLoss:
     return PolicyLoss(loss + _coefficient(step) * kl, step_metrics(step, log_ratio, kl, tokens))
 
 
+def step_solution(step: Step, tokens: TokenSums | None = None) -> tuple[PolicyLoss, Array]:
+    """The loss with its metrics, and the gradient, sharing what they share; without autodiff."""
+    objective = step.objective
+    if not isinstance(objective.surrogate, Clip) or objective.penalty is not None or objective.correction:
+        return step_loss(step, tokens), step_gradient(step)
+    log_ratio = unit_log_ratio(step)
+    found = objective.surrogate.evaluate(log_ratio, step.advantages)
+    loss = -divide(_unit_sum(step, found.value), step.weights.count)
+    metrics = step_metrics(step, log_ratio, None, tokens, found.clipped)
+    return PolicyLoss(loss, metrics), unit_gradient(step, log_ratio, found.slope)
+
+
 def _surrogate_sum(step: Step, log_ratio: Array) -> Array:
     """Σ_i ω_i Σ_t w_{i,t} J_{i,t}, differentiable in `logp`."""
-    surrogate, weights = step.objective.surrogate, step.weights
+    surrogate = step.objective.surrogate
     if isinstance(surrogate, (Reinforce, Cispo, Vespo)):
         weight = surrogate.weight(step.stop(at_tokens(step, log_ratio)), step.advantages)
         per_sequence = step.layout.sum_tokens(_times(step, weight) * step.logp)
     else:
         value = surrogate.value(surrogate_log_ratio(step, log_ratio), step.effective, step.stop)
-        per_sequence = value * weights.lengths if step.objective.per_sequence else step.layout.sum_tokens(value)
+        return _unit_sum(step, value)
+    return step.xp.sum(step.weights.omega * per_sequence)
+
+
+def _unit_sum(step: Step, value: Array) -> Array:
+    """Σ_i ω_i Σ_t J_{i,t} for one J per unit; a response's counts at each of its tokens."""
+    weights = step.weights
+    per_sequence = value * weights.lengths if step.objective.per_sequence else step.layout.sum_tokens(value)
     return step.xp.sum(weights.omega * per_sequence)
 
 

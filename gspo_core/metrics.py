@@ -33,10 +33,23 @@ def divergence(log_ratio: Array) -> Array:
     return namespace_of(log_ratio).expm1(log_ratio) - log_ratio
 
 
-def step_metrics(step: Step, log_ratio: Array, kl: Array | None, tokens: TokenSums | None = None) -> dict[str, Array]:
-    """The metrics of the design, as a flat dict of scalars; `tokens` where the step does not hold every token."""
-    log_ratio, tokens = step.stop(log_ratio), tokens or token_sums(step)
-    causes = Clipped(*(_count(step, cause) for cause in _clipped(step, log_ratio)))
+def step_metrics(
+    step: Step,
+    log_ratio: Array,
+    kl: Array | None,
+    tokens: TokenSums | None = None,
+    clipped: Clipped | None = None,
+) -> dict[str, Array]:
+    """The metrics of the design, as a flat dict of scalars.
+
+    `tokens` where the step does not hold every token; `clipped` where it is known already.
+    """
+    log_ratio, tokens, clipped = (
+        step.stop(log_ratio),
+        tokens or token_sums(step),
+        clipped or _clipped(step, step.stop(log_ratio)),
+    )
+    causes = Clipped(*(_count(step, cause) for cause in clipped))
     kl = None if kl is None else step.stop(kl)
     return metrics_of(step.weights.lengths, causes, ratio_sums(step, log_ratio), tokens, kl)
 

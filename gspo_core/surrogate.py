@@ -30,6 +30,14 @@ class Clipped(NamedTuple):
     dual: Array
 
 
+class Evaluation(NamedTuple):
+    """J, dJ/dℓ, and which units are clipped."""
+
+    value: Array
+    slope: Array
+    clipped: Clipped
+
+
 @dataclass(frozen=True)
 class Clip:
     """J = min(x A, clip(x, 1-low, 1+high) A), and for A < 0 at least dual·A where `dual` is given.
@@ -76,6 +84,15 @@ class Clip:
         ratio = xp.exp(log_ratio)
         open_ = _open(self.clipped(ratio, advantages), advantages)
         return xp.where(open_, ratio, xp.zeros_like(ratio)) * advantages
+
+    def evaluate(self, log_ratio: Array, advantages: Array) -> Evaluation:
+        """All three at once, without a derivative."""
+        xp = namespace_of(log_ratio)
+        ratio = xp.exp(log_ratio)
+        clipped = self.clipped(ratio, advantages)
+        open_ = _open(clipped, advantages)
+        held, passed = xp.where(open_, ratio, self._bound(clipped, ratio)), xp.where(open_, ratio, xp.zeros_like(ratio))
+        return Evaluation(held * advantages, passed * advantages, clipped)
 
     def _bound(self, clipped: Clipped, like: Array) -> Array:
         xp = namespace_of(like)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from gspo_core import Objective, PolicyLoss
 from gspo_core.arrays import compute_dtype
-from gspo_core.gradient import step_gradient
-from gspo_core.loss import step_loss
+from gspo_core.loss import step_solution
 from gspo_core.responses import needs_no_tokens, response_step
 from gspo_core.sequences import Layout
 from gspo_core.step import bind, prepare
@@ -52,7 +51,8 @@ def solve(objective: Objective, logp: Tensor, rest: dict[str, Any]) -> Solution:
         if found is not None:
             return found
     step = prepare(objective, logp=logp, **rest)
-    return Solution(*step_loss(step), step_gradient(step).mul, layout.counted)
+    (loss, metrics), gradient = step_solution(step)
+    return Solution(loss, metrics, gradient.mul, layout.counted)
 
 
 def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution:
@@ -87,7 +87,7 @@ def _entries(
     """The loss, and d loss / d log π_θ at each token of each response."""
     options = {"advantages": advantages, "groups": groups, "normalizer": normalizer}
     step = response_step(objective, log_ratio=sums.log_ratio, lengths=sums.lengths, **options)
-    return step_loss(step, sums.tokens), step_gradient(step)
+    return step_solution(step, sums.tokens)
 
 
 def _in_numpy(
