@@ -18,7 +18,7 @@ from .connection import Connection, Hello
 from .formats import VECTORS, Vector
 from .known import KnownFailures
 from .manifest import MANIFEST
-from .run import Result, Run
+from .run import INTERRUPTED, Result, Run
 from .words import HarnessError
 
 Progress = Callable[[int, int, Result], None]
@@ -73,7 +73,7 @@ def run_vectors(
     except HarnessError as error:
         run.failure, run.detail = str(error), str(error.__cause__ or "")
     except KeyboardInterrupt:
-        run.failure = "interrupted"
+        run.failure = INTERRUPTED
     finally:
         for one in connections:
             one.stop()
@@ -135,8 +135,11 @@ def _share(
         try:
             for future in futures:
                 future.result()
-        finally:
+        except BaseException:
             halt.set()
+            for connection in connections:
+                connection.stop()
+            raise
 
 
 def _keeper(run: Run, total: int, options: Options, progress: Progress | None) -> Callable[[Result], None]:

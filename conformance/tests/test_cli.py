@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -129,6 +130,30 @@ def test_records_are_merged_into_one_report(output, tmp_path: Path) -> None:
     record = tmp_path / "0" / "numpy.jsonl"
     record.write_text("".join(record.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
     assert "the record is cut short" in output("report", str(record), code=3)
+
+
+TERMINATED = """
+import signal
+from gspo_conformance import Capabilities, FunctionTarget
+
+def answer(case):
+    if case.id == "ratio/sequence-opposite-tokens":
+        signal.raise_signal(signal.SIGTERM)
+    return {}
+
+target = FunctionTarget("terminated", answer, Capabilities.everything())
+"""
+
+
+def test_a_run_that_is_ended_from_outside_reports_what_it_has(output, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "terminated.py").write_text(TERMINATED, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    found = output("check", "terminated:target", "numpy", "-k", "ratio/sequence-*", "--in-process", code=3)
+    assert re.search(r"harness failed: \d+ fail", found)
+    assert "  interrupted" in found
+    assert "numpy" not in found
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_smoke_tells_the_adapter_from_the_implementation(output) -> None:

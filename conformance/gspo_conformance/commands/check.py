@@ -8,12 +8,16 @@ or cmd:PROGRAM ARGS, a program that speaks JSON lines. Exit code: 0 as expected,
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..reports import FORMATS, render, write
-from ..run import AS_EXPECTED, HARNESS, LEVELS, Run
+from ..run import AS_EXPECTED, HARNESS, INTERRUPTED, LEVELS, Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,15 +55,31 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.smoke:
         return _smoke(chosen, arguments)
     known = [known_failures(arguments.known, spec) for spec in arguments.targets]
-    runs = [
-        checked(_run(spec, chosen, one, arguments), chosen) for spec, one in zip(arguments.targets, known, strict=True)
-    ]
+    runs: list[Run] = []
+    with _termination_as_interrupt():
+        for spec, one in zip(arguments.targets, known, strict=True):
+            runs.append(checked(_run(spec, chosen, one, arguments), chosen))
+            if runs[-1].failure == INTERRUPTED:
+                break
     shown = arguments.format if arguments.out is None else "text"
     print(render(runs, shown, verbose=arguments.verbose), end="")
     if arguments.out is not None:
         for path in write(runs, arguments.out, arguments.format):
             print(f"wrote {path}", file=sys.stderr)
     return max(run.exit_code for run in runs)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: with a report of what there is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _smoke(chosen: Any, arguments: argparse.Namespace) -> int:
