@@ -1,0 +1,62 @@
+"""OpenRLHF: its dialect, what its command line makes of GSPO, its real loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gspo_conformance.trainers.dialect import PAPER, Inexpressible
+from gspo_conformance.trainers.openrlhf.dialect import DIALECT
+
+from .real import expressible, row_factors
+
+VERSION = "0.11.2"
+CLIP = {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None}
+
+
+def _plain(objective: dict[str, Any]) -> dict[str, Any]:
+    """What OpenRLHF leaves no choice about: who counts, the cap of the token ratio; a KL term of coefficient 0 is none."""
+    aggregation = {**objective["aggregation"], "count": ""}
+    penalty = objective["penalty"]
+    kept = penalty if penalty and penalty["coefficient"] else None
+    return {**objective, "aggregation": aggregation, "penalty": kept, "log_ratio_cap": None}
+
+
+def test_what_is_written_is_read_again() -> None:
+    pairs = list(expressible(DIALECT, VERSION))
+    assert len(pairs) >= 4
+    for objective, read in pairs:
+        assert _plain(read) == _plain(objective)
+
+
+def test_gspo_forces_the_mean_over_responses() -> None:
+    settings = DIALECT.gspo(CLIP, VERSION) | {"actor.loss_agg_mode": "token-mean"}
+    reading = DIALECT.read(settings, VERSION)
+    assert reading.objective == {**PAPER, "surrogate": CLIP}
+    assert DIALECT.read({}, VERSION).objective["aggregation"]["mode"] == "token_mean"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"actor.policy_loss_type": "gspo", "algo.advantage.is_correction_level": "token"}, "correction-ignored"),
+        ({"algo.kl.init_coef": 0.02}, "kl-in-reward"),
+        ({"algo.advantage.estimator": "group_norm"}, "tiny-eps"),
+    ],
+)
+def test_findings_of_its_own(settings: dict[str, Any], rule: str) -> None:
+    assert rule in {one.rule for one in DIALECT.read(settings, VERSION).findings}
+    assert not DIALECT.read({"algo.kl.init_coef": 0}, VERSION).findings
+
+
+def test_what_it_cannot_express() -> None:
+    token_mean = {**PAPER, "aggregation": {"mode": "token_mean", "count": "all", "constant": 1.0}}
+    with pytest.raises(Inexpressible, match="does not aggregate by token_mean"):
+        DIALECT.write(token_mean, VERSION)
+
+
+@pytest.mark.parametrize("spec", ["openrlhf", "openrlhf:default"])
+def test_row_factors_of_the_real_loss(spec: str) -> None:
+    np.testing.assert_allclose(row_factors(spec, PAPER["aggregation"])[0], np.ones(6), rtol=1e-6)
