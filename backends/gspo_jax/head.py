@@ -94,11 +94,11 @@ def _backward(head: Head, saved: Saved, gradient: jax.Array) -> tuple[Any, ...]:
             chunk.take(gradient) / head.temperature,
             head.vocab_axis,
         )
-        to_bias = None if bias is None else to_bias + jnp.sum(slope, axis=range(slope.ndim - 1))
+        every = tuple(range(slope.ndim - 1))
+        to_bias = None if bias is None else to_bias + jnp.sum(slope, axis=every)
         slope = slope.astype(narrow)
         rise = _product(slope, weight, slope.ndim - 1, 0, dtype)
         to_hidden = chunk.put(to_hidden, rise.astype(hidden.dtype))
-        every = tuple(range(slope.ndim - 1))
         return to_hidden, to_weight + _product(slope, rows, every, every, dtype), to_bias
 
     start = [
