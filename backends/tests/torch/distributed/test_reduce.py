@@ -118,6 +118,30 @@ def test_ratios_that_overflow_on_one_rank(world: World) -> None:
     world.run(overflow)
 
 
+def numbers_sent(length: int) -> list[int]:
+    sent: list[int] = []
+    plain = dist.all_gather
+
+    def counting(parts: list[torch.Tensor], values: torch.Tensor, group: Any) -> None:
+        sent.append(values.numel())
+        plain(parts, values, group=group)
+
+    old = -torch.rand(3, length)
+    arguments: dict[str, Any] = {"old_logp": old, "advantages": torch.ones(3), "sequences": torch.ones(3, length)}
+    dist.all_gather = counting
+    try:
+        logp = (old + 1e-3).requires_grad_()
+        distributed.reduce(gspo.Objective.gspo(), logp=logp, **arguments, world_scale=1).loss.backward()
+    finally:
+        dist.all_gather = plain
+    return sent
+
+
+def test_a_step_sends_eighteen_numbers_whatever_its_size(world: World) -> None:
+    for length in (8, 2048):
+        assert world.run(numbers_sent, length) == [[3, 15]] * 4
+
+
 def refusals() -> None:
     arguments = rows(batch(), [0])
     with pytest.raises(TypeError, match="world_scale: expected a number, got str"):
