@@ -26,6 +26,8 @@ def matrix(runs: Sequence[Run]) -> Markup:
     tested = {id_ for found in by_run for id_ in found}
     rows, room = [], ""
     for id_, clause in known.items():
+        if id_ not in tested:
+            continue
         if clause.page != room:
             room = clause.page
             rows.append(_room(room, len(runs)))
@@ -33,7 +35,9 @@ def matrix(runs: Sequence[Run]) -> Markup:
     rows += [_stray(id_, by_run, runs) for id_ in sorted(tested - known.keys())]
     head = element("tr", element("th", "clause"), [element("th", run.target, class_="state") for run in runs])
     table = element("table", element("thead", head), element("tbody", rows), class_="matrix")
-    return Markup(element("div", table, class_="scroll") + _legend())
+    rest = [id_ for id_ in known if id_ not in tested]
+    note = element("p", f"No vector ran for {', '.join(rest)}.", class_="quiet") if rest else Markup()
+    return Markup(element("div", table, class_="scroll") + _legend() + note)
 
 
 def _room(page: str, width: int) -> Markup:

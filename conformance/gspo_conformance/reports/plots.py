@@ -84,7 +84,7 @@ def strip(areas: dict[str, list[Result]]) -> Markup:
         for area, counted in cells.items()
     ]
     ticks = [_label(x(tick), 11, _tick(tick), "middle") for tick in _ticks(top)]
-    ticks += [_label(x(inf), 11, "owed exactly", "middle")] if inf in columns else []
+    ticks += [_label(x(inf), 11, "∞", "middle")] if inf in columns else []
     return element("div", rows, element("span"), _track(ticks, "scale"), class_="strip")
 
 
