@@ -1,0 +1,1 @@
+"""OpenRLHF: `openrlhf.models.loss.PolicyLoss`."""

@@ -1,0 +1,151 @@
+"""OpenRLHF's command line: `--actor.policy_loss_type` is ratio and aggregation at once, `--algo.kl.*` the KL term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ..dialect import PAPER, Finding, Inexpressible, Reading
+
+ACTOR, KL, ADVANTAGE = "actor.", "algo.kl.", "algo.advantage."
+DEFAULTS: dict[str, Any] = {
+    ACTOR + "policy_loss_type": "ppo",
+    ACTOR + "loss_agg_mode": "token-mean",
+    ACTOR + "eps_clip": 0.2,
+    ACTOR + "eps_clip_low_high": None,
+    ACTOR + "dual_clip": None,
+    KL + "use_loss": False,
+    KL + "init_coef": 0.01,
+    KL + "estimator": "k1",
+    ADVANTAGE + "estimator": "gae",
+    ADVANTAGE + "is_correction_level": "off",
+    "rollout.batch_size": 1024,
+    "rollout.n_samples_per_prompt": 1,
+    "train.batch_size": 128,
+    "train.max_epochs": 1,
+}
+AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "group_norm": {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-9},
+    "dr_grpo": {"center": "mean", "scale": "none"},
+    "reinforce_baseline": {"center": "mean", "scale": "none"},
+    "rloo": {"center": "leave_one_out", "scale": "none"},
+}
+WHITENED = ("gae", "reinforce", "reinforce_baseline")
+
+
+class OpenRlhf:
+    """`gspo` forces the mean over responses, whatever `loss_agg_mode` says."""
+
+    name = "openrlhf"
+    versions = ("0.11.2",)
+    fixes: ClassVar[dict[str, str]] = {
+        "ratio": "--actor.policy_loss_type gspo",
+        "aggregation": "--actor.policy_loss_type gspo",
+        "clip": "--actor.eps_clip_low_high 3e-4 4e-4",
+        "dual": "no --actor.dual_clip",
+        "penalty": "--algo.kl.init_coef 0",
+        "advantages": "--algo.advantage.estimator group_norm",
+        "updates": "--train.batch_size a quarter of the responses of a rollout",
+    }
+
+    def read(self, settings: Mapping[str, Any], version: str) -> Reading:
+        """What these arguments optimise."""
+        given = {key: value for key, value in settings.items() if key in DEFAULTS}
+        every = DEFAULTS | given
+        gspo = every[ACTOR + "policy_loss_type"] == "gspo"
+        mode = "seq-mean-token-mean" if gspo else every[ACTOR + "loss_agg_mode"]
+        low, high = every[ACTOR + "eps_clip_low_high"] or (every[ACTOR + "eps_clip"],) * 2
+        objective = {
+            **PAPER,
+            "ratio": "sequence" if gspo else "token",
+            "surrogate": {"kind": "clip", "low": low, "high": high, "dual": every[ACTOR + "dual_clip"]},
+            "aggregation": {"mode": AGGREGATIONS[mode], "count": "all", "constant": 1.0},
+            "penalty": _penalty(every),
+            "log_ratio_cap": None if gspo else 20.0,
+        }
+        estimator = str(every[ADVANTAGE + "estimator"])
+        return Reading(
+            trainer=self.name,
+            version=version,
+            objective=objective,
+            advantages=ESTIMATORS.get(estimator),
+            estimator=estimator,
+            whiten=estimator in WHITENED,
+            updates_per_rollout=_updates(every),
+            settings=every,
+            given=frozenset(given),
+            findings=tuple(_findings(every, gspo)),
+        )
+
+    def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """The arguments for an objective."""
+        surrogate, mode = objective["surrogate"], objective["aggregation"]["mode"]
+        if objective["aggregation"]["count"] == "non_empty":
+            raise Inexpressible("OpenRLHF counts every response of an optimiser step, empty ones too")
+        kind = {"sequence": "gspo", "token": "ppo"}.get(objective["ratio"])
+        if surrogate["kind"] != "clip" or kind is None:
+            raise Inexpressible(
+                f"no policy_loss_type of OpenRLHF has {surrogate['kind']} on the {objective['ratio']} ratio"
+            )
+        if objective["correction"] or objective["log_ratio_cap"] not in ((None,) if kind == "gspo" else (None, 20.0)):
+            raise Inexpressible("OpenRLHF's correction weights and caps of the log-ratio are not of this choice")
+        names = {value: key for key, value in AGGREGATIONS.items()}
+        if mode not in names or (kind == "gspo" and mode != "sequence_mean_token_mean"):
+            raise Inexpressible(f"policy_loss_type {kind} of OpenRLHF does not aggregate by {mode}")
+        return {
+            ACTOR + "policy_loss_type": kind,
+            ACTOR + "loss_agg_mode": names[mode],
+            ACTOR + "eps_clip_low_high": (surrogate["low"], surrogate["high"]),
+            ACTOR + "dual_clip": surrogate["dual"],
+            **_written_penalty(objective["penalty"]),
+        }
+
+    def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """`--actor.policy_loss_type gspo` and a clip range."""
+        return {ACTOR + "policy_loss_type": "gspo", ACTOR + "eps_clip_low_high": (clip["low"], clip["high"])}
+
+
+def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not every[KL + "use_loss"] or not every[KL + "init_coef"]:
+        return None
+    clamp = 10.0 if every[KL + "estimator"] == "k3" else None
+    return {
+        "estimator": every[KL + "estimator"],
+        "coefficient": every[KL + "init_coef"],
+        "importance": None,
+        "aggregation": "token_mean",
+        "log_ratio_clamp": clamp,
+        "value_clamp": 10.0,
+    }
+
+
+def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
+    if penalty is None or not penalty["coefficient"]:
+        return {KL + "use_loss": False}
+    raise Inexpressible("OpenRLHF adds the KL term in its training loop, always as a mean over tokens")
+
+
+def _updates(every: Mapping[str, Any]) -> int:
+    responses = int(every["rollout.batch_size"]) * int(every["rollout.n_samples_per_prompt"])
+    return max(1, responses // int(every["train.batch_size"])) * int(every["train.max_epochs"])
+
+
+def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
+    found = []
+    level, coefficient = every[ADVANTAGE + "is_correction_level"], every[KL + "init_coef"]
+    if gspo and level != "off":
+        told = "the ratio is taken to the sampler's policy, and mode, gating and threshold of the correction have no effect"
+        key = ADVANTAGE + "is_correction_level"
+        found.append(Finding("correction-ignored", "error", key, told, "GSPO-RATIO-1", fix=f"--{key} off"))
+    if coefficient and not every[KL + "use_loss"]:
+        told = f"a KL term of {coefficient:g} enters the rewards, token by token, and with it the advantages"
+        key = KL + "init_coef"
+        found.append(Finding("kl-in-reward", "warning", key, told, "GSPO-KL-1", fix=f"--{key} 0"))
+    if every[ADVANTAGE + "estimator"] == "group_norm":
+        told = "equal rewards of a group leave the rounding of their mean, divided by 1e-9: eight rewards of 0.1 give |A| = 0.83 in float32"
+        found.append(Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-4"))
+    return found
+
+
+DIALECT = OpenRlhf()
