@@ -12,6 +12,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+# Scripts, and programs that run in environments of their own: nothing to import here.
+collect_ignore_glob = [
+    "backends/benchmarks/*",
+    "backends/tests/jax/eight_devices*.py",
+    "conformance/gspo_conformance/trainers/*/adapter.py",
+    "examples/*",
+]
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/**/*.md"],

@@ -13,7 +13,7 @@ import pytest
 
 from .repository import ROOT, TEXT, VENDORED, committed
 
-MACHINE_PATH = re.compile(r"(?<![\w.$~/-])/(?:home|root|work|Users|mnt|opt)/\w|file://|[A-Z]:\\\\Users")
+MACHINE_PATH = re.compile(r"(?<![\w.$~/-])/(?:home|root|work|Users|mnt|opt)/\w|file:///|[A-Z]:\\\\Users")
 PACKAGES = ("gspo_core", "gspo_torch", "gspo_jax", "gspo_conformance")
 
 
@@ -48,6 +48,7 @@ class TestBuilt:
         folders = ("gspo_core", "backends/gspo_torch", "backends/gspo_jax", "conformance/gspo_conformance")
         expected = set().union(*(_files(ROOT / folder) for folder in folders))
         expected |= {f"gspo_conformance/spec/{path.name}" for path in (ROOT / "docs" / "spec").glob("*.md")}
+        expected |= {"gspo_conformance/protocol.md"}
         assert held == expected
 
     @pytest.mark.parametrize("package", PACKAGES)
