@@ -37,7 +37,7 @@ def token_logps(
         vocab_axis: inside `jax.shard_map`, the mesh axis over which V is spread.
 
     >>> import jax.numpy as jnp
-    >>> token_logps(jnp.zeros((2, 4)), jnp.asarray([0, 3]))
+    >>> token_logps(jnp.zeros((2, 4), dtype=jnp.float32), jnp.asarray([0, 3]))
     Array([-1.3862944, -1.3862944], dtype=float32)
     """
     _check_jax(logits=logits, tokens=tokens)
@@ -77,7 +77,7 @@ def linear_token_logps(
     Returns: the shape of `tokens`; float32, or float64 where `hidden` or `weight` is.
 
     >>> import jax.numpy as jnp
-    >>> linear_token_logps(jnp.ones((2, 2)), jnp.zeros((4, 2)), jnp.asarray([0, 3]))
+    >>> linear_token_logps(jnp.ones((2, 2), dtype=jnp.float32), jnp.zeros((4, 2), dtype=jnp.float32), jnp.asarray([0, 3]))
     Array([-1.3862944, -1.3862944], dtype=float32)
     """
     _check_jax(hidden=hidden, weight=weight, tokens=tokens, bias=bias)
@@ -110,10 +110,8 @@ def linear_policy_loss(
     gradient is not 0 backward: padding, clipped responses and those of advantage 0 are left out. (Not
     under a plain `jax.jit` over several devices, where a row may be spread over them.)
 
-    Args:
-        objective: as in `policy_loss`.
-        hidden, weight, tokens, bias, temperature, chunk_size, vocab_axis: as in `linear_token_logps`.
-        old_logp, advantages, sequences, ref_logp, behavior_logp, groups, normalizer, axis_name: as in `policy_loss`.
+    `hidden`, `weight`, `tokens`, `bias`, `temperature`, `chunk_size` and `vocab_axis` are those of
+    `linear_token_logps`; everything else is as in `policy_loss`.
     """
     _check_jax(hidden=hidden, weight=weight, tokens=tokens, bias=bias)
     counted = bind_sequences(sequences, tuple(tokens.shape), "tokens").counted

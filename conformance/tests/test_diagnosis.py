@@ -57,7 +57,10 @@ def test_a_token_mean_written_in_torch_is_named() -> None:
 
     diagnosis = found(loss_target(loss), "aggregation/*", "surrogate/*", "ratio/*")
     assert diagnosis["mutants"] == ["aggregation.token-mean"]
-    assert "returns the loss of `aggregation.token-mean` (GSPO-AGG-1): the mean over all tokens of the batch;" in diagnosis["sentence"]
+    assert (
+        "returns the loss of `aggregation.token-mean` (GSPO-AGG-1): the mean over all tokens of the batch;"
+        in diagnosis["sentence"]
+    )
     assert "each response is weighted by its length" in diagnosis["sentence"]
     low, high = diagnosis["gradient_factors"] or (1.0, 1.0)
     assert low < 0.5 < 1.5 < high
