@@ -96,9 +96,11 @@ def _extra(row: Row) -> float:
 
 
 def plot(run: dict[str, Any], path: Path) -> None:
-    """Memory and processor time per token over the length of a response, a column per vocabulary."""
+    """Memory and processor time per token over the length of a response, a column per vocabulary; none without one."""
     rows = [row for row in run["rows"] if "seconds" in row and not row["clipped"] and row["batch"] == 2]
     heads = sorted({(row["vocabulary"], row["width"]) for row in rows})
+    if not heads:
+        return
     plt.rcParams["svg.hashsalt"] = "gspo"
     figure, axes = plt.subplots(2, len(heads), figsize=(4.6 * len(heads), 6.4), squeeze=False, layout="constrained")
     for column, head in enumerate(heads):
