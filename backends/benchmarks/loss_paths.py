@@ -125,20 +125,20 @@ def trl(data: Batch) -> tuple[Loss, str]:
 PATHS = {"gspo_torch": gspo_torch, "compiled": compiled, "autograd": autograd, "verl": verl, "trl": trl}
 
 
-def step(data: Batch, loss: Loss) -> float:
-    """Seconds for the loss and a gradient in fresh memory."""
+def step(data: Batch, loss: Loss) -> tuple[float, float]:
+    """Processor and wall seconds for the loss and a gradient in fresh memory."""
     data.logp.grad = None
-    begin = time.perf_counter()
+    begin = time.process_time(), time.perf_counter()
     loss().backward()
-    return time.perf_counter() - begin
+    return time.process_time() - begin[0], time.perf_counter() - begin[1]
 
 
-def stream(data: Batch) -> float:
-    """Seconds for a copy of one token array into fresh memory: 8 bytes per token."""
+def stream(data: Batch) -> tuple[float, float]:
+    """The same for a copy of one token array into fresh memory: 8 bytes per token."""
     data.gradient = None
-    begin = time.perf_counter()
+    begin = time.process_time(), time.perf_counter()
     data.gradient = data.old_logp.clone()
-    return time.perf_counter() - begin
+    return time.process_time() - begin[0], time.perf_counter() - begin[1]
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(task["threads"])
     data = batch(task["batch"], task["length"])
     made = {name: PATHS[name](data) for name in task["paths"]}
-    seconds: dict[str, list[float]] = {name: [] for name in (*made, "stream")}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*made, "stream")}
     expected = None
     for loss, _ in made.values():
         step(data, loss)

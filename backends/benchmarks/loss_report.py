@@ -26,12 +26,15 @@ def write(out: Path, run: dict[str, Any], titles: dict[str, str]) -> None:
 def table(run: dict[str, Any], titles: dict[str, str]) -> str:
     """One Markdown table per size."""
     machine = run["machine"]
-    where = f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}, float32"
+    where = f"{machine['device']}, {machine['cores']} cores, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}, float32"
     how = f"Loss and gradient; load average {machine['load']:.1f} at the end. Ratios to `gspo_torch` in the same round"
     lines = [f"{where}. {how}: median and quartiles. Regenerate: `make bench`."]
     for (batch, length), rows in groupby(run["rows"], key=_size):
         lines += ["", f"**{batch} responses of {length:,} tokens**", ""]
-        lines += ["| path | least, ms | median, ms | times ours | quartiles |", "|---|---:|---:|---:|---:|"]
+        lines.append(
+            "| path | processor time, least, ms | median, ms | times ours | quartiles | wall time, least, ms |"
+        )
+        lines.append("|---|---:|---:|---:|---:|---:|")
         lines += [_row(row, titles) for row in shown(list(rows))]
     versions = sorted({row["version"] for row in run["rows"] if row["version"]})
     return "\n".join([*lines, "", f"Versions: {', '.join(versions)}.", ""])
@@ -51,7 +54,7 @@ def _row(row: Row, titles: dict[str, str]) -> str:
     low, high = row["quartiles"]
     return (
         f"| {titles[row['path']]} | {1e3 * row['least']:.2f} | {1e3 * row['median']:.2f} | "
-        f"{row['ratio']:.2f} | {low:.2f} to {high:.2f} |"
+        f"{row['ratio']:.2f} | {low:.2f} to {high:.2f} | {1e3 * row['wall']:.2f} |"
     )
 
 
