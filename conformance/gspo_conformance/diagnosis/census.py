@@ -85,14 +85,14 @@ def examine(atlas: Atlas, told: Account) -> Examined:
 def census(
     vectors: Sequence[Vector], names: Sequence[str], *, workers: int = 1, progress: Progress | None = None
 ) -> dict[str, Examined]:
-    """Mutants examined by name. Their accounts come first, so that the diagnosis finds most answers in the atlas."""
+    """Mutants examined by name. All give their account first, so that the diagnosis finds every answer in the atlas."""
     atlas = Atlas(bench(vectors), mutants())
     told: dict[str, Account] = {}
-    for account in _pooled(_account, vectors, names, workers):
+    for account in _accounts(vectors, [mutant.name for mutant in mutants()], workers):
         told[account.name] = account
         atlas.keep(account.name, account.rows)
         if progress is not None:
-            progress(len(told), len(names), account.name)
+            progress(len(told), len(mutants()), account.name)
     return {name: examine(atlas, told[name]) for name in names}
 
 
@@ -106,6 +106,10 @@ def census_of_pairs(
         if progress is not None:
             progress(len(found), len(names), one.name)
     return {name: found[name] for name in names}
+
+
+def _accounts(vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Account]:
+    return _pooled(_account, vectors, names, workers)
 
 
 def _pooled(work: Callable[[str], Any], vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Any]:

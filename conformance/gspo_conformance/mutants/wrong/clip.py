@@ -157,11 +157,15 @@ class PerToken(Reference):
     """
 
     def clip_value(self, log_ratio: Any, advantages: Any, clip: Fields) -> Any:
-        if self.objective["ratio"] not in ("sequence", "gspo_token"):
-            return super().clip_value(log_ratio, advantages, clip)
-        outside = self.outside(self.ratio(stop(self.log_ratio())), advantages, clip)
-        open_ = (stop(advantages) != 0) & ~outside.any
-        return self.held(open_, self.ratio(where(open_, log_ratio, 0.0)), outside, clip) * advantages
+        if "kind" in clip and self.objective["ratio"] in ("sequence", "gspo_token") and self.log_ratio_there():
+            outside = self.outside(self.ratio(stop(self.log_ratio())), advantages, clip)
+            open_ = (stop(advantages) != 0) & ~outside.any
+            return self.held(open_, self.ratio(where(open_, log_ratio, 0.0)), outside, clip) * advantages
+        return super().clip_value(log_ratio, advantages, clip)
+
+    def log_ratio_there(self) -> bool:
+        """Whether tokens are at hand, as they are not for given ratios."""
+        return hasattr(self, "leaf")
 
 
 @mutant(
