@@ -22,7 +22,7 @@ from gspo_core.step import unit_advantages
 from gspo_core.surrogate import Clipped
 
 from .backend import BITS
-from .tokens import blocks_of, subtract
+from .tokens import blocks_of, subtract, sum_of_divergence
 
 # Squares of ratios up to e^40 and down to e^-40 stay in the range of float32.
 _LARGEST = 40.0
@@ -90,8 +90,7 @@ def _scan_rows(
     rows = clipped.sum(1), keep.sum(1, dtype=bits), inside.sum(1), above.sum(1)
     total, squares = ratio.sum().item(), ratio.view(-1).dot(ratio.view(-1)).item()
     ratio.view(bits).mul_(keep.copy_(inside.view(torch.int8)))
-    # The core's `divergence`, in place. It is positive wherever d is not 0, but for underflow.
-    kl = torch.expm1(d, out=clipped).sub_(d).sum().item()
+    kl = sum_of_divergence(d, clipped)
     return rows, _Part(total, squares, kl, *_ends(d, counted), kl != 0 or bool(d.any()))
 
 
