@@ -151,6 +151,33 @@ def noise_length() -> str:
     return str(math.ceil((Fraction("0.055") / Fraction("3e-4")) ** 2))
 
 
+def noise_model() -> str:
+    """The noise model against simulation: spread, clip fraction in the paper's range, and far out."""
+    from .noise.simulation import comparisons
+
+    rows = [
+        [
+            one.shape,
+            str(one.length),
+            f"{one.spread:.2f}",
+            f"{one.predicted:.3f}",
+            f"{one.simulated:.3f} ± {2 * one.error:.3f}",
+            f"{one.tail:.3f} ± {2 * one.tail_error:.3f}",
+        ]
+        for one in comparisons()
+    ]
+    head = r"noise | $\lvert y_i\rvert$ | spread | predicted | simulated | where 0.01 is predicted"
+    return _table(head, rows)
+
+
+def noise_neglected() -> str:
+    """What the model predicts for correlated noise at 2048 tokens when it takes it for independent."""
+    from .noise.model import clip_fraction
+    from .noise.simulation import BASE, PAPER
+
+    return f"{clip_fraction(BASE, PAPER, 2048):.2f}"
+
+
 NUMBERS: dict[str, Callable[[], str]] = {
     "clip-band": clip_band,
     "bf16-exp": bf16_exp,
@@ -158,6 +185,8 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "accumulators": accumulators,
     "mismatch": mismatch,
     "noise-length": noise_length,
+    "noise-model": noise_model,
+    "noise-neglected": noise_neglected,
 }
 
 
