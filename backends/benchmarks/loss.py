@@ -1,17 +1,19 @@
-"""From log-probabilities to the GSPO loss and its gradient: the closed form beside autograd, verl and TRL.
+"""From log-probabilities to the GSPO loss and its gradient: the closed form beside autograd and the trainers' own losses.
 
-    python backends/benchmarks/loss.py --out docs/benchmarks --peers /path/to/python ...
+    gspo trainers setup verl trl openrlhf ...
+    python backends/benchmarks/loss.py --out docs/benchmarks --trainers verl trl openrlhf ...
 
-`--peers` names Pythons with `verl==0.9.1` (installed with --no-deps), `trl==1.16.0` and the same
-torch. In a fresh process per peer and size all paths take turns, so that what slows the machine
-slows them alike; ratios are of processor time, round by round. Every path must give the same gradient, or the
-run fails. `stream` is the time in which the machine copies the bytes that a loss has to move: two
+Each trainer's real function runs in its own environment (`gspo trainers`), on settings that mean the paper's loss,
+or, where it has none, the one of token means. In a fresh process per trainer and size all paths take turns, so that
+what slows the machine slows them alike; ratios are of processor time, round by round. Every path must give the same
+gradient, or the run fails. `stream` is the time in which the machine copies the bytes that a loss has to move: two
 log-probabilities and a mask in, a gradient out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,24 +21,32 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import array_api_compat
 import torch
 
+from gspo_conformance.trainers.dialect import Inexpressible
+from gspo_conformance.trainers.environment import Environment, environment_of
+from gspo_conformance.trainers.room import choose, rooms
+from gspo_core import Aggregation, Objective
+
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("gspo_torch", "compiled", "autograd")
-PEERS = ("verl", "trl")
 # A copy moves 8 bytes per token; a loss 4 + 4 + 1 in and 4 out.
 STREAM = 13 / 8
 TITLES = {
     "gspo_torch": "`gspo_torch.policy_loss`",
     "compiled": "the same, `torch.compile`",
     "autograd": "`gspo_core.policy_loss`, autograd",
-    "verl": "verl `compute_policy_loss_gspo`",
-    "trl": "TRL `_compute_loss`, its metrics included",
+    "verl_function": "verl `compute_policy_loss_gspo` alone",
+    "verl": "verl `ppo_loss`",
+    "trl": "TRL `_compute_loss`",
+    "roll": "ROLL `loss_func`",
+    "areal": "AReaL `ppo_actor_loss_fn`",
+    "openrlhf": "OpenRLHF `PolicyLoss`",
+    "ms_swift": "ms-swift `_compute_loss_and_metrics`",
     "stream": "copying the bytes",
 }
 Row = dict[str, Any]
@@ -54,45 +64,75 @@ QUICK = (Size(4, 64),)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for loss.json, loss.md and loss.svg")
-    parser.add_argument("--peers", nargs="*", default=[], help="Python interpreters with verl or TRL")
+    parser.add_argument(
+        "--trainers", nargs="*", metavar="NAME[@VERSION]", help="default: all that are set up, on PyTorch"
+    )
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one tiny size, to see that it runs")
     options = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        # Peers need this one dependency of ours, and nothing else from this environment.
+        # Trainers need this one dependency of ours, and nothing else from this environment.
         (Path(folder) / "array_api_compat").symlink_to(Path(array_api_compat.__file__).parent)
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "backends"), folder])
-        processes = list(_processes(options.peers))
+        peers = _peers(options.trainers, folder)
         for size in QUICK if options.quick else SIZES:
-            for interpreter, paths in processes:
-                rows += _measure(size, interpreter, paths, options)
+            for peer in peers:
+                rows += _measure(size, peer, options)
     if options.out is not None:
         import loss_report
 
-        loss_report.write(options.out, {"machine": _machine(options), "rows": rows}, TITLES)
+        titles = TITLES | {peer.paths[-1]: peer.title for peer in peers if peer.paths[-1] not in TITLES}
+        loss_report.write(options.out, {"machine": _machine(options), "rows": rows}, titles)
 
 
-def _processes(peers: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each interpreter with the paths that it runs: ours, and what it has of the peers."""
-    yield sys.executable, OURS
-    found = set()
-    for interpreter in peers:
-        for peer in PEERS:
-            if peer not in found and "error" not in _child(interpreter, {"probe": peer}):
-                found.add(peer)
-                yield interpreter, ("gspo_torch", peer)
-    for peer in sorted(set(PEERS) - found):
-        print(f"{peer}: not measured: name a Python that has it with --peers")
+class Peer(NamedTuple):
+    """What runs in one process: `paths`, ours first, on one objective."""
+
+    python: str
+    paths: tuple[str, ...]
+    title: str
+    objective: dict[str, Any]
+    settings: dict[str, Any]
+    variables: dict[str, str]
 
 
-def _measure(size: Size, interpreter: str, paths: tuple[str, ...], options: argparse.Namespace) -> list[Row]:
+def _peers(names: list[str] | None, folder: str) -> list[Peer]:
+    """Ours alone, then each trainer beside ours."""
+    packages = [str(ROOT), str(ROOT / "backends"), str(ROOT / "conformance"), folder]
+    paths = {"PYTHONPATH": os.pathsep.join(packages)}
+    found = [Peer(sys.executable, OURS, "", Objective.gspo().to_dict(), {}, paths)]
+    for choice in map(choose, _set_up() if names is None else names):
+        room, environment = choice.room, environment_of(choice)
+        objective, settings = _faithful(room.dialect, choice.version.name)
+        title = TITLES.get(room.name, room.title) + ("" if objective == found[0].objective else ", token means")
+        runs = ("verl_function", "verl") if room.name == "verl" else (room.name,)
+        variables = environment.variables() | paths
+        found.append(Peer(str(environment.python), ("gspo_torch", *runs), title, objective, settings, variables))
+    return found
+
+
+def _set_up() -> list[str]:
+    """Every trainer on PyTorch whose newest environment is there."""
+    every = [room for room in rooms().values() if room.framework == "torch"]
+    return [room.name for room in every if Environment(room, room.versions[room.default]).ready]
+
+
+def _faithful(dialect: Any, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The paper's objective, or else that of token means, and the settings that mean it."""
+    token_means = Objective.gspo().replace(aggregation=Aggregation("token_mean"))
+    for objective in (Objective.gspo(), token_means):
+        with contextlib.suppress(Inexpressible):
+            return objective.to_dict(), dialect.write(objective.to_dict(), version)
+    raise SystemExit(f"{dialect.name}: it has neither the paper's loss nor that of token means")
+
+
+def _measure(size: Size, peer: Peer, options: argparse.Namespace) -> list[Row]:
     rounds = max(5, options.rounds * min(1, 4 * 64 * 4096 // (size.batch * size.length)))
-    task = {"paths": paths, **size._asdict(), "rounds": rounds, "threads": options.threads}
-    found = _child(interpreter, task)
+    task = {"paths": peer.paths, **size._asdict(), "rounds": rounds, "threads": options.threads}
+    found = _child(peer, task | {"objective": peer.objective, "settings": peer.settings})
     if "error" in found:
-        raise SystemExit(f"{paths} at {size}: {found['error']}")
+        raise SystemExit(f"{peer.paths} at {size}: {found['error']}")
     rows = []
     for name, pairs in found["seconds"].items():
         factor = STREAM if name == "stream" else 1
@@ -100,7 +140,7 @@ def _measure(size: Size, interpreter: str, paths: tuple[str, ...], options: argp
         own = [pair[0] for pair in found["seconds"]["gspo_torch"]]
         ratios = sorted(mine / ours for mine, ours in zip(processor, own, strict=True))
         quarter = len(ratios) // 4
-        row = {"path": name, **size._asdict(), "beside": paths[-1], "version": found["versions"].get(name)}
+        row = {"path": name, **size._asdict(), "beside": peer.paths[-1], "version": found["versions"].get(name)}
         row |= {"least": min(processor), "median": statistics.median(processor), "wall": min(wall), "rounds": rounds}
         row |= {"ratio": statistics.median(ratios), "quartiles": [ratios[quarter], ratios[-1 - quarter]]}
         print(_line(row), flush=True)
@@ -116,9 +156,9 @@ def _line(row: Row) -> str:
     )
 
 
-def _child(interpreter: str, task: dict[str, Any]) -> dict[str, Any]:
-    script = Path(__file__).with_name("loss_paths.py")
-    done = subprocess.run([interpreter, str(script), json.dumps(task)], capture_output=True, text=True, check=False)
+def _child(peer: Peer, task: dict[str, Any]) -> dict[str, Any]:
+    command = [peer.python, str(Path(__file__).with_name("loss_paths.py")), json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | peer.variables)
     if done.returncode == 0:
         return json.loads(done.stdout.strip().splitlines()[-1])
     errors = done.stderr.strip().splitlines()

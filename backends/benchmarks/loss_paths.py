@@ -1,7 +1,8 @@
 """Paths from log-probabilities to the GSPO loss and its gradient, timed in turn in the process that this file is run in.
 
 Each path is the real code of what it names, forward and backward, with the metrics that it computes on
-the way. A path imports its library when it is made, so that a Python without it can run the others.
+the way. A path imports its library when it is made, so that a Python without it can run the others. Trainers are
+called through the adapters of the conformance suite, whose conversions happen before the clock starts.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
-from tempfile import gettempdir
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,12 +58,12 @@ def autograd(data: Batch) -> tuple[Loss, str]:
 def _ours(function: Any, data: Batch) -> Loss:
     from gspo_core import Objective
 
-    objective = Objective.gspo()
+    objective = Objective.from_dict(data.objective)
     rest = {"old_logp": data.old_logp, "advantages": data.advantages, "sequences": data.mask}
     return lambda: function(objective, logp=data.logp, **rest).loss
 
 
-def verl(data: Batch) -> tuple[Loss, str]:
+def verl_function(data: Batch) -> tuple[Loss, str]:
     """`compute_policy_loss_gspo` with the aggregation of the paper; advantages are per token there."""
     from verl.trainer.ppo.core_algos import compute_policy_loss_gspo
     from verl.workers.config import ActorConfig
@@ -79,50 +79,25 @@ def verl(data: Batch) -> tuple[Loss, str]:
     return loss, f"verl {version('verl')}"
 
 
-def trl(data: Batch) -> tuple[Loss, str]:
-    """`GRPOTrainer._compute_loss` at sequence level, `loss_type="grpo"`, on log-probabilities that are there."""
-    from accelerate import Accelerator
-    from trl import GRPOConfig, GRPOTrainer
+def trainer(name: str, settings: dict[str, Any], objective: dict[str, Any], data: Batch) -> tuple[Loss, str]:
+    """The loss of a trainer under `settings`, as the suite's adapter calls it, on tensors that are there already."""
+    adapter = import_module(f"gspo_conformance.trainers.{name}.adapter")
+    from gspo_conformance.target import Case
 
-    plain = {"use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 2}
-    level = {"importance_sampling_level": "sequence", "loss_type": "grpo", "beta": 0.0}
-    args = GRPOConfig(
-        f"{gettempdir()}/gspo-trl", per_device_train_batch_size=2, epsilon=LOW, epsilon_high=HIGH, **plain, **level
-    )
-    names = (
-        "top_entropy_quantile off_policy_mask_threshold importance_sampling_level beta loss_type max_completion_length"
-    )
-    names += " vllm_importance_sampling_correction"
-    trainer = SimpleNamespace(
-        **{name: getattr(args, name) for name in names.split()},
-        args=args,
-        accelerator=Accelerator(cpu=True),
-        model=SimpleNamespace(training=True),
-        current_gradient_accumulation_steps=1,
-        aux_loss_enabled=False,
-        epsilon_low=args.epsilon,
-        epsilon_high=args.epsilon_high,
-        use_vllm=False,
-        _entropy_bonus_enabled=False,
-        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
-        get_gamma_weights=GRPOTrainer.get_gamma_weights,
-        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
-    )
-    entropies, rows = torch.zeros_like(data.old_logp), torch.ones(len(data.advantages), 1, dtype=torch.int64)
-    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (data.logp, entropies, None)
-    inputs = {
-        "prompt_ids": rows,
-        "prompt_mask": rows,
-        "completion_ids": torch.zeros(data.mask.shape, dtype=torch.int64),
-        "completion_mask": data.mask.int(),
-        "advantages": data.advantages,
-        "old_per_token_logps": data.old_logp,
-        "num_items_in_batch": data.mask.sum(),
-    }
-    return lambda: GRPOTrainer._compute_loss(trainer, trainer.model, inputs), f"trl {version('trl')}"
+    arrays = {"logp": data.logp, "old_logp": data.old_logp, "advantages": data.advantages, "mask": data.mask}
+    case = Case("policy_loss", {"objective": objective}, {key: value.detach().numpy() for key, value in arrays.items()})
+    adapter.torch_loss = lambda _case, loss: loss  # the function of the log-probabilities, instead of its value
+    loss = adapter.policy_loss(settings, case)
+    return lambda: loss(data.logp), f"{name} {adapter.RELEASE}"
 
 
-PATHS = {"gspo_torch": gspo_torch, "compiled": compiled, "autograd": autograd, "verl": verl, "trl": trl}
+PATHS = {"gspo_torch": gspo_torch, "compiled": compiled, "autograd": autograd, "verl_function": verl_function}
+
+
+def path(name: str, task: dict[str, Any], data: Batch) -> tuple[Loss, str]:
+    """One of ours, verl's function alone, or a trainer of the suite."""
+    data.objective = task["objective"]
+    return PATHS[name](data) if name in PATHS else trainer(name, task["settings"], task["objective"], data)
 
 
 def step(data: Batch, loss: Loss) -> tuple[float, float]:
@@ -145,7 +120,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     """`rounds` in which all paths take turns, after a few that do not count; every gradient is the first path's."""
     torch.set_num_threads(task["threads"])
     data = batch(task["batch"], task["length"])
-    made = {name: PATHS[name](data) for name in task["paths"]}
+    made = {name: path(name, task, data) for name in task["paths"]}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*made, "stream")}
     expected = None
     for loss, _ in made.values():
@@ -161,12 +136,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    task = json.loads(sys.argv[1])
-    if task.get("probe"):
-        PATHS[task["probe"]](batch(2, 4))
-        print("{}")
-    else:
-        print(json.dumps(measure(task)))
+    print(json.dumps(measure(json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def table(run: dict[str, Any], titles: dict[str, str]) -> str:
 def shown(rows: list[Row]) -> list[Row]:
     """One row per path: ours and the copy as they ran beside each other, each peer beside ours in its own process."""
     own = rows[0]["beside"]
-    return [row for row in rows if row["beside"] == own or row["path"] == row["beside"]]
+    return [row for row in rows if row["beside"] == own or row["path"] not in ("gspo_torch", "stream")]
 
 
 def _size(row: Row) -> tuple[int, int]:
