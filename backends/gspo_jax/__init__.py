@@ -13,7 +13,8 @@ from .distributed import policy_loss as policy_loss
 from .linear import linear_policy_loss as linear_policy_loss
 from .linear import linear_token_logps as linear_token_logps
 from .linear import token_logps as token_logps
+from .record import record as record
 
 __all__ = sorted(
-    {*gspo_core.__all__, "backend", "linear_policy_loss", "linear_token_logps", "token_logps"},
+    {*gspo_core.__all__, "backend", "linear_policy_loss", "linear_token_logps", "record", "token_logps"},
 )

@@ -21,7 +21,8 @@ from .loss import gspo_token_loss as gspo_token_loss
 from .loss import policy_loss as policy_loss
 from .loss import ppo_loss as ppo_loss
 from .module import GSPOLoss as GSPOLoss
+from .record import record as record
 
 __all__ = sorted(
-    [*gspo_core.__all__, "GSPOLoss", "backend", "linear_policy_loss", "linear_token_logps", "token_logps"],
+    [*gspo_core.__all__, "GSPOLoss", "backend", "linear_policy_loss", "linear_token_logps", "record", "token_logps"],
 )

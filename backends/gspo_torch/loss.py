@@ -19,6 +19,7 @@ from gspo_core.sequences import Sequences
 
 from .backend import transformed
 from .closed_form import Solution, solve
+from .observers import OBSERVERS, tell
 
 
 def policy_loss(
@@ -59,9 +60,13 @@ def policy_loss(
         return gspo_core.policy_loss(objective, logp=logp, **rest)
     with torch.no_grad():
         solution = solve(objective, logp.detach(), rest)
-    if not (logp.requires_grad and torch.is_grad_enabled()):
-        return PolicyLoss(solution.loss, solution.metrics)
-    return PolicyLoss(_ClosedForm.apply(logp, solution, objective, rest), solution.metrics)
+    loss = solution.loss
+    if logp.requires_grad and torch.is_grad_enabled():
+        loss = _ClosedForm.apply(logp, solution, objective, rest)
+    found = PolicyLoss(loss, solution.metrics)
+    if OBSERVERS:
+        tell(objective, logp, rest, found)
+    return found
 
 
 def gspo_loss(

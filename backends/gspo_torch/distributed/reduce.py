@@ -16,6 +16,7 @@ from gspo_core.sequences import Layout, bind_sequences
 from gspo_core.step import Step
 from gspo_core.validation import check_number
 
+from ..observers import OBSERVERS, tell
 from .dtensor import localise
 from .ranks import check_disjoint, process_group
 from .reports import Report, result_of
@@ -87,6 +88,8 @@ class Union:
         weigh = partial(self._weigh, groups=given["groups"])
         loss, report = share(self._objective, weigh, given)
         self._reports.append(report)
+        if OBSERVERS:
+            tell(self._objective, logp, given | {"normalizer": self.normalizer}, PolicyLoss(loss, {}))
         return loss * self._scale
 
     def result(self) -> PolicyLoss:
