@@ -1,0 +1,107 @@
+"""How much is clipped by noise alone: two scoring passes that disagree, and no change of the policy.
+
+    gspo noise --std 0.05 --bias -0.0015 --length 512,4096,32768
+    gspo noise --std 0.055 --length 4096 --clip 3e-4,4e-4 --dtype bf16
+    gspo noise --std 0.05 --bias sampled --lengths lengths.txt --format json
+
+--std and --bias are those of the log-ratio of a token, logp - old_logp, where it should be 0: in the
+first mini-batch after a rollout, or between the rollout engine and the trainer. `--bias sampled` is
+-std²/2, what sampling from the old policy implies. The model and its errors: docs/spec/numerics.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gspo_core import Clip
+
+from ..noise.forecast import Forecast
+from ..noise.model import Mismatch, lengths_of
+from ..noise.precision import DTYPES
+from ..noise.report import FORMATS, render
+from ..words import UsageError, choices
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gspo noise`."""
+    parser.add_argument("--std", type=float, default=0.0, metavar="σ", help="spread of a token's log-ratio")
+    parser.add_argument("--bias", default="0", metavar="b", help="its mean, or `sampled` for -std²/2")
+    parser.add_argument("--correlation", type=float, default=0.0, metavar="φ", help="between neighbouring tokens")
+    parser.add_argument("--between", type=float, default=0.0, metavar="ω", help="spread between responses")
+    parser.add_argument("--dtype", default="float32", help="what the log-probabilities are stored in, such as bf16")
+    parser.add_argument("--length", metavar="T,...", help="counted tokens of a response; 512,4096,32768 by default")
+    parser.add_argument("--lengths", type=Path, metavar="FILE", help="lengths of a run: numbers, or a JSON list")
+    parser.add_argument("--clip", default="3e-4,4e-4", metavar="LOW,HIGH", help="the clip range; 3e-4,4e-4")
+    parser.add_argument("--positive", type=float, default=0.5, metavar="P", help="share of responses with A > 0; 0.5")
+    parser.add_argument("--target", type=float, default=0.01, metavar="P", help="clip share that a range is sought for")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the forecast."""
+    print(render(_forecast(arguments), arguments.format), end="")
+    return 0
+
+
+def _forecast(arguments: argparse.Namespace) -> Forecast:
+    dtype = arguments.dtype.lower()
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype: {choices(dtype, DTYPES)}")
+    if not (arguments.std or arguments.between or arguments.bias != "0" or DTYPES[dtype] != "float32"):
+        raise UsageError("nothing to forecast: give --std, for example --std 0.05, or --bias, or --dtype bf16")
+    for name in ("positive", "target"):
+        if not 0 < getattr(arguments, name) < (1 if name == "positive" else 0.5):
+            raise UsageError(f"--{name}: expected a share, got {getattr(arguments, name)}")
+    try:
+        noise = Mismatch(arguments.std, 0.0, arguments.correlation, arguments.between)
+        bias = noise.implied_bias if arguments.bias == "sampled" else _numbers("--bias", arguments.bias)[0]
+        clip = _clip(arguments.clip)
+        lengths = lengths_of(_lengths(arguments))
+        return Forecast(
+            replace(noise, bias=bias),
+            clip,
+            lengths,
+            DTYPES[dtype],
+            arguments.positive,
+            arguments.target,
+            distribution=arguments.lengths is not None,
+        )
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
+
+
+def _clip(text: str) -> Clip:
+    bounds = _numbers("--clip", text)
+    if len(bounds) > 2:
+        raise UsageError(f"--clip: expected LOW,HIGH such as 3e-4,4e-4, got {text!r}")
+    try:
+        return Clip(bounds[0], bounds[-1])
+    except ValueError as error:
+        raise UsageError(f"--clip: {error}") from None
+
+
+def _lengths(arguments: argparse.Namespace) -> Any:
+    if arguments.lengths is None:
+        return _numbers("--length", arguments.length or "512,4096,32768")
+    if arguments.length:
+        raise UsageError("--length or --lengths: expected one of the two, got both")
+    try:
+        text = arguments.lengths.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--lengths: cannot read {arguments.lengths}: {error}") from None
+    return _numbers(f"--lengths {arguments.lengths}", text)
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Numbers between commas, spaces or line breaks, with or without the brackets of a JSON list."""
+    words = text.strip().strip("[]").replace(",", " ").split()
+    try:
+        found = [float(word) for word in words]
+    except ValueError:
+        found = []
+    if not found:
+        raise UsageError(f"{option}: expected numbers, got {text.strip()[:40]!r}")
+    return found

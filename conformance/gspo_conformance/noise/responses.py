@@ -1,0 +1,212 @@
+"""A trace as a table: one row per response and optimiser step, all that the analysis of noise needs.
+
+Tokens are read part by part and go at once; what stays of a response is its length, mean log-ratio, mean
+square, counts at the gate, advantage, reward and group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from gspo_core import Clip
+
+from ..audit.trace import Part, Tokens, Trace
+from ..tensors import NumPyArray
+from .precision import quantisation_std, stored_dtype
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The ratio and the clip range of an objective; the gate closes outside, on the side that the advantage's sign says."""
+
+    ratio: str
+    clip: Clip
+
+    def log_ratio(self, tokens: Tokens, d: NumPyArray) -> NumPyArray:
+        """The logarithm of the ratio at every token."""
+        if self.ratio == "token":
+            return d
+        return tokens.spread(tokens.sums(d) if self.ratio == "product" else tokens.means(d))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """log(1-ε_low) and log(1+ε_high)."""
+        return math.log1p(-self.clip.low) if self.clip.low < 1 else -math.inf, math.log1p(self.clip.high)
+
+
+def gate_of(objective: Mapping[str, Any] | None) -> Gate | None:
+    """The gate of an objective as `Objective.to_dict` writes it; None where nothing is clipped by its ratio."""
+    surrogate = dict((objective or {}).get("surrogate") or {})
+    clip = surrogate if surrogate.get("kind") == "clip" else surrogate.get("gate") or {}
+    if objective is None or "low" not in clip or "high" not in clip:
+        return None
+    return Gate(str(objective.get("ratio", "sequence")), Clip(float(clip["low"]), float(clip["high"])))
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """Columns of one length; `UNKNOWN` or NaN where a run recorded nothing.
+
+    `mean`, `square`: (1/T) Σ d and (1/T) Σ d² of d = logp - old_logp; `engine_mean`, `engine_square` the same
+    of old_logp - behavior_logp. `zeros` counts d = 0. Of the tokens `positive` have A > 0 and `negative`
+    A < 0; the gate closes `high` of the former and `low` of the latter.
+    """
+
+    step: NumPyArray
+    minibatch: NumPyArray
+    rollout: NumPyArray
+    length: NumPyArray
+    mean: NumPyArray
+    square: NumPyArray
+    zeros: NumPyArray
+    engine_mean: NumPyArray
+    engine_square: NumPyArray
+    advantage: NumPyArray
+    reward: NumPyArray
+    group: NumPyArray
+    positive: NumPyArray
+    negative: NumPyArray
+    high: NumPyArray
+    low: NumPyArray
+
+    @property
+    def number(self) -> int:
+        """How many rows."""
+        return len(self.length)
+
+    def where(self, chosen: NumPyArray) -> Responses:
+        """Some of the rows."""
+        return Responses(*(getattr(self, one.name)[chosen] for one in fields(self)))
+
+    def of_minibatch(self, index: int) -> Responses:
+        """The rows of one mini-batch, over all rollouts."""
+        return self.where(self.minibatch == index)
+
+    @property
+    def minibatches(self) -> list[int]:
+        """The mini-batches that are known, ascending."""
+        return [int(index) for index in np.unique(self.minibatch) if index != UNKNOWN]
+
+    @property
+    def clip_fraction(self) -> float:
+        """Of all tokens (GSPO-METRIC-1); NaN without any."""
+        total = float(np.sum(self.length))
+        return float(np.sum(self.high) + np.sum(self.low)) / total if total else math.nan
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A trace, read: its rows, the gate, and the dtypes that bits of log-probabilities betray (name: (dtype, σ_q))."""
+
+    responses: Responses
+    gate: Gate | None
+    rounded: Mapping[str, tuple[str, float]]
+
+
+def read_responses(trace: Trace, gate: Gate | None = None) -> Reading:
+    """The table of a trace; `gate` instead of that of the objective which the run claims."""
+    gate = gate or gate_of(trace.objective)
+    rows: list[dict[str, NumPyArray]] = []
+    rounding = _Rounding()
+    for step in trace.steps():
+        for part in step.parts:
+            tokens = part.tokens
+            rounding.see(tokens)
+            if tokens.logp is not None and tokens.old_logp is not None and tokens.count:
+                rows.append(_rows(part, tokens, gate))
+    names = [one.name for one in fields(Responses)]
+    columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in names}
+    counted = columns["length"] > 0
+    return Reading(Responses(**{name: column[counted] for name, column in columns.items()}), gate, rounding.found)
+
+
+def _rows(part: Part, tokens: Tokens, gate: Gate | None) -> dict[str, NumPyArray]:
+    number, length = tokens.number, tokens.lengths
+    full = np.maximum(length, 1)
+    d = np.subtract(tokens.logp, tokens.old_logp, dtype=np.float64)
+    mean, square = tokens.sums(d) / full, tokens.sums(d * d) / full
+    return {
+        "step": np.full(number, part.step),
+        "minibatch": np.full(number, UNKNOWN if part.minibatch is None else part.minibatch),
+        "rollout": np.full(number, UNKNOWN if part.rollout is None else part.rollout),
+        "length": length,
+        "mean": mean,
+        "square": square,
+        "zeros": tokens.sums(d == 0),
+        **_engine(tokens, full),
+        "advantage": _per_response(tokens, tokens.advantages),
+        "reward": _per_response(tokens, tokens.rewards),
+        "group": np.full(number, UNKNOWN) if tokens.groups is None else tokens.groups,
+        **_at_gate(tokens, d, gate),
+    }
+
+
+def _engine(tokens: Tokens, full: NumPyArray) -> dict[str, NumPyArray]:
+    if tokens.behavior_logp is None:
+        missing = np.full(tokens.number, math.nan)
+        return {"engine_mean": missing, "engine_square": missing}
+    e = np.subtract(tokens.old_logp, tokens.behavior_logp, dtype=np.float64)
+    return {"engine_mean": tokens.sums(e) / full, "engine_square": tokens.sums(e * e) / full}
+
+
+def _per_response(tokens: Tokens, values: NumPyArray | None) -> NumPyArray:
+    """One value per response: its own, or the mean over its tokens."""
+    if values is None:
+        return np.full(tokens.number, math.nan)
+    return tokens.means(values) if len(values) != tokens.number else values.astype(np.float64)
+
+
+def _at_gate(tokens: Tokens, d: NumPyArray, gate: Gate | None) -> dict[str, NumPyArray]:
+    """Tokens of either sign, and those of them that the gate closes."""
+    nothing = np.zeros(tokens.number)
+    if tokens.advantages is None:
+        return dict.fromkeys(("positive", "negative", "high", "low"), nothing)
+    advantages = tokens.advantages
+    if len(advantages) == tokens.number:
+        advantages = tokens.spread(advantages)
+    signs = {"positive": advantages > 0, "negative": advantages < 0}
+    found = {name: tokens.sums(mask) for name, mask in signs.items()}
+    if gate is None:
+        return {**found, "high": nothing, "low": nothing}
+    below, above = gate.bounds
+    log_ratio = gate.log_ratio(tokens, d)
+    high, low = signs["positive"] & (log_ratio > above), signs["negative"] & (log_ratio < below)
+    return {**found, "high": tokens.sums(high), "low": tokens.sums(low)}
+
+
+class _Rounding:
+    """Which log-probabilities are rounded in every part so far, to what, and the mean square of their spacing."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[tuple[str | None, float]]] = {}
+
+    def see(self, tokens: Tokens) -> None:
+        for name in ("logp", "old_logp", "behavior_logp"):
+            values = getattr(tokens, name)
+            if values is not None and values.size:
+                self._parts.setdefault(name, []).append(_rounding(values))
+
+    @property
+    def found(self) -> dict[str, tuple[str, float]]:
+        """Name: the dtype that all parts agree on, and σ_q of one side."""
+        agreed: dict[str, tuple[str, float]] = {}
+        for name, parts in self._parts.items():
+            kinds = {kind for kind, _ in parts}
+            kind = next(iter(kinds)) if len(kinds) == 1 else None
+            if kind is not None:
+                agreed[name] = kind, math.sqrt(float(np.mean([square for _, square in parts])))
+        return agreed
+
+
+def _rounding(values: NumPyArray) -> tuple[str | None, float]:
+    kind = stored_dtype(values)
+    if kind is None:
+        return None, 0.0
+    return kind, quantisation_std(kind, values[:65536], sides=1) ** 2
