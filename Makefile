@@ -45,6 +45,7 @@ unit: setup  ## the tests and every example in the documentation
 	$(BIN)/pytest -q -n $(JOBS) gspo_core
 	$(BIN)/pytest -q -n $(JOBS) backends
 	$(BIN)/pytest -q -n $(JOBS) conformance
+	$(BIN)/pytest -q -n $(JOBS) examples
 	$(BIN)/pytest -q README.md docs
 
 vectors: setup  ## recompute every golden vector and the table of clauses; fail where one differs

@@ -17,7 +17,8 @@ collect_ignore_glob = [
     "backends/benchmarks/*",
     "backends/tests/jax/eight_devices*.py",
     "conformance/gspo_conformance/trainers/*/adapter.py",
-    "examples/*",
+    "examples/configs/*",
+    *(f"examples/{name}.py" for name in ("trl_trainer", "tunix_loss", "verl_loss")),
 ]
 
 pytest_collect_file = Sybil(

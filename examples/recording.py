@@ -1,0 +1,197 @@
+"""What the training examples share beside their task: settings from the command line, the record of a run, its figure.
+
+python examples/recording.py runs/torch/metrics.jsonl --out curve.svg     # draw a run again
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+Row = dict[str, Any]
+# Greys and hues that read on white and on black.
+INK, HUES = "#808080", ("#2f7fd0", "#e07b00", "#1a9c6b", "#c2589c")
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": plt.cycler(color=HUES),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gspo",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def _option(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines a curve. Every field is an option of the command line."""
+
+    seed: int = _option(0, "of parameters, questions and samples")
+    iterations: int = _option(700, "rollouts")
+    prompts: int = _option(64, "questions a rollout")
+    group: int = _option(8, "responses to each question; their rewards are each other's baseline")
+    mini_batches: int = _option(4, "optimiser steps a rollout, each on its own part of it; the paper has 4")
+    clip_low: float = _option(3e-4, "left half-width of the clip range, the paper's")
+    clip_high: float = _option(4e-4, "right half-width of the clip range, the paper's")
+    learning_rate: float = _option(1e-3, "at the start; falls linearly to a tenth")
+    warm_up: int = _option(220, "supervised steps on 1,000 answers, before any reward")
+    width: int = _option(64, "of the transformer, which has two layers and four heads")
+    evaluate_every: int = _option(10, "iterations between greedy answers to the held-out questions")
+    save_every: int = _option(50, "iterations between checkpoints")
+
+    def expect(self, saved: Row, path: Path) -> None:
+        """A checkpoint made with other settings would give a curve of neither."""
+        for name, mine in dataclasses.asdict(self).items():
+            if saved[name] != mine:
+                raise ValueError(f"{name}: expected {saved[name]!r}, which made {path}, got {mine!r}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A parsed command line."""
+
+    settings: Settings
+    out: Path
+    resume: bool
+
+
+def command_line(description: str, out: str, arguments: Sequence[str] | None = None) -> Command:
+    """Settings, the folder of the run, and whether to go on from its checkpoint."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for item in dataclasses.fields(Settings):
+        option = "--" + item.name.replace("_", "-")
+        help = f"{item.metadata['help']} (default: {item.default:g})"
+        parser.add_argument(option, type=type(item.default), default=item.default, metavar="N", help=help)
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of the run (default: {out})")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder of the run")
+    found = vars(parser.parse_args(arguments))
+    folder, resume = found.pop("out"), found.pop("resume")
+    settings = Settings(**found)
+    if settings.prompts % settings.mini_batches:
+        parser.error(
+            f"--prompts: expected a multiple of --mini-batches = {settings.mini_batches}, got {settings.prompts}"
+        )
+    return Command(settings, folder, resume)
+
+
+class Record:
+    """The rows of a run, one per iteration, in memory and as JSON lines."""
+
+    def __init__(self, path: Path, before: int = 0) -> None:
+        """The first `before` rows of the file at `path` are kept, so that a resumed run goes on behind them."""
+        self.rows = read(path)[:before] if before else []
+        if len(self.rows) < before:
+            raise ValueError(f"{path}: expected the {before} iterations before the checkpoint, got {len(self.rows)}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        self._path = path
+
+    def add(self, row: Row) -> None:
+        """Appends a row."""
+        self.rows.append(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def summary(steps: Sequence[Row]) -> Row:
+    """What is kept of the metrics of the mini-batches of a rollout."""
+    clipped = [step["clip_fraction"] for step in steps]
+    ends = {name: steps[-1][name] for name in ("ratio_min", "ratio_max", "approx_kl")}
+    return {"clip_fraction": sum(clipped) / len(clipped), "clip_fractions": clipped} | ends
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a run."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def progress(rows: Iterable[Row], total: int, stream: TextIO = sys.stderr) -> Row:
+    """Shows rows as they come, as one line that is written over, or as ten where that cannot be; returns the last."""
+    start, first, row = time.monotonic(), None, {}
+    for row in rows:
+        done = row["iteration"]
+        first = done if first is None else first
+        left = (time.monotonic() - start) / (done - first + 1) * (total - done)
+        bar = "█" * (20 * done // total)
+        accuracy = "" if row["held_out"] is None else f"  held out {row['held_out']:6.1%}"
+        line = (
+            f"{bar:░<20} {done:4}/{total}  reward {row['reward']:.3f}  clipped {row['clip_fraction']:.3f}"
+            f"  {left // 60:2.0f}:{left % 60:02.0f} left{accuracy}"
+        )
+        if stream.isatty():
+            stream.write(f"\r{line}\x1b[K" + "\n" * (done == total))
+        elif done == total or 10 * done // total > 10 * (done - 1) // total:
+            stream.write(line + "\n")
+        stream.flush()
+    return row
+
+
+def draw(rows: Sequence[Row], settings: Settings, path: Path) -> None:
+    """Accuracy, clipped tokens of each mini-batch, and the spread of the ratio, over iterations."""
+    steps = np.asarray([row["iteration"] for row in rows])
+    with plt.rc_context(STYLE):
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
+        tested = [row for row in rows if row["held_out"] is not None]
+        left.plot(steps, smooth([row["reward"] for row in rows]), label="sampled, rewarded questions")
+        left.plot([row["iteration"] for row in tested], [row["held_out"] for row in tested], label="greedy, held out")
+        left.set(title="right answers", ylim=(0, 1.02))
+        clipped = np.asarray([row["clip_fractions"] for row in rows])
+        for number, fraction in enumerate(clipped.T, 1):
+            middle.plot(steps, smooth(fraction), label=f"mini-batch {number}")
+        middle.set(title="clipped tokens", ylim=(0, None))
+        ends = np.asarray([[row["ratio_max"] - 1, 1 - row["ratio_min"]] for row in rows])
+        right.plot(steps, smooth(ends[:, 0]), label="largest s - 1")
+        right.plot(steps, smooth(ends[:, 1]), label="1 - smallest s")
+        right.axhspan(settings.clip_low, settings.clip_high, color=INK, alpha=0.6, lw=0, label="clip range")
+        right.set(title="ratio of the last mini-batch", yscale="log")
+        for panel in (left, middle, right):
+            panel.set_xlabel("rollouts")
+            panel.legend(fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def smooth(values: Sequence[float] | np.ndarray, over: int = 10) -> np.ndarray:
+    """The mean of each value and up to nine before it."""
+    total = np.cumsum(np.asarray(values, float))
+    before = np.concatenate([np.zeros(over), total])[: len(total)]
+    return (total - before) / np.minimum(np.arange(1, len(total) + 1), over)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws the figure of a run, or checks that it is drawn already."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("metrics", type=Path, help="the metrics.jsonl of a run")
+    parser.add_argument("--out", type=Path, required=True, help="the figure, SVG")
+    found = parser.parse_args(arguments)
+    draw(read(found.metrics), Settings(), found.out)
+
+
+if __name__ == "__main__":
+    main()
