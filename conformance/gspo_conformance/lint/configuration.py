@@ -102,10 +102,10 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 
 def _from_python(text: str, place: str) -> Configuration:
-    """The literal keyword arguments of every call of something whose name ends in Config or Arguments."""
+    """The literal keyword arguments of every call of something whose name ends in Config, Arguments or GRPOLoss."""
     found, places, computed = {}, {}, []
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call) and _called(node).endswith(("Config", "Arguments", "Args")):
+        if isinstance(node, ast.Call) and _called(node).endswith(("Config", "Arguments", "Args", "GRPOLoss")):
             for keyword in node.keywords:
                 if keyword.arg is None:
                     computed.append(f"{place}:{node.lineno}: **keywords of {_called(node)}")

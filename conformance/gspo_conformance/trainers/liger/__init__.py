@@ -1,0 +1,1 @@
+"""Liger-Kernel: `liger_kernel.chunked_loss.LigerFusedLinearGRPOLoss`, from hidden states and the weights of a head."""
