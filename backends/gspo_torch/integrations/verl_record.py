@@ -1,0 +1,102 @@
+"""`record`: verl's policy loss, whichever is registered, writing a trace for `gspo audit`. Written against verl 0.9.0 and 0.9.1.
+
+A module that every worker imports (`VERL_USE_EXTERNAL_MODULES=mine`) wraps the loss mode that the run uses:
+
+    from gspo_torch.integrations import verl_record
+
+    verl_record.record("gspo", "trace", every=10, settings={"actor_rollout_ref.actor.policy_loss.loss_mode": "gspo", ...})
+
+What is recorded is what verl's own function was given and what it returned. Rewards and groups never
+reach it, so advantages are taken as they come.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from gspo_core.recording import guarded
+
+from ..record import TorchRecorder
+from .absent import import_trainer
+
+
+def record(
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> TorchRecorder:
+    """Wraps the policy loss that verl has registered under `name`; `options` as of `gspo_torch.record`.
+
+    `settings`: the run's configuration, flat, keys as verl spells them, so that the audit knows what it claims. The recorder
+    opens at the first call, when the worker's process group is there, and closes when the process ends.
+    """
+    algorithms = import_trainer("verl.trainer.ppo.core_algos", tested="verl 0.9.1", command="pip install verl==0.9.1")
+    version = import_trainer("verl", tested="verl 0.9.1", command="pip install verl==0.9.1").__version__
+    described = {"name": "verl", "version": version, "settings": dict(settings or {})}
+    recorder = VerlRecorder(path, trainer=described, micro_batches="sum", rank_losses="mean", **_ranked(options))
+    algorithms.register_policy_loss(name)(recorder.wrapped(algorithms.get_policy_loss_fn(name)))
+    register_optimizer_step_post_hook(lambda *_: recorder.advance())
+    atexit.register(recorder.close)
+    return recorder
+
+
+def _ranked(options: dict[str, Any]) -> dict[str, Any]:
+    """With this process's rank where a launcher says it, since no process group exists yet."""
+    rank, ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    known = {} if rank is None else {"rank": int(rank)}
+    return known | ({} if ranks is None else {"ranks": int(ranks)}) | options
+
+
+class VerlRecorder(TorchRecorder):
+    """Wraps a function with the arguments that verl passes."""
+
+    def wrapped(self, function: Any) -> Any:
+        """`function`, with every call recorded."""
+
+        @functools.wraps(function)
+        def loss(
+            old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, response_mask: Tensor, *rest: Any, **named: Any
+        ) -> Any:
+            found = function(old_log_prob, log_prob, advantages, response_mask, *rest, **named)
+            self.called(found, old_log_prob, log_prob, advantages, response_mask, rest, named)
+            return found
+
+        return loss
+
+    @guarded
+    def called(
+        self, found: Any, old: Tensor, logp: Tensor, advantages: Tensor, mask: Tensor, rest: Any, named: Any
+    ) -> None:
+        """A call of the loss. A weight for the sampler multiplies the advantage, since J is homogeneous in it."""
+        given = dict(zip(("loss_agg_mode", "config", "rollout_is_weights"), rest, strict=False)) | named
+        weights = given.get("rollout_is_weights")
+        self.part(
+            loss=found[0],
+            metrics={name: value for name, value in found[1].items() if isinstance(value, (int, float, Tensor))},
+            normalizer=_normalizer(given),
+            logp=logp,
+            old_logp=old,
+            mask=mask,
+            advantages=advantages if weights is None else advantages * weights,
+        )
+        if self.gradient and self.recording and logp.requires_grad:
+            self.watch(logp)
+
+
+def _normalizer(given: Mapping[str, Any]) -> float | None:
+    """The M of verl's `agg_loss` over the mini-batch, per rank; None where it is the micro-batch's own."""
+    totals = getattr(given.get("config"), "global_batch_info", None) or {}
+    mode = given.get("loss_agg_mode", "token-mean")
+    if mode == "token-sum":
+        return 1.0 / (totals.get("dp_size") or 1)
+    count = totals.get("batch_num_tokens" if mode == "token-mean" else "global_batch_size")
+    return None if count is None else float(count) / (totals.get("dp_size") or 1)
