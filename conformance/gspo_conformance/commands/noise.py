@@ -3,10 +3,12 @@
     gspo noise --std 0.05 --bias -0.0015 --length 512,4096,32768
     gspo noise --std 0.055 --length 4096 --clip 3e-4,4e-4 --dtype bf16
     gspo noise --std 0.05 --bias sampled --lengths lengths.txt --format json
+    gspo noise runs/trace                          # estimated from a recorded run
 
 --std and --bias are those of the log-ratio of a token, logp - old_logp, where it should be 0: in the
 first mini-batch after a rollout, or between the rollout engine and the trainer. `--bias sampled` is
 -std²/2, what sampling from the old policy implies. The model and its errors: docs/spec/numerics.md.
+Exit code for a trace: 1 where a finding is an error, else 0.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from ..words import UsageError, choices
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gspo noise`."""
+    parser.add_argument("trace", nargs="?", type=Path, metavar="TRACE", help="a recorded run: estimate from it instead")
     parser.add_argument("--std", type=float, default=0.0, metavar="σ", help="spread of a token's log-ratio")
     parser.add_argument("--bias", default="0", metavar="b", help="its mean, or `sampled` for -std²/2")
     parser.add_argument("--correlation", type=float, default=0.0, metavar="φ", help="between neighbouring tokens")
@@ -34,16 +37,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="what the log-probabilities are stored in, such as bf16")
     parser.add_argument("--length", metavar="T,...", help="counted tokens of a response; 512,4096,32768 by default")
     parser.add_argument("--lengths", type=Path, metavar="FILE", help="lengths of a run: numbers, or a JSON list")
-    parser.add_argument("--clip", default="3e-4,4e-4", metavar="LOW,HIGH", help="the clip range; 3e-4,4e-4")
+    parser.add_argument("--clip", metavar="LOW,HIGH", help="the clip range; the run's, or 3e-4,4e-4")
     parser.add_argument("--positive", type=float, default=0.5, metavar="P", help="share of responses with A > 0; 0.5")
     parser.add_argument("--target", type=float, default=0.01, metavar="P", help="clip share that a range is sought for")
     parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the forecast."""
+    """Prints the forecast, or what the trace says."""
+    if arguments.trace is not None:
+        return _run(arguments)
     print(render(_forecast(arguments), arguments.format), end="")
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from ..audit.trace import read_trace
+    from ..noise.analysis import analyse
+    from ..noise.findings import findings_of
+    from ..noise.report import render_run
+    from ..noise.responses import Gate
+
+    for name, default in _MODEL.items():
+        if getattr(arguments, name) != default:
+            raise UsageError(f"--{name}: estimated from the trace; leave one of the two out")
+    trace = read_trace(arguments.trace)
+    run = analyse(trace, Gate("sequence", _clip(arguments.clip)) if arguments.clip else None)
+    found = findings_of(run)
+    print(render_run(trace, run, found, arguments.format), end="")
+    return int(any(one.severity == "error" for one in found))
+
+
+_MODEL = {
+    "std": 0.0,
+    "bias": "0",
+    "correlation": 0.0,
+    "between": 0.0,
+    "dtype": "float32",
+    "length": None,
+    "lengths": None,
+}
 
 
 def _forecast(arguments: argparse.Namespace) -> Forecast:
@@ -58,7 +91,7 @@ def _forecast(arguments: argparse.Namespace) -> Forecast:
     try:
         noise = Mismatch(arguments.std, 0.0, arguments.correlation, arguments.between)
         bias = noise.implied_bias if arguments.bias == "sampled" else _numbers("--bias", arguments.bias)[0]
-        clip = _clip(arguments.clip)
+        clip = _clip(arguments.clip or "3e-4,4e-4")
         lengths = lengths_of(_lengths(arguments))
         return Forecast(
             replace(noise, bias=bias),

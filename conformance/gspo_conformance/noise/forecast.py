@@ -28,10 +28,14 @@ CORRECT = (
 )
 
 
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
 def widen(clip: Clip, share: float) -> str:
     """The advice to take a wider range, and its price."""
     bounds = f"{number(clip.low)} / {number(clip.high)}"
-    return f"Or widen the range to {bounds}: noise then clips at most {percent(share)} of either sign, and the policy may move that far unclipped."
+    return f"Widen the range to {bounds}: noise then clips at most {percent(share)} of either sign, and the policy may move that far unclipped."
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class Forecast:
             steps.append("Keep log-probabilities in float32 (GSPO-NUM-1).")
         if self.systematic:
             return steps
-        steps.append(widen(self.required, self.target))
+        steps.append(f"Or {_lower(widen(self.required, self.target))}")
         return [*steps, CORRECT] if self._biased else steps
 
     def record(self) -> dict[str, Any]:

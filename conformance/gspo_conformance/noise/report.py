@@ -1,9 +1,17 @@
-"""A forecast for people: the mismatch, a table by length, what it means and what to do."""
+"""Forecast and analysis for people and programs: a table, what it means and what to do."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 
+from ..audit.trace import Trace
+from ..trainers.dialect import SEVERITIES, Finding
+from ..words import plural
+from .analysis import Analysis, Minibatch
+from .estimate import Estimate
 from .forecast import Forecast, Row
 from .words import bar, number, paragraph, percent, plain, thousands
 
@@ -44,3 +52,58 @@ def _table(forecast: Forecast) -> list[str]:
 def _line(row: Row) -> str:
     shares = "  ".join(f"{plain(percent(share)):>8}" for share in (row.positive, row.negative, row.clipped))
     return f"  {thousands(row.length):>8}  {number(row.std):>11}  {shares}  {bar(row.clipped)}"
+
+
+def render_run(trace: Trace, run: Analysis, found: Sequence[Finding], form: str = "text") -> str:
+    """What a trace says about noise, in one of `FORMATS`."""
+    if form == "json":
+        told = {"version": 1, "trace": str(trace.path), **run.record(), "findings": [asdict(one) for one in found]}
+        return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    lines = [_run_head(trace, run), "", *_minibatches(run), *_estimates(run), ""]
+    for one in found:
+        lines += _finding(one)
+    counts = Counter(one.severity for one in found)
+    return "\n".join([*lines, "", "  " + ", ".join(plural(counts[name], name) for name in SEVERITIES)]) + "\n"
+
+
+def _run_head(trace: Trace, run: Analysis) -> str:
+    rows, gate = run.rows, run.gate
+    range_ = f"{gate.ratio} ratio, clip range {gate.clip.low:g} / {gate.clip.high:g}" if gate else "no clip range"
+    size = f"{plural(len(trace.indices), 'step')}, {rows.number:,} responses, {int(rows.length.sum()):,} tokens"
+    broken = f"; {plural(len(trace.broken), 'file')} could not be read" * bool(trace.broken)
+    return f"{size}; {range_}{broken}"
+
+
+def _minibatches(run: Analysis) -> list[str]:
+    if not run.minibatches:
+        return []
+    head = f"  {'mini-batch':>10}  {'responses':>9}  {'mean of log s':>13}  {'sd of log s':>11}  {'clipped':>8}  {'by noise':>8}"
+    return [head, *map(_minibatch, run.minibatches), ""]
+
+
+def _minibatch(one: Minibatch) -> str:
+    noise = "" if one.predicted is None else plain(percent(one.predicted))
+    clipped = "" if one.observed != one.observed else plain(percent(one.observed))
+    moments = f"{number(one.mean):>13}  {number(one.std):>11}"
+    return f"  {one.index + 1:>10}  {one.responses:>9,}  {moments}  {clipped:>8}  {noise:>8}  {bar(one.observed or 0)}"
+
+
+def _estimates(run: Analysis) -> list[str]:
+    found = [("first mini-batch", run.first), ("rollout engine", run.engine)]
+    return [_estimate(name, one) for name, one in found if one is not None]
+
+
+def _estimate(name: str, one: Estimate) -> str:
+    if one.exact:
+        return f"  {name:17} s is exactly 1: no noise"
+    bias = f"{number(one.bias.value)} (±{number(one.bias.error)})"
+    std = f"{number(one.std.value)} (±{number(one.std.error)})"
+    return f"  {name:17} log-ratio of a token: mean {bias}, spread {std}, {one.tokens:,} tokens"
+
+
+def _finding(one: Finding) -> list[str]:
+    lines = paragraph(one.severity, [f"{one.rule}: {one.message}"])
+    for word, text in (("costs", one.consequence), ("fix", one.fix), ("clause", one.clause)):
+        if text and one.severity != "note" and not (word == "clause" and text in one.fix):
+            lines += paragraph("", [f"{word}: {text}"])
+    return lines

@@ -103,19 +103,24 @@ class Responses:
 
 @dataclass(frozen=True)
 class Reading:
-    """A trace, read: its rows, the gate, and the dtypes that bits of log-probabilities betray (name: (dtype, σ_q))."""
+    """A trace, read: its rows, the gate, and the dtypes that bits of log-probabilities betray (name: (dtype, σ_q)).
+
+    `signals` are the rewards of all responses, each with its rollout and group: `[3, n]`.
+    """
 
     responses: Responses
     gate: Gate | None
     rounded: Mapping[str, tuple[str, float]]
+    signals: NumPyArray
 
 
 def read_responses(trace: Trace, gate: Gate | None = None) -> Reading:
     """The table of a trace; `gate` instead of that of the objective which the run claims."""
     gate = gate or gate_of(trace.objective)
     rows: list[dict[str, NumPyArray]] = []
-    rounding = _Rounding()
+    rounding, signals = _Rounding(), [np.zeros((3, 0))]
     for step in trace.steps():
+        signals += [_signal(part) for part in (*step.parts, *step.rollouts)]
         for part in step.parts:
             tokens = part.tokens
             rounding.see(tokens)
@@ -124,7 +129,17 @@ def read_responses(trace: Trace, gate: Gate | None = None) -> Reading:
     names = [one.name for one in fields(Responses)]
     columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in names}
     counted = columns["length"] > 0
-    return Reading(Responses(**{name: column[counted] for name, column in columns.items()}), gate, rounding.found)
+    responses = Responses(**{name: column[counted] for name, column in columns.items()})
+    return Reading(responses, gate, rounding.found, np.concatenate(signals, axis=1))
+
+
+def _signal(part: Part) -> NumPyArray:
+    """Rollout (or step, where it is unknown), group and reward of the responses of a part; none where one is missing."""
+    rewards, groups = part.array("rewards"), part.array("groups")
+    if rewards is None or groups is None:
+        return np.zeros((3, 0))
+    source = part.step if part.rollout is None else part.rollout
+    return np.stack([np.full(len(rewards), float(source)), groups.astype(float), rewards.astype(float)])
 
 
 def _rows(part: Part, tokens: Tokens, gate: Gate | None) -> dict[str, NumPyArray]:

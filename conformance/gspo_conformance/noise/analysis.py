@@ -1,0 +1,167 @@
+"""A run taken apart: mismatch where the policy cannot have changed, and by mini-batch what was clipped and what mismatch explains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..audit.trace import Trace
+from .estimate import Estimate, estimate
+from .model import clip_probabilities
+from .responses import Gate, Reading, Responses, read_responses
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """One mini-batch over all rollouts: clip fractions seen and predicted from mismatch alone, mean and spread of log s."""
+
+    index: int
+    responses: int
+    observed: float
+    predicted: float | None
+    mean: float
+    std: float
+    outside: float
+    unmoved: bool
+
+    @property
+    def explained(self) -> float | None:
+        """The share of what was clipped that mismatch alone explains; None without a prediction or a clip."""
+        if self.predicted is None or not self.observed > 0:
+            return None
+        return min(1.0, self.predicted / self.observed)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What a trace says about noise. `first` is measured in the first mini-batch, `engine` between rollout engine and trainer.
+
+    `mismatch` is what acts in the ratio: that of the first mini-batch where it was recorded, else None.
+    """
+
+    reading: Reading
+
+    @property
+    def rows(self) -> Responses:
+        """One row per response and optimiser step."""
+        return self.reading.responses
+
+    @property
+    def gate(self) -> Gate | None:
+        """The ratio and its range."""
+        return self.reading.gate
+
+    @cached_property
+    def finite(self) -> Responses:
+        """The rows whose log-probabilities are numbers."""
+        rows = self.rows
+        return rows.where(np.isfinite(rows.mean) & np.isfinite(rows.square))
+
+    @cached_property
+    def first(self) -> Estimate | None:
+        """From d = logp - old_logp in the first mini-batch, where it should be 0."""
+        rows = self.finite.of_minibatch(0)
+        return estimate(rows.length, rows.mean, rows.square)
+
+    @cached_property
+    def engine(self) -> Estimate | None:
+        """From old_logp - behavior_logp: the trainer at the old policy against the rollout engine."""
+        rows = self.finite
+        rows = rows.where(np.isfinite(rows.engine_mean) & np.isfinite(rows.engine_square))
+        return estimate(rows.length, rows.engine_mean, rows.engine_square)
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether old_logp is, bit for bit, what the rollout engine said."""
+        return self.engine is not None and self.engine.exact
+
+    def predicted(self, rows: Responses, of: Estimate | None = None) -> float | None:
+        """The clip fraction that mismatch alone gives at the lengths and signs of these rows, by tokens."""
+        of = of or self.first
+        if of is None or self.gate is None or not rows.number:
+            return None
+        tails = clip_probabilities(of.mismatch, self.gate.clip, rows.length, self.gate.ratio)
+        return float(np.sum(tails.high * rows.positive + tails.low * rows.negative) / np.sum(rows.length))
+
+    def by_sign(self, rows: Responses, of: Estimate) -> tuple[float, float] | None:
+        """The predicted clip fractions of the tokens with A < 0 and with A > 0."""
+        if self.gate is None or not rows.number:
+            return None
+        tails = clip_probabilities(of.mismatch, self.gate.clip, rows.length, self.gate.ratio)
+        pairs = ((tails.low, rows.negative), (tails.high, rows.positive))
+        low, high = (float(np.average(tail, weights=w)) if w.any() else 0.0 for tail, w in pairs)
+        return low, high
+
+    @cached_property
+    def minibatches(self) -> list[Minibatch]:
+        """Every mini-batch that the run numbered."""
+        return [self._minibatch(index) for index in self.finite.minibatches]
+
+    def _minibatch(self, index: int) -> Minibatch:
+        rows = self.finite.of_minibatch(index)
+        return Minibatch(
+            index,
+            rows.number,
+            rows.clip_fraction,
+            self.predicted(rows),
+            float(np.mean(rows.mean)),
+            float(np.std(rows.mean)),
+            self._outside(rows),
+            bool(np.all(rows.zeros == rows.length)),
+        )
+
+    def _outside(self, rows: Responses) -> float:
+        """The share of responses with s outside the range, whatever the sign of A; NaN without a range over responses."""
+        if self.gate is None or self.gate.ratio == "token":
+            return math.nan
+        below, above = self.gate.bounds
+        log_ratio = rows.mean * (rows.length if self.gate.ratio == "product" else 1)
+        return float(np.mean((log_ratio < below) | (log_ratio > above)))
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "responses": self.rows.number,
+            "first_minibatch": _estimate(self.first),
+            "rollout_engine": _estimate(self.engine),
+            "minibatches": [
+                {
+                    "index": one.index,
+                    "responses": one.responses,
+                    "clip_fraction": _finite(one.observed),
+                    "predicted": one.predicted,
+                    "log_ratio_mean": one.mean,
+                    "log_ratio_std": one.std,
+                }
+                for one in self.minibatches
+            ],
+        }
+
+
+def analyse(trace: Trace, gate: Gate | None = None) -> Analysis:
+    """Reads a trace once; `gate` instead of that of the objective which the run claims."""
+    return Analysis(read_responses(trace, gate))
+
+
+def _estimate(found: Estimate | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "std": found.std.value,
+        "std_error": found.std.error,
+        "bias": found.bias.value,
+        "bias_error": found.bias.error,
+        "inflation": found.inflation.value,
+        "inflation_error": found.inflation.error,
+        "between": found.mismatch.between,
+        "responses": found.responses,
+        "tokens": found.tokens,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
