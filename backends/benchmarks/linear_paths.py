@@ -199,7 +199,6 @@ PATHS = {
     "liger": liger,
 }
 ROOMS = {name: "peers" if name in ("trl logits", "trl fused", "liger") else "gspo" for name in PATHS}
-ALL_LOGITS = ("naive", "trl logits")
 
 
 def build(size: list[Any], dtype: str, device: str) -> Problem:

@@ -4,7 +4,10 @@
     gspo trainers setup verl@0.9.0
     gspo trainers setup roll --source path/to/checkout
     gspo check verl@0.9.0 verl:default
+    gspo trainers record verl@0.9.0 verl
+    gspo trainers pages --out docs/trainers
 
+`record` runs both variants of a trainer and keeps what the pages about trainers are made of; `pages` writes these.
 Environments are virtual environments of their own, with pinned packages, in $GSPO_TRAINERS or
 ~/.cache/gspo/trainers. Nothing is installed into the environment that gspo runs in.
 """
@@ -17,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..run import HARNESS
 from ..trainers.environment import Environment
 from ..trainers.room import VARIANTS, choose, rooms
 
@@ -29,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     setup.add_argument("names", nargs="+", metavar="NAME[@VERSION]")
     setup.add_argument("--source", type=Path, metavar="DIR", help="the checkout of a trainer that is not a package")
     setup.add_argument("--force", action="store_true", help="make it anew")
+    record = actions.add_parser("record", help="run trainers and keep the results for the pages about them")
+    record.add_argument("names", nargs="*", metavar="NAME[@VERSION]", help="default: everything that is set up")
+    pages = actions.add_parser("pages", help="write the pages about trainers and their badges, from the records")
+    pages.add_argument("--out", type=Path, required=True, metavar="DIR")
+    pages.add_argument("--check", action="store_true", help="write nothing; fail where a page is not what it would be")
     remove = actions.add_parser("remove", help="delete the environments of trainers")
     remove.add_argument("names", nargs="+", metavar="NAME[@VERSION]")
 
@@ -38,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "list":
         print(_listing())
         return 0
+    if arguments.action == "pages":
+        return _pages(arguments.out, check=arguments.check)
+    if arguments.action == "record":
+        return max(map(_record, arguments.names or _ready()), default=0)
     for name in arguments.names:
         choice = choose(name)
         environment = Environment(choice.room, choice.version)
@@ -50,6 +63,51 @@ def run(arguments: argparse.Namespace) -> int:
         )
         print(f"{name} is ready after {time.monotonic() - began:.0f} s: gspo check {name}")
     return 0
+
+
+def _record(name: str) -> int:
+    """Both variants, then the record; exit code 1 where a run did not go as the room says."""
+    from ..progress import progress_line
+    from ..resolve import connections
+    from ..runner import Options, run_vectors
+    from ..suite import checked, known_failures, vectors
+    from ..trainers.records import write
+
+    runs, known, chosen = {}, {}, vectors()
+    for variant in ("claims", "default"):
+        spec = name if variant == "claims" else f"{name}:{variant}"
+        known[variant] = known_failures(None, spec)
+        with progress_line(spec) as progress:
+            run = run_vectors(connections(spec), chosen, Options(known=known[variant]), progress)
+        runs[variant] = checked(run, chosen)
+        print(f"{spec}: {run.verdict}, {dict(run.counts)}", flush=True)
+    if any(run.exit_code == HARNESS for run in runs.values()):
+        return HARNESS
+    print(f"wrote {write(choose(name), runs['claims'], runs['default'], known)}", file=sys.stderr)
+    return max(run.exit_code for run in runs.values())
+
+
+def _ready() -> list[str]:
+    every = [(room, version) for room in rooms().values() for version in room.versions.values()]
+    return [f"{room.name}@{version.name}" for room, version in every if Environment(room, version).ready]
+
+
+def _pages(folder: Path, *, check: bool) -> int:
+    from ..trainers.pages import pages
+
+    stale = 0
+    for name, text in pages().items():
+        path = folder / name
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if check:
+            print(f"{path}: not what the records make of it", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    print(f"{folder}: {'up to date' if not stale else f'{stale} differ' if check else f'{stale} written'}")
+    return int(check and stale > 0)
 
 
 def _listing() -> str:
