@@ -1,0 +1,1 @@
+"""slime: `loss_function` of its Megatron backend, from a checkout."""

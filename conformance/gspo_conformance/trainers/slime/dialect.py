@@ -1,0 +1,239 @@
+"""slime's command line: `--advantage-estimator` is the ratio too, `--calculate-per-token-loss` the aggregation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from ..dialect import PAPER, Finding, Inexpressible, Reading
+
+DEFAULTS: dict[str, Any] = {
+    "advantage_estimator": "grpo",
+    "eps_clip": 0.2,
+    "eps_clip_high": None,
+    "eps_clip_c": None,
+    "calculate_per_token_loss": False,
+    "use_kl_loss": False,
+    "kl_loss_coef": 0.0,
+    "kl_loss_type": "k1",
+    "use_unbiased_kl": False,
+    "kl_coef": 0.0,
+    "entropy_coef": 0.0,
+    "use_tis": False,
+    "tis_clip": 2.0,
+    "tis_clip_low": 0.0,
+    "custom_tis_function_path": None,
+    "use_opsm": False,
+    "opsm_delta": 1e-4,
+    "use_rollout_logprobs": False,
+    "normalize_advantages": False,
+    "disable_grpo_std_normalization": False,
+    "disable_rewards_normalization": False,
+    "loss_type": "policy_loss",
+    "custom_loss_function_path": None,
+    "custom_advantage_function_path": None,
+    "custom_pg_loss_reducer_function_path": None,
+    "n_samples_per_prompt": 1,
+    "rollout_batch_size": None,
+    "global_batch_size": None,
+    "num_steps_per_rollout": None,
+}
+ICEPOP = "slime.backends.megatron_utils.loss.icepop_function"
+GROUPED = ("grpo", "gspo", "cispo")
+CUSTOM = ("custom_loss_function_path", "custom_advantage_function_path", "custom_pg_loss_reducer_function_path")
+KINDS = {("k1", None): "k1", ("k2", None): "k2", ("k3", None): "k3", ("k3", 10.0): "low_var_kl"}
+PLAIN = {"level": "token", "numerator": "old", "negative_only": False}
+
+
+class Slime:
+    """`gspo` as it comes is the paper's objective, but for the range."""
+
+    name = "slime"
+    versions = ("624b824a",)
+    clip_keys = ("eps_clip", "eps_clip_high")
+    fixes: ClassVar[dict[str, str]] = {
+        "ratio": "--advantage-estimator gspo",
+        "aggregation": "no --calculate-per-token-loss",
+        "clip": "--eps-clip 3e-4 --eps-clip-high 4e-4",
+        "dual": "no --eps-clip-c",
+        "penalty": "no --use-kl-loss",
+        "advantages": "--advantage-estimator gspo",
+        "scale": "no --disable-grpo-std-normalization",
+        "whiten": "no --normalize-advantages",
+        "updates": "--num-steps-per-rollout 4",
+    }
+
+    def read(self, settings: Mapping[str, Any], version: str) -> Reading:
+        """What these arguments optimise."""
+        given = {key: value for key, value in settings.items() if key in DEFAULTS}
+        every = DEFAULTS | given
+        estimator = str(every["advantage_estimator"])
+        mode = "token_mean" if every["calculate_per_token_loss"] else "sequence_mean_token_mean"
+        objective = {
+            **PAPER,
+            "ratio": "sequence" if estimator == "gspo" else "token",
+            "surrogate": _surrogate(every),
+            "aggregation": {"mode": mode, "count": "all", "constant": 1.0},
+            "penalty": _penalty(every),
+            "correction": _correction(every),
+        }
+        return Reading(
+            trainer=self.name,
+            version=version,
+            objective=objective,
+            advantages=_advantages(every),
+            estimator=estimator,
+            whiten=bool(every["normalize_advantages"]),
+            updates_per_rollout=_updates(every),
+            settings=every,
+            given=frozenset(given),
+            findings=tuple(_findings(every)),
+        )
+
+    def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """The arguments for an objective."""
+        if objective["log_ratio_cap"] is not None:
+            raise Inexpressible("slime caps no log-ratio")
+        return {
+            **_written_surrogate(objective),
+            **_written_aggregation(objective["aggregation"]),
+            **_written_penalty(objective["penalty"]),
+            **_written_correction(objective["correction"]),
+        }
+
+    def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """`--advantage-estimator gspo` and a clip range."""
+        return {"advantage_estimator": "gspo", "eps_clip": clip["low"], "eps_clip_high": clip["high"]}
+
+
+def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = every["eps_clip"], every["eps_clip_high"]
+    high = low if high is None else high
+    if every["advantage_estimator"] == "cispo":
+        return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
+    return {"kind": "clip", "low": low, "high": high, "dual": every["eps_clip_c"]}
+
+
+def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not every["use_kl_loss"] or not every["kl_loss_coef"]:
+        return None
+    kinds = {name: kind for kind, name in KINDS.items()}
+    estimator, clamp = kinds[every["kl_loss_type"]]
+    return {
+        "estimator": estimator,
+        "coefficient": every["kl_loss_coef"],
+        "importance": "token" if every["use_unbiased_kl"] else None,
+        "aggregation": None,
+        "log_ratio_clamp": None,
+        "value_clamp": clamp,
+    }
+
+
+def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not every["use_tis"]:
+        return []
+    action = {None: "clamp", ICEPOP: "mask"}.get(every["custom_tis_function_path"])
+    if action is None:
+        raise Inexpressible(f"{every['custom_tis_function_path']} is not a weight that is known here")
+    high = None if math.isinf(every["tis_clip"]) else every["tis_clip"]
+    return [{**PLAIN, "action": action, "low": every["tis_clip_low"] or None, "high": high}]
+
+
+def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
+    estimator = every["advantage_estimator"]
+    if estimator not in (*GROUPED, "reinforce_plus_plus_baseline"):
+        return None
+    if every["disable_rewards_normalization"]:
+        return {"center": "none", "scale": "none"}
+    plain = every["disable_grpo_std_normalization"] or estimator not in GROUPED
+    return {"center": "mean", "scale": "none" if plain else "std", "ddof": 1, "eps": 1e-6}
+
+
+def _updates(every: Mapping[str, Any]) -> int | None:
+    """Optimiser steps per rollout; None where the sizes are not given."""
+    if every["num_steps_per_rollout"] is not None:
+        return int(every["num_steps_per_rollout"])
+    if every["rollout_batch_size"] is None or every["global_batch_size"] is None:
+        return None
+    return max(
+        1, int(every["rollout_batch_size"]) * int(every["n_samples_per_prompt"]) // int(every["global_batch_size"])
+    )
+
+
+def _findings(every: Mapping[str, Any]) -> Iterator[Finding]:
+    grouped = every["advantage_estimator"] in GROUPED
+    if grouped and int(every["n_samples_per_prompt"]) == 1 and not every["disable_rewards_normalization"]:
+        told = "one response per prompt: its own reward is its baseline, and every advantage is 0"
+        key = "n_samples_per_prompt"
+        yield Finding("group-size", "error", key, told, "GSPO-ADV-4", "nothing is learnt", "--n-samples-per-prompt 8")
+    if every["kl_coef"] and grouped:
+        told = f"kl_coef = {every['kl_coef']:g} has no effect: advantages of {every['advantage_estimator']} are made of the rewards alone"
+        yield Finding("kl-ignored", "error", "kl_coef", told, "GSPO-REWARD-4", fix="no --kl-coef")
+    if every["use_opsm"]:
+        told = (
+            "responses with a negative advantage lose their gradient where log s_i is below the negative of opsm_delta"
+        )
+        cost = f"s_i < {math.exp(-every['opsm_delta']):.6g}, inside the clip range of the paper where opsm_delta is below 3e-4"
+        yield Finding("sequence-mask", "warning", "use_opsm", told, "GSPO-CORR-6", cost, "no --use-opsm")
+    if every["use_rollout_logprobs"]:
+        told = "the ratio is to the policy of the sampling engine, whose numerics enter s_i"
+        yield Finding(
+            "old-policy", "note", "use_rollout_logprobs", told, "GSPO-RATIO-1", fix="no --use-rollout-logprobs"
+        )
+    if every["entropy_coef"]:
+        told = f"an entropy bonus with the coefficient {every['entropy_coef']:g}"
+        yield Finding("entropy-bonus", "warning", "entropy_coef", told, "GSPO-AGG-1", fix="--entropy-coef 0")
+    for key in CUSTOM:
+        if every[key]:
+            told = f"{every[key]} takes the place of slime's own code, and is not read here"
+            yield Finding("custom-code", "warning", key, told, "GSPO-AGG-1", fix=f"no --{key.replace('_', '-')}")
+
+
+def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:
+    surrogate, ratio = objective["surrogate"], objective["ratio"]
+    kind = surrogate["kind"]
+    if kind == "clip" and ratio in ("sequence", "token"):
+        estimator = "gspo" if ratio == "sequence" else "grpo"
+        bounds = {"eps_clip": surrogate["low"], "eps_clip_high": surrogate["high"]}
+        return {"advantage_estimator": estimator, **bounds, "eps_clip_c": surrogate["dual"]}
+    if kind == "cispo" and ratio == "token":
+        low = 1.0 if surrogate["low"] is None else surrogate["low"]
+        return {"advantage_estimator": "cispo", "eps_clip": low, "eps_clip_high": surrogate["high"]}
+    raise Inexpressible(f"no advantage_estimator of slime has the surrogate {kind} on the {ratio} ratio")
+
+
+def _written_aggregation(aggregation: Mapping[str, Any]) -> dict[str, Any]:
+    mode, constant = aggregation["mode"], aggregation["constant"]
+    if aggregation["count"] == "non_empty":
+        raise Inexpressible("slime counts every response of a step, empty ones too")
+    if mode not in ("sequence_mean_token_mean", "token_mean") or constant != 1:
+        raise Inexpressible(f"slime does not aggregate by {mode} with the constant {constant:g}")
+    return {"calculate_per_token_loss": mode == "token_mean"}
+
+
+def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
+    if penalty is None or not penalty["coefficient"]:
+        return {"use_kl_loss": False}
+    kind = KINDS.get((penalty["estimator"], penalty["value_clamp"]))
+    if kind is None or penalty["aggregation"] or penalty["log_ratio_clamp"]:
+        raise Inexpressible("slime's KL term is k1, k2, k3, or k3 with its value clamped to 10, aggregated as the loss")
+    if penalty["importance"] == "sequence" or (penalty["importance"] and kind == "low_var_kl"):
+        raise Inexpressible("slime's KL term is weighted by the ratio of its token, before its value is clamped")
+    unbiased = penalty["importance"] == "token"
+    keys = {"use_kl_loss": True, "kl_loss_coef": penalty["coefficient"], "kl_loss_type": kind}
+    return keys | {"use_unbiased_kl": unbiased}
+
+
+def _written_correction(corrections: Any) -> dict[str, Any]:
+    if not corrections:
+        return {"use_tis": False}
+    one = corrections[0]
+    plain = {key: one[key] for key in PLAIN} == PLAIN
+    if len(corrections) > 1 or not plain or one["action"] == "reject":
+        raise Inexpressible("slime's weights are those of tokens under the old policy, clamped or masked")
+    bounds = {"tis_clip_low": one["low"] or 0.0, "tis_clip": math.inf if one["high"] is None else one["high"]}
+    return {"use_tis": True, **bounds, "custom_tis_function_path": ICEPOP if one["action"] == "mask" else None}
+
+
+DIALECT = Slime()
