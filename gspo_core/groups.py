@@ -63,10 +63,13 @@ class Whole:
 
 @dataclass(frozen=True, eq=False)
 class GroupIndex:
-    """Members sorted by group id; `before` and `behind` count the members on either side in the group."""
+    """Members sorted by group id; `before` and `behind` count the members on either side in the group.
 
-    order: Array
-    rank: Array
+    `order` and `rank` are None where the ids came sorted.
+    """
+
+    order: Array | None
+    rank: Array | None
     before: Array
     behind: Array
     last: Array
@@ -74,11 +77,11 @@ class GroupIndex:
 
     def sort(self, values: Array) -> Array:
         """`values` in the order of the sorted ids."""
-        return namespace_of(values).take(values, self.order, axis=0)
+        return values if self.order is None else namespace_of(values).take(values, self.order, axis=0)
 
     def restore(self, values: Array) -> Array:
         """Sorted `values` back in the order of the caller."""
-        return namespace_of(values).take(values, self.rank, axis=0)
+        return values if self.rank is None else namespace_of(values).take(values, self.rank, axis=0)
 
     def sum(self, values: Array) -> Array:
         """Σ_{j in group(i)} v_j for every member i, sorted."""
@@ -97,13 +100,21 @@ class GroupIndex:
 def index_groups(groups: Array) -> GroupIndex:
     """The sorted view of group ids `[n]`."""
     xp, size = namespace_of(groups), groups.shape[0]
-    order = xp.argsort(groups, stable=True)
-    ids = xp.take(groups, order, axis=0)
+    order = None if _is_sorted(groups) else xp.argsort(groups, stable=True)
+    ids = groups if order is None else xp.take(groups, order, axis=0)
     first = xp.searchsorted(ids, ids, side="left")
     last = xp.searchsorted(ids, ids, side="right") - 1
     place = xp.arange(size, dtype=first.dtype, device=device_of(groups))
     before = place - first
-    return GroupIndex(order, xp.argsort(order, stable=True), before, last - place, last, longest_segment(before, size))
+    rank = None if order is None else xp.argsort(order, stable=True)
+    return GroupIndex(order, rank, before, last - place, last, longest_segment(before, size))
+
+
+def _is_sorted(groups: Array) -> bool:
+    """Whether the ids can be looked at and never fall, as where the responses of a prompt lie side by side."""
+    if not backend_of(groups).can_inspect(groups):
+        return False
+    return bool(namespace_of(groups).all(groups[1:] >= groups[:-1]))
 
 
 class Moments(NamedTuple):
