@@ -21,7 +21,7 @@ class Minibatch:
 
     index: int
     responses: int
-    observed: float
+    observed: float | None
     predicted: float | None
     mean: float
     std: float
@@ -31,7 +31,7 @@ class Minibatch:
     @property
     def explained(self) -> float | None:
         """The share of what was clipped that mismatch alone explains; None without a prediction or a clip."""
-        if self.predicted is None or not self.observed > 0:
+        if self.predicted is None or not self.observed:
             return None
         return min(1.0, self.predicted / self.observed)
 
@@ -82,14 +82,14 @@ class Analysis:
     def predicted(self, rows: Responses, of: Estimate | None = None) -> float | None:
         """The clip fraction that mismatch alone gives at the lengths and signs of these rows, by tokens."""
         of = of or self.first
-        if of is None or self.gate is None or not rows.number:
+        if of is None or self.gate is None or not np.any(rows.positive + rows.negative):
             return None
         tails = clip_probabilities(of.mismatch, self.gate.clip, rows.length, self.gate.ratio)
         return float(np.sum(tails.high * rows.positive + tails.low * rows.negative) / np.sum(rows.length))
 
     def by_sign(self, rows: Responses, of: Estimate) -> tuple[float, float] | None:
         """The predicted clip fractions of the tokens with A < 0 and with A > 0."""
-        if self.gate is None or not rows.number:
+        if self.gate is None or not np.any(rows.positive + rows.negative):
             return None
         tails = clip_probabilities(of.mismatch, self.gate.clip, rows.length, self.gate.ratio)
         pairs = ((tails.low, rows.negative), (tails.high, rows.positive))
@@ -106,7 +106,7 @@ class Analysis:
         return Minibatch(
             index,
             rows.number,
-            rows.clip_fraction,
+            _finite(rows.clip_fraction),
             self.predicted(rows),
             float(np.mean(rows.mean)),
             float(np.std(rows.mean)),
@@ -132,7 +132,7 @@ class Analysis:
                 {
                     "index": one.index,
                     "responses": one.responses,
-                    "clip_fraction": _finite(one.observed),
+                    "clip_fraction": one.observed,
                     "predicted": one.predicted,
                     "log_ratio_mean": one.mean,
                     "log_ratio_std": one.std,

@@ -14,12 +14,13 @@ from .estimate import BELIEVED, Estimate
 from .forecast import CORRECT, LOUD, QUIET, RECOMPUTE, widen
 from .health import HEALTH
 from .model import effective_share, required_clip
+from .responses import Gate
 from .words import number, percent, plain, span, thousands
 
 
-def findings(trace: Trace) -> list[Finding]:
-    """All that the noise model and the health of the ratios have to say about a trace."""
-    return findings_of(analyse(trace))
+def findings(trace: Trace, gate: Gate | None = None) -> list[Finding]:
+    """All that the noise model and the health of the ratios have to say about a trace; `gate` instead of the run's own."""
+    return findings_of(analyse(trace, gate))
 
 
 def findings_of(run: Analysis) -> list[Finding]:
@@ -146,11 +147,11 @@ def _dependence(run: Analysis) -> list[Finding]:
 
 def _explained(run: Analysis) -> list[Finding]:
     """How much of a clip fraction is mismatch, and which range would not see it."""
-    later = [one for one in run.minibatches if one.index > 0 and one.observed > QUIET]
+    later = [one for one in run.minibatches if one.index > 0 and (one.observed or 0.0) > QUIET]
     if run.first is None or run.first.exact or run.gate is None or not later:
         return []
     shares = [one.explained or 0.0 for one in later]
-    told = f"of the {span([one.observed for one in later])} clipped in later mini-batches, {span(shares)} is what mismatch alone predicts"
+    told = f"of the {span([one.observed or 0.0 for one in later])} clipped in later mini-batches, {span(shares)} is what mismatch alone predicts"
     heavy = max(shares) >= 0.5
     wide = required_clip(run.first.mismatch, run.finite.length, 0.01, run.gate.ratio)
     # A bias that has a cause is mended, not given room.

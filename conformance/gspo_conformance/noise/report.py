@@ -83,9 +83,10 @@ def _minibatches(run: Analysis) -> list[str]:
 
 def _minibatch(one: Minibatch) -> str:
     noise = "" if one.predicted is None else plain(percent(one.predicted))
-    clipped = "" if one.observed != one.observed else plain(percent(one.observed))
+    clipped = "" if one.observed is None else plain(percent(one.observed))
     moments = f"{number(one.mean):>13}  {number(one.std):>11}"
-    return f"  {one.index + 1:>10}  {one.responses:>9,}  {moments}  {clipped:>8}  {noise:>8}  {bar(one.observed or 0)}"
+    drawn = "" if one.observed is None else bar(one.observed)
+    return f"  {one.index + 1:>10}  {one.responses:>9,}  {moments}  {clipped:>8}  {noise:>8}  {drawn}".rstrip()
 
 
 def _estimates(run: Analysis) -> list[str]:

@@ -56,7 +56,7 @@ class Responses:
 
     `mean`, `square`: (1/T) Σ d and (1/T) Σ d² of d = logp - old_logp; `engine_mean`, `engine_square` the same
     of old_logp - behavior_logp. `zeros` counts d = 0. Of the tokens `positive` have A > 0 and `negative`
-    A < 0; the gate closes `high` of the former and `low` of the latter.
+    A < 0; the gate closes `high` of the former and `low` of the latter, NaN without a gate.
     """
 
     step: NumPyArray
@@ -96,7 +96,7 @@ class Responses:
 
     @property
     def clip_fraction(self) -> float:
-        """Of all tokens (GSPO-METRIC-1); NaN without any."""
+        """Of all tokens (GSPO-METRIC-1); NaN without a token, a gate or advantages."""
         total = float(np.sum(self.length))
         return float(np.sum(self.high) + np.sum(self.low)) / total if total else math.nan
 
@@ -180,16 +180,17 @@ def _per_response(tokens: Tokens, values: NumPyArray | None) -> NumPyArray:
 
 def _at_gate(tokens: Tokens, d: NumPyArray, gate: Gate | None) -> dict[str, NumPyArray]:
     """Tokens of either sign, and those of them that the gate closes."""
-    nothing = np.zeros(tokens.number)
+    unknown = np.full(tokens.number, math.nan)
     if tokens.advantages is None:
-        return dict.fromkeys(("positive", "negative", "high", "low"), nothing)
+        nothing = np.zeros(tokens.number)
+        return {"positive": nothing, "negative": nothing, "high": unknown, "low": unknown}
     advantages = tokens.advantages
     if len(advantages) == tokens.number:
         advantages = tokens.spread(advantages)
     signs = {"positive": advantages > 0, "negative": advantages < 0}
     found = {name: tokens.sums(mask) for name, mask in signs.items()}
     if gate is None:
-        return {**found, "high": nothing, "low": nothing}
+        return {**found, "high": unknown, "low": unknown}
     below, above = gate.bounds
     log_ratio = gate.log_ratio(tokens, d)
     high, low = signs["positive"] & (log_ratio > above), signs["negative"] & (log_ratio < below)

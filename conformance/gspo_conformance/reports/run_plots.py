@@ -86,18 +86,19 @@ def _half(panel: Panel, at: int, side: int, values: NumPyArray, reach: float, ga
 
 def clipped(run: Analysis) -> Markup | None:
     """The clip fraction of every mini-batch: what mismatch alone predicts, and what is above it."""
-    shown = _some([one for one in run.minibatches if math.isfinite(one.observed)])
+    shown = _some([one for one in run.minibatches if one.observed is not None])
     if run.gate is None or not shown:
         return None
-    top = max(0.05, *(max(one.observed, one.predicted or 0.0) for one in shown)) * 1.18
+    top = max(0.05, *(max(one.observed or 0.0, one.predicted or 0.0) for one in shown)) * 1.18
     panel = Panel(_categories(shown), Axis(0, top, linear(0, top, percent, 4)), "Clip fraction by mini-batch")
     for at, one in enumerate(shown):
-        noise = min(one.observed, one.predicted or 0.0)
+        observed = one.observed or 0.0
+        noise = min(observed, one.predicted or 0.0)
         panel.box(at - 0.28, at + 0.28, 0, noise, "noise")
-        panel.box(at - 0.28, at + 0.28, noise, one.observed, "learned")
+        panel.box(at - 0.28, at + 0.28, noise, observed, "learned")
         if one.predicted is not None:
             panel.line([(at - 0.38, one.predicted), (at + 0.38, one.predicted)], "mark")
-        panel.words(at, max(one.observed, one.predicted or 0.0), percent(one.observed), up=6)
+        panel.words(at, max(observed, one.predicted or 0.0), percent(observed), up=6)
     if all(one.predicted is None for one in shown):
         return _figure(
             "Clip fraction", panel, "No first mini-batch was recorded: no prediction.", (("learned", "clipped"),)

@@ -122,7 +122,9 @@ def test_advantages_stand_in_for_rewards_and_nothing_is_guessed(tmp_path: Path) 
     assert run.gate is None
     assert all(one.predicted is None for one in run.minibatches)
     assert found(trace)["first-minibatch"].severity == "note"
+    assert all(one.observed is None for one in run.minibatches)
     assert all(math.isnan(one.outside) for one in run.minibatches)
+    assert main(["noise", str(tmp_path)]) == 0
 
 
 def test_the_gate_of_an_objective() -> None:
