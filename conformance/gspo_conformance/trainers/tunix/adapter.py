@@ -1,0 +1,178 @@
+"""`grpo_loss_fn` under a real `GRPOConfig`, with a stand-in for the model's forward pass; advantages and KL by Tunix's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tunix.rl import algo_core, common
+from tunix.rl.agentic.agentic_grpo_learner import GRPOConfig
+
+from ...target import Capabilities, Case, Skip
+from ...tensors import NumPyArray
+from ..adapter import Settings, TrainerTarget
+from .dialect import DIALECT, ESTIMATORS
+
+RELEASE = version("google-tunix")
+WIDTHS = (16, 64, 1024, 16384, 65536)
+
+
+def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """The loss of one micro-batch and its gradient, compiled as Tunix compiles its training step."""
+    rows = _rows(case)
+    width = _width(settings, rows["logp"].shape[1])
+    example = {name: _array(name, _padded(values, width), case) for name, values in rows.items()}
+    example.setdefault("advantages", _array("advantages", case.inputs["advantages"], case))
+    value, gradient = _program(tuple(sorted(settings.items())))(example.pop("logp"), example)
+    gradient = np.asarray(gradient, np.float32)[:, : rows["logp"].shape[1]]
+    return {"loss": np.asarray(value), "gradient": gradient.reshape(case.inputs["logp"].shape)}
+
+
+@cache
+def _program(settings: tuple[tuple[str, Any], ...]) -> Any:
+    """Loss and gradient of `grpo_loss_fn` in the log-probabilities that its model would have."""
+    config = GRPOConfig(**dict(settings))
+    config.temperature = 1.0
+
+    def loss(logp: jax.Array, example: Mapping[str, jax.Array]) -> jax.Array:
+        ref = example.get("ref_logp", jax.lax.stop_gradient(logp) if config.beta else None)
+        mask = example["mask"]
+        nothing = jnp.zeros((len(mask), 0), jnp.int32)
+        batch = common.TrainExample(
+            prompt_ids=nothing,
+            prompt_mask=nothing,
+            completion_ids=jnp.zeros(mask.shape, jnp.int32),
+            completion_mask=mask,
+            advantages=example["advantages"],
+            ref_per_token_logps=ref,
+            old_per_token_logps=example["old_logp"],
+            segment_ids=example.get("segments"),
+        )
+        common.compute_per_token_logps = lambda *_, **__: (logp, jnp.zeros((*logp.shape, 1)))
+        return algo_core.grpo_loss_fn(nnx.Module(), batch, config, pad_id=-1, eos_id=-2)[0]
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def _rows(case: Case) -> dict[str, NumPyArray]:
+    """What lies along tokens, as rows; a packed case is one row, as Tunix packs, with advantages per token and segment ids."""
+    inputs = case.inputs
+    names = [name for name in ("logp", "old_logp", "ref_logp", "mask") if name in inputs]
+    if inputs["advantages"].shape == inputs["logp"].shape:
+        names.append("advantages")
+    rows = {name: inputs[name] for name in names}
+    if "offsets" not in inputs:
+        return rows
+    ends, tokens = inputs["offsets"], np.arange(len(inputs["logp"]))
+    owner = np.searchsorted(ends[1:], tokens, side="right")
+    inside = tokens < ends[-1]
+    rows["mask"] = rows.get("mask", np.ones(len(tokens), np.int64)) * inside
+    rows["segments"] = np.where(inside, owner + 1, 0)
+    if "advantages" not in rows:
+        rows["advantages"] = np.where(inside, np.append(inputs["advantages"], 0)[owner], 0).astype(case.dtype)
+    return {name: values[None] for name, values in rows.items()}
+
+
+def _width(settings: Settings, needed: int) -> int:
+    """A few widths, so that few programs are compiled; the divisor of `sequence-mean-token-scale` is the width."""
+    if settings.get("loss_agg_mode") != "sequence-mean-token-scale":
+        return next(width for width in WIDTHS if width >= needed)
+    if needed > settings["max_response_length"]:
+        raise Skip("max_response_length would cut off the responses")
+    return int(settings["max_response_length"])
+
+
+def _padded(values: NumPyArray, width: int) -> NumPyArray:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
+
+
+def _array(name: str, values: NumPyArray, case: Case) -> jax.Array:
+    """Log-probabilities in the dtype that they are stored in, advantages in that of the case, masks and ids as integers."""
+    stored = (case.input_dtype or case.dtype) if name.endswith("logp") else case.dtype
+    return jnp.asarray(values, stored if values.dtype.kind == "f" else jnp.int32)
+
+
+def group_advantages(case: Case) -> Mapping[str, Any]:
+    """`compute_advantages`, Dr. GRPO's or RLOO's."""
+    asked = {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-6} | dict(case.parameters)
+    estimators = {
+        ("mean", "std"): algo_core.compute_advantages,
+        ("mean", "none"): algo_core.compute_drgrpo_advantages,
+        ("leave_one_out", "none"): algo_core.compute_rloo_advantages,
+    }
+    estimator = estimators.get((asked["center"], asked["scale"]))
+    if estimator is None or (asked["scale"] == "std" and (asked["ddof"], asked["eps"]) != (1, 1e-6)):
+        raise Skip("Tunix has the mean with the standard deviation (ddof 1, eps 1e-6) or alone, and RLOO")
+    return {"advantages": _estimated(estimator, case)}
+
+
+def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
+    """`compute_rloo_advantages`."""
+    return {"advantages": _estimated(algo_core.compute_rloo_advantages, case)}
+
+
+def _estimated(estimator: Any, case: Case) -> NumPyArray:
+    """The responses of a group side by side, as Tunix lays them, and back."""
+    groups, rewards = np.asarray(case.inputs["groups"]), np.asarray(case.inputs["rewards"], case.dtype)
+    order = np.argsort(groups, kind="stable")
+    sizes = set(np.unique(groups, return_counts=True)[1].tolist())
+    if len(sizes) != 1 or sizes == {1}:
+        raise Skip("the groups of Tunix have one size, and it is above 1")
+    found = np.empty_like(rewards)
+    found[order] = estimator(rewards[order], sizes.pop())
+    return found
+
+
+def kl_penalty(case: Case) -> Mapping[str, Any]:
+    """`compute_kl_divergence`."""
+    names = {value: key for key, value in ESTIMATORS.items()}
+    estimator = case.parameters["estimator"]
+    if estimator not in names:
+        raise Skip(f"Tunix has no estimator {estimator}")
+    logp, ref = (_array(name, case.inputs[name], case) for name in ("logp", "ref_logp"))
+    return {"value": np.asarray(common.compute_kl_divergence(logp, ref, names[estimator]))}
+
+
+OPERATIONS = {
+    "group_advantages": group_advantages,
+    "leave_one_out_advantages": leave_one_out_advantages,
+    "kl_penalty": kl_penalty,
+}
+CAPABILITIES = Capabilities(
+    operations=frozenset({"policy_loss", "pipeline", *OPERATIONS}),
+    layouts=frozenset({"padded", "packed"}),
+    gradient=True,
+    token_advantages=True,
+    input_dtypes=frozenset({"bfloat16", "float16"}),
+    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "offsets", "ref_logp", "groups", "rewards"}),
+    parameters=frozenset({"objective", "advantages", "center", "scale", "ddof", "eps", "estimator"}),
+)
+
+
+def claims() -> TrainerTarget:
+    """Every objective that `loss_algo` and `loss_agg_mode` claim, in float32: the loss casts to nothing else."""
+    return _target("tunix", OPERATIONS, CAPABILITIES)
+
+
+def default() -> TrainerTarget:
+    """`loss_algo="gspo-token"` and a clip range, all else as it comes; the reference of its KL term is the policy itself."""
+    alone = replace(
+        CAPABILITIES,
+        operations=frozenset({"policy_loss"}),
+        parameters=frozenset({"objective"}),
+        layouts=frozenset({"padded"}),
+        token_advantages=False,
+    )
+    return _target("tunix:default", {}, alone, default=True)
+
+
+def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
+    versions = {"google-tunix": RELEASE, "jax": jax.__version__}
+    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
