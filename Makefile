@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 EXTRAS := torch,jax,conformance,docs,dev
 TARGETS ?= numpy torch jax
+TRAINERS ?= verl@0.9.0 verl trl areal openrlhf ms-swift
 JOBS ?= 2
 export JAX_PLATFORMS ?= cpu
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint format types unit vectors docs bench build pin clean
+.PHONY: help setup check trainers test lint format types unit vectors docs bench build pin clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 check: setup  ## run the conformance suite on NumPy, PyTorch and JAX
 	$(BIN)/gspo check $(TARGETS)
+
+trainers: setup  ## set up TRAINERS in environments of their own, and check their real code
+	$(BIN)/gspo trainers setup $(TRAINERS)
+	$(BIN)/gspo check $(TRAINERS) $(addsuffix :default,$(TRAINERS))
 
 test: lint types unit vectors docs  ## everything that CI runs
 
@@ -51,13 +56,14 @@ unit: setup  ## the tests and every example in the documentation
 vectors: setup  ## recompute every golden vector and the table of clauses; fail where one differs
 	$(BIN)/gspo vectors regen --check --jobs $(JOBS)
 	$(BIN)/gspo vectors trace --check
+	$(BIN)/gspo trainers pages --check --out docs/trainers
 
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: setup  ## measure, into docs/benchmarks; PEERS="PYTHON ...": the first has TRL and Liger, another verl
-	$(BIN)/python backends/benchmarks/linear.py --out docs/benchmarks $(if $(PEERS),--peers $(firstword $(PEERS)))
-	$(BIN)/python backends/benchmarks/loss.py --out docs/benchmarks $(if $(PEERS),--peers $(PEERS))
+bench: setup  ## measure, into docs/benchmarks; trainers that are set up take part, PEERS=PYTHON has TRL and Liger
+	$(BIN)/python backends/benchmarks/linear.py --out docs/benchmarks $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python backends/benchmarks/loss.py --out docs/benchmarks
 
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation

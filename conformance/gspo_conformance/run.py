@@ -139,7 +139,15 @@ class Run:
             return "nothing tested"
         if self.mute:
             return "not one answer"
-        return "conforming" if self.conforming else "NOT conforming"
+        if not self.conforming:
+            return "NOT conforming"
+        return "deviates as known" if self.known else "conforming"
+
+    @property
+    def known(self) -> list[Result]:
+        """Expected failures of a level that counts."""
+        every = (result for result in self.results if result.verdict == EXPECTED_FAILURE)
+        return [result for result in every if self.counts_for_exit(result)]
 
     @property
     def k(self) -> float | None:

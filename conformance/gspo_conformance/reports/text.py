@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from textwrap import wrap
+from textwrap import shorten, wrap
 from typing import Any
 
-from ..run import BAD, PASS, Result, Run, by_vector, show_k
+from ..run import BAD, EXPECTED_FAILURE, PASS, Result, Run, by_vector, show_k
 from ..words import plural
 from .markup import printable
 
@@ -39,20 +39,28 @@ def _title(run: Run) -> str:
 
 
 def _areas(run: Run) -> list[str]:
-    rows = [("area", "pass", "bad", "other", "worst K")]
+    known = run.counts[EXPECTED_FAILURE] > 0
+    rows = [("area", "pass", "bad", *(("known",) if known else ()), "other", "worst K")]
     for area, results in run.by_area().items():
+        verdicts = [result.verdict for result in results]
         passed = [result for result in results if result.verdict == PASS]
-        bad = sum(result.verdict in BAD for result in results)
-        other = len(results) - len(passed) - bad
+        bad, listed = sum(verdict in BAD for verdict in verdicts), verdicts.count(EXPECTED_FAILURE)
+        other = len(results) - len(passed) - bad - listed
         worst = max((result.k for result in passed if result.k is not None), default=None)
-        rows.append((area, str(len(passed) or ""), str(bad or ""), str(other or ""), show_k(worst)))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return ["  " + _row(row, widths) for row in rows] + [""]
+        counts = (len(passed), bad, *((listed,) if known else ()), other)
+        rows.append((area, *(str(count or "") for count in counts), show_k(worst)))
+    return [*("  " + line for line in _aligned(rows)), ""]
 
 
-def _row(row: tuple[str, ...], widths: list[int]) -> str:
+def _aligned(rows: Sequence[tuple[str, ...]], words: int = 1) -> list[str]:
+    """Columns: the first `words` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [_row(row, widths, words) for row in rows]
+
+
+def _row(row: tuple[str, ...], widths: list[int], words: int) -> str:
     first, *rest = (
-        cell.ljust(width) if i == 0 else cell.rjust(width)
+        cell.ljust(width) if i < words else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
     return "  ".join([first, *rest]).rstrip()
@@ -112,6 +120,14 @@ def _next(run: Run) -> list[str]:
 
 
 def _together(runs: Sequence[Run]) -> str:
-    width = max(len(run.target) for run in runs)
-    lines = [f"  {run.target:<{width}}  {run.verdict}, worst K {show_k(run.k)}, {run.seconds:.1f} s" for run in runs]
+    """The runs side by side, and what each returns instead of the truth, where the diagnosis knows."""
+    rows = [("target", "verdict", "pass", "bad", "known", "worst K", "time")]
+    for run in runs:
+        counts = (run.counts[PASS], sum(run.counts[verdict] for verdict in BAD), run.counts[EXPECTED_FAILURE])
+        rows.append((run.target, run.verdict, *map(str, counts), show_k(run.k), f"{run.seconds:.1f} s"))
+    lines = []
+    for run, line in zip([None, *runs], _aligned(rows, words=2), strict=True):
+        lines.append("  " + line)
+        if run is not None and run.diagnosis and (run.offences or run.known):
+            lines.append("    " + shorten(run.diagnosis["sentence"], _WIDTH - 4, placeholder=" ..."))
     return "\n".join(["all targets", "", *lines, ""])
