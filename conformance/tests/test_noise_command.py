@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from gspo_conformance.cli import main
+from gspo_conformance.noise.figure import main as figure
+
+from .audit.simulated import Run
 
 REPORTED = ("--std", "0.05", "--bias", "-0.0015")
 
@@ -103,3 +106,25 @@ def test_the_range_that_is_asked_for_does_what_it_promises(noise) -> None:
 )
 def test_errors_teach(noise, words: tuple[str, ...], message: str) -> None:
     assert message in noise(*words, code=2)
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "noise.md"
+
+
+def shown(command: str) -> str:
+    """What docs/noise.md shows below a command."""
+    return PAGE.read_text(encoding="utf-8").split(f"$ gspo {command}\n")[1].split("```")[0]
+
+
+def test_the_guide_shows_what_the_command_prints(noise) -> None:
+    command = "noise --std 0.05 --bias -0.0015 --length 512,4096,32768"
+    assert noise(*command.split()[1:]) == shown(command)
+
+
+def test_the_guide_shows_what_a_trace_says(noise, tmp_path: Path) -> None:
+    Run(std=0.05, bias=-0.0012, drift=6e-4, engine=0.05, prompts=64, rollouts=3).write(tmp_path)
+    assert noise(str(tmp_path), code=1).startswith(shown("noise runs/trace"))
+
+
+def test_the_figure_of_the_guide_is_fresh() -> None:
+    assert figure(["--check"]) == 0
