@@ -13,6 +13,7 @@ COMMANDS = {
     "vectors": ("vectors", "list, show, lint or regenerate the golden vectors"),
     "mutants": ("mutants", "the suite's own score: who kills which wrong implementation"),
     "noise": ("noise", "how much of a clip fraction is noise: predicted for given lengths"),
+    "audit": ("audit", "recompute a real run from what it recorded"),
     "lint": ("lint", "what a trainer's configuration really optimises"),
     "trainers": ("trainers", "the trainers whose real code can be checked, and their environments"),
     "report": ("report", "merge recorded runs into one report"),

@@ -32,16 +32,21 @@ def render(runs: Sequence[Run], *, vectors: Sequence[Vector] | None = None, **op
         [_failures(run, i, known) for i, run in enumerate(runs)],
         _footer(),
     ]
-    head = [
+    page = element("html", page_head(title), element("body", element("main", body)), lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+def page_head(title: str) -> Markup:
+    """The head of a page of this suite: its style, and a policy that forbids scripts and requests."""
+    return element(
+        "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("title", title),
         element("style", Markup(_STYLE.read_text(encoding="utf-8"))),
-    ]
-    page = element("html", element("head", head), element("body", element("main", body)), lang="en")
-    return f"<!doctype html>\n{page}\n"
+    )
 
 
 def _subtitle(runs: Sequence[Run]) -> Markup:

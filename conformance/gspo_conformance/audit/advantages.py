@@ -1,0 +1,220 @@
+"""Advantages once more, from the rewards and groups of each rollout; and, where they differ, the setting that gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..mutants.registry import Mutant, mutants
+from ..mutants.whole import Reference
+from ..target import Case
+from ..tensors import NumPyArray
+from .claim import Claim
+from .differences import Difference, Ledger
+from .shards import Broken
+from .trace import Part, Step
+
+DEFAULTS: dict[str, Any] = {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-6, "eps_placement": "std"}
+_GRID: dict[str, tuple[Any, ...]] = {
+    "ddof": (0, 1),
+    "scale": ("std", "none", "batch_std", "leave_one_out_std"),
+    "center": ("mean", "none", "leave_one_out"),
+    "eps": (1e-6, 0.0, 1e-8, 1e-5, 1e-4, 1e-3),
+    "eps_placement": ("std", "variance"),
+}
+_MUTANTS = (
+    "advantage.ddof",
+    "advantage.batch-statistics",
+    "advantage.strided-groups",
+    "advantage.uneven-groups-merged",
+    "advantage.contiguous-groups",
+    "advantage.whitened-again",
+    "advantage.wrong-axis",
+    "advantage.eps-floor",
+    "advantage.phantom",
+    "advantage.singleton-raw",
+    "distribution.local-statistics",
+)
+
+
+@dataclass
+class Rollout:
+    """The rewards, groups and advantages of the responses of one rollout, gathered from ranks and micro-batches."""
+
+    name: str
+    step: int
+    rewards: list[NumPyArray] = field(default_factory=list)
+    groups: list[NumPyArray] = field(default_factory=list)
+    advantages: list[NumPyArray] = field(default_factory=list)
+    seen: set[tuple[Any, ...]] = field(default_factory=set)
+    whole: bool = False
+
+    def arrays(self) -> dict[str, NumPyArray]:
+        """`rewards`, `groups` and `advantages`, `[n]`."""
+        return {
+            "rewards": np.concatenate(self.rewards).astype(np.float64),
+            "groups": np.concatenate(self.groups),
+            "advantages": np.concatenate(self.advantages).astype(np.float64),
+        }
+
+
+class Rollouts:
+    """Gathers rollouts while the steps go by. A record of the whole rollout wins over what its micro-batches saw."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, int], Rollout] = {}
+
+    def add(self, step: Step, ledger: Ledger) -> None:
+        """What a step adds."""
+        for part in step.rollouts:
+            self._add(part, True)
+        for part in step.parts:
+            try:
+                self._add(part, False)
+            except Broken as error:
+                ledger.miss(str(error))
+
+    def _add(self, part: Part, whole: bool) -> None:
+        if not {"rewards", "groups", "advantages"} <= part.names:
+            return
+        key = ("step", part.step) if part.rollout is None else ("rollout", part.rollout)
+        rollout = self.found.setdefault(key, Rollout(f"{key[0]} {key[1]}", part.step))
+        if rollout.whole and not whole:
+            return
+        if whole and not rollout.whole:
+            rollout.rewards, rollout.groups, rollout.advantages, rollout.whole = [], [], [], True
+        arrays = self._responses(part, None if whole else rollout.seen)
+        for name in ("rewards", "groups", "advantages"):
+            getattr(rollout, name).append(arrays[name])
+
+    def _responses(self, part: Part, seen: set[tuple[Any, ...]] | None) -> dict[str, NumPyArray]:
+        """Its responses; those that an earlier epoch of the rollout showed already are left out."""
+        tokens = part.tokens
+        advantages = tokens.advantages
+        if advantages is not None and len(advantages) != tokens.number:
+            advantages = tokens.means(advantages)
+        arrays = {"rewards": tokens.rewards, "groups": tokens.groups, "advantages": advantages}
+        if seen is None or tokens.old_logp is None:
+            return arrays  # pyright: ignore
+        keys = list(
+            zip(tokens.groups.tolist(), tokens.lengths.tolist(), tokens.sums(tokens.old_logp).tolist(), strict=True)
+        )  # pyright: ignore
+        new = np.array([key not in seen for key in keys], bool)
+        seen.update(keys)
+        return {name: values[new] for name, values in arrays.items()}  # pyright: ignore
+
+
+def audit_advantages(rollouts: Rollouts, claim: Claim, group_size: int | None, ledger: Ledger) -> list[Rollout]:
+    """Compares every rollout; returns those that differ."""
+    bad = []
+    settings = DEFAULTS | dict(claim.advantages or {})
+    if claim.advantages is None and rollouts.found:
+        guess = infer(list(rollouts.found.values()), claim.precision)
+        if guess is None:
+            ledger.miss("advantages: how they are made was not recorded, and no known way gives them")
+            return []
+        settings = guess
+        ledger.miss(f"advantages: how they are made was not recorded; they are those of {described(guess)}")
+    for rollout in rollouts.found.values():
+        arrays = rollout.arrays()
+        complete = _complete(arrays["groups"], group_size)
+        if not complete.all():
+            ledger.miss(f"advantages: groups of fewer than {group_size} responses recorded")
+        if complete.any() and settings["scale"] != "batch_std":
+            arrays = {name: values[complete] for name, values in arrays.items()}
+        elif not complete.all():
+            continue
+        if _differs(rollout, arrays, settings, claim, ledger):
+            bad.append(rollout)
+    return bad
+
+
+def _complete(groups: NumPyArray, group_size: int | None) -> NumPyArray:
+    if group_size is None:
+        return np.ones(len(groups), bool)
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return counts[inverse] >= group_size
+
+
+def _differs(
+    rollout: Rollout, arrays: Mapping[str, NumPyArray], settings: Mapping[str, Any], claim: Claim, ledger: Ledger
+) -> bool:
+    valid = np.isfinite(arrays["rewards"])
+    want = advantages(arrays, settings)
+    tolerance = tolerances(arrays, want, claim.precision)
+    errors = np.where(valid, np.abs(arrays["advantages"] - want) - tolerance, -np.inf)
+    worst = int(np.argmax(errors))
+    got, expected, allowed = (float(values[worst]) for values in (arrays["advantages"], want, tolerance))
+    return ledger.compare(Difference("advantages", rollout.step, got, expected, allowed))
+
+
+def advantages(
+    arrays: Mapping[str, NumPyArray], settings: Mapping[str, Any], mutant: Mutant | None = None
+) -> NumPyArray:
+    """`group_advantages` of finite rewards, right or as a mutant has them; 0 where the reward is not a number."""
+    valid = np.isfinite(arrays["rewards"])
+    inputs = {"rewards": arrays["rewards"][valid], "groups": arrays["groups"][valid]}
+    kind = Reference if mutant is None else mutant.kind
+    case = Case("group_advantages", dict(settings), inputs, dtype="float64", outputs=("advantages",))
+    found = np.zeros(len(valid))
+    found[valid] = kind(case).answer()["advantages"]
+    return found
+
+
+def tolerances(arrays: Mapping[str, NumPyArray], want: NumPyArray, precision: float) -> NumPyArray:
+    """How far the arithmetic of the run may be off: the cancellation in r - mean, over the spread."""
+    rewards = np.where(np.isfinite(arrays["rewards"]), arrays["rewards"], 0.0)
+    found = np.empty(len(rewards))
+    for key in np.unique(arrays["groups"]):
+        at = arrays["groups"] == key
+        spread = rewards[at].std() or 1.0
+        found[at] = np.abs(rewards[at]).max() / min(spread, 1.0)
+    return 16 * precision * (1.0 + found) * (1.0 + np.abs(want))
+
+
+def candidates(claimed: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], Mutant | None]]:
+    """Other ways to make advantages: one setting changed, a mutant, two settings changed."""
+    base = DEFAULTS | dict(claimed)
+    single = [(name, value) for name, values in _GRID.items() for value in values if value != base[name]]
+    for name, value in single:
+        yield f"{name} {value} where {base[name]} is claimed", base | {name: value}, None
+    known = {mutant.name: mutant for mutant in mutants()}
+    for name in _MUTANTS:
+        yield name, base, known[name]
+    for i, (name, value) in enumerate(single):
+        for other, second in single[i + 1 :]:
+            if other != name:
+                told = f"{name} {value} and {other} {second} where {base[name]} and {base[other]} are claimed"
+                yield told, base | {name: value, other: second}, None
+
+
+def fits(rollouts: list[Rollout], settings: Mapping[str, Any], precision: float, mutant: Mutant | None = None) -> bool:
+    """Whether every advantage of these rollouts is what that way gives."""
+    for rollout in rollouts:
+        arrays = rollout.arrays()
+        with np.errstate(all="ignore"):
+            try:
+                want = advantages(arrays, settings, mutant)
+            except (ValueError, IndexError):
+                return False
+            errors = np.abs(arrays["advantages"] - want)
+        known = np.isfinite(arrays["rewards"])
+        if not (errors <= tolerances(arrays, want, precision))[known].all():
+            return False
+    return True
+
+
+def infer(rollouts: list[Rollout], precision: float) -> dict[str, Any] | None:
+    """The settings that give the advantages of a run that does not say."""
+    few = rollouts[:4]
+    if fits(few, DEFAULTS, precision):
+        return dict(DEFAULTS)
+    return next((found for _, found, mutant in candidates({}) if mutant is None and fits(few, found, precision)), None)
+
+
+def described(settings: Mapping[str, Any]) -> str:
+    """`center mean, scale std, ddof 1, eps 1e-06`."""
+    return ", ".join(f"{name} {settings[name]}" for name in ("center", "scale", "ddof", "eps"))

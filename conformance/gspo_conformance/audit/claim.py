@@ -1,0 +1,151 @@
+"""What a run says it computes: from the command line, from the trace's header, or from the settings of its trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gspo_core import Objective
+
+from ..lint.configuration import MAX_BYTES, read_configuration
+from ..trainers.dialect import Inexpressible, Reading
+from ..trainers.room import find_room, rooms
+from ..words import UsageError, choices
+from .trace import Trace
+
+PRESETS = (
+    "gspo",
+    "gspo_token",
+    "grpo",
+    "ppo",
+    "dr_grpo",
+    "dapo",
+    "rloo",
+    "reinforce_pp",
+    "gmpo",
+    "cispo",
+    "sapo",
+    "luspo",
+    "decoupled",
+    "vespo",
+    "minirl",
+)
+_U = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The objective and what surrounds it; `source` says in words who claims it.
+
+    `advantages` are the keyword arguments of `group_advantages`, None where the run does not say. `micro_batches` and
+    `rank_losses` ("sum" or "mean") say how losses become that of a step, None where the run does not say.
+    """
+
+    objective: Objective
+    source: str
+    advantages: Mapping[str, Any] | None = None
+    dtype: str = "float32"
+    micro_batches: str | None = None
+    rank_losses: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def precision(self) -> float:
+        """u, the unit roundoff of the run's arithmetic."""
+        return _U[self.dtype]
+
+
+def claim_of(
+    trace: Trace, *, objective: str | None = None, config: list[str] | None = None, dialect: str | None = None
+) -> Claim:
+    """The claim that the trace is held against: what the caller names, else what the trace says of itself."""
+    if objective is not None and config:
+        raise UsageError("expected --objective or --config, got both")
+    run = trace.run
+    if objective is not None:
+        found = Claim(parse_objective(objective), f"the objective that was asked for, {objective[:60]}")
+    elif config:
+        found = _from_files(config, dialect)
+    elif run.get("objective"):
+        found = Claim(_objective(run["objective"], "run.objective"), "the header of the trace")
+    else:
+        found = _from_trainer(run)
+    rest = {name: run[name] for name in ("micro_batches", "rank_losses", "dtype") if run.get(name) is not None}
+    if found.advantages is None and found.notes == ():
+        rest["advantages"] = run.get("advantages") or _advantages_of_trainer(run)
+    fields = {name: getattr(found, name) for name in ("objective", "source", "advantages", "dtype", "notes")}
+    return Claim(**(fields | rest))
+
+
+def parse_objective(text: str) -> Objective:
+    """A preset's name, a file of JSON, or JSON."""
+    name = text.strip()
+    if name in PRESETS:
+        return getattr(Objective, name)()
+    if not name.startswith("{"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"--objective: {choices(name, PRESETS, 'preset')}, a file of JSON, or JSON")
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: expected an objective of at most {MAX_BYTES} bytes")
+        name = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        fields = json.loads(name)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--objective: not JSON: {error}") from None
+    return _objective(fields, "--objective")
+
+
+def _objective(fields: Any, place: str) -> Objective:
+    try:
+        return Objective.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{place}: {error}") from None
+
+
+def _from_files(config: list[str], dialect: str | None) -> Claim:
+    if dialect is None:
+        raise UsageError(f"--config: expected --dialect too, one of {', '.join(rooms())}")
+    settings = read_configuration(config).settings
+    return _from_reading(_read(dialect, settings, None), f"{', '.join(config)}, read as {dialect}")
+
+
+def _from_trainer(run: Mapping[str, Any]) -> Claim:
+    trainer = run.get("trainer") or {}
+    name, settings = trainer.get("name"), trainer.get("settings")
+    if name not in rooms() or not settings:
+        raise UsageError(
+            "the trace says neither its objective nor the settings of a known trainer: "
+            "name it with --objective, or with --config and --dialect"
+        )
+    return _from_reading(
+        _read(name, settings, trainer.get("version")), f"the settings of {name} in the header of the trace"
+    )
+
+
+def _advantages_of_trainer(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the trainer's settings say of advantages, where the objective comes from elsewhere."""
+    try:
+        return _from_trainer(run).advantages
+    except UsageError:
+        return None
+
+
+def _read(name: str, settings: Mapping[str, Any], version: str | None) -> Reading:
+    room = find_room(name)
+    known = room.dialect.versions
+    try:
+        return room.dialect.read(settings, version if version in known else room.default)
+    except Inexpressible as reason:
+        raise UsageError(f"{name}: {reason}") from None
+
+
+def _from_reading(reading: Reading, source: str) -> Claim:
+    objective = _objective({**reading.objective}, reading.trainer)
+    dtype = _SHORT.get(reading.dtype, reading.dtype)
+    notes = () if reading.advantages is not None else (f"advantages come from {reading.estimator}",)
+    return Claim(objective, source, reading.advantages, dtype if dtype in _U else "float32", notes=notes)

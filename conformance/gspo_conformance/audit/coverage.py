@@ -1,0 +1,118 @@
+"""What the trace does not hold: files that are cut, ranks and micro-batches without a record, groups that never reached a loss."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..trainers.dialect import Finding
+from ..words import plural
+from .shards import Broken
+from .trace import Step, Trace
+
+
+@dataclass
+class Coverage:
+    """Gathered while the steps go by."""
+
+    gaps: list[str] = field(default_factory=list)
+    steps: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    generated: dict[int, dict[int, bool]] = field(default_factory=lambda: defaultdict(dict))
+    trained: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    ungrouped: set[int] = field(default_factory=set)
+
+    def add(self, step: Step, ranks: int) -> None:
+        """What a step holds."""
+        if len(step.ranks) < ranks and step.parts:
+            absent = sorted(set(range(ranks)) - set(step.ranks))
+            self.gaps.append(f"step {step.index} has no record of rank {', '.join(map(str, absent[:8]))}")
+        for rank in step.ranks:
+            numbers = [part.microbatch for part in step.parts if part.rank == rank]
+            missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
+            if missing:
+                self.gaps.append(f"step {step.index}, rank {rank} lacks micro-batch {', '.join(map(str, missing[:8]))}")
+        self._add_groups(step)
+
+    def _add_groups(self, step: Step) -> None:
+        for part in (*step.rollouts, *step.parts):
+            if part.rollout is None:
+                continue
+            try:
+                groups, advantages = part.tokens.groups, part.tokens.advantages
+            except Broken:
+                continue
+            if part.kind == "loss":
+                self.steps[part.rollout].add(step.index)
+                if groups is None:
+                    self.ungrouped.add(part.rollout)
+                else:
+                    self.trained[part.rollout].update(np.unique(groups).tolist())
+            elif groups is not None:
+                known = self.generated[part.rollout]
+                for key in np.unique(groups).tolist():
+                    alive = advantages is None or bool(np.any(advantages[groups == key]))
+                    known[key] = known.get(key, False) or alive
+
+    def lost(self) -> Iterator[tuple[int, list[int], list[int]]]:
+        """Rollouts with groups that no loss saw: those with something to teach, and those without. Unfinished rollouts are left out."""
+        usual = Counter(len(steps) for steps in self.steps.values()).most_common(1)
+        for rollout, known in sorted(self.generated.items()):
+            if not usual or len(self.steps.get(rollout, ())) < usual[0][0] or rollout in self.ungrouped:
+                continue
+            absent = sorted(set(known) - self.trained[rollout])
+            if absent:
+                yield rollout, [key for key in absent if known[key]], [key for key in absent if not known[key]]
+
+
+def coverage_findings(trace: Trace, coverage: Coverage) -> list[Finding]:
+    """What is missing, as findings."""
+    found = [_broken(one) for one in trace.broken[:8]]
+    if len(trace.broken) > 8:
+        found.append(Finding("broken-file", "error", "", f"{len(trace.broken) - 8} more files cannot be read"))
+    if coverage.gaps and not trace.broken:
+        told = f"{coverage.gaps[0]}{f', and {len(coverage.gaps) - 1} more such gaps' if len(coverage.gaps) > 1 else ''}"
+        found.append(Finding("gap", "warning", "", told, "", "the loss of such a step cannot be told"))
+    found += _ends(trace)
+    for rollout, taught, silent in coverage.lost():
+        found += _lost(rollout, taught, silent)
+    return found
+
+
+def _broken(one: Broken) -> Finding:
+    kind = "truncated-file" if one.reason.startswith(("truncated", "part")) else "broken-file"
+    return Finding(
+        kind,
+        "error",
+        str(one.path),
+        f"{one.path.name} cannot be read: {one.reason}",
+        "",
+        "what it held was not audited",
+    )
+
+
+def _ends(trace: Trace) -> Iterator[Finding]:
+    for rank, end in sorted(trace.ends.items()):
+        if end["reason"] != "closed":
+            told = (
+                f"rank {rank} stopped recording at step {end.get('step', '?')}: {end.get('message') or end['reason']}"
+            )
+            yield Finding("recording-ended", "note" if end["reason"] == "budget" else "warning", "", told)
+    unended = [rank for rank in trace.ranks if rank not in trace.ends]
+    if trace.ends and unended:
+        yield Finding(
+            "cut-short", "note", "", f"{plural(len(unended), 'rank')} wrote no end mark: the run was cut short"
+        )
+
+
+def _lost(rollout: int, taught: list[int], silent: list[int]) -> Iterator[Finding]:
+    if taught:
+        words = f"group {', '.join(map(str, taught[:8]))} of rollout {rollout} was generated and rewarded, and is in no loss"
+        yield Finding(
+            "dropped-group", "error", "groups", words, "GSPO-AGG-2", "what these prompts teach is lost, without a word"
+        )
+    if silent:
+        words = f"{plural(len(silent), 'group')} of rollout {rollout} without a signal in no loss: dynamic sampling"
+        yield Finding("silent-group", "note", "groups", words, "GSPO-REWARD-6")

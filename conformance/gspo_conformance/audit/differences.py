@@ -1,0 +1,90 @@
+"""Where a run's own numbers and the recomputed ones part: since which step, how often, by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+KEPT = 64
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number of the run that is not what its claim gives. `rank` and `microbatch` are None for a whole step."""
+
+    what: str
+    step: int
+    got: float
+    expected: float
+    tolerance: float
+    rank: int | None = None
+    microbatch: int | None = None
+
+    @property
+    def size(self) -> float:
+        """|got - expected|; infinite where only one of them is a number."""
+        if math.isnan(self.got) and math.isnan(self.expected):
+            return 0.0
+        size = abs(self.got - self.expected)
+        return math.inf if math.isnan(size) else size
+
+    @property
+    def place(self) -> str:
+        """`step 3, rank 1, micro-batch 0`."""
+        words = [f"step {self.step}"]
+        words += [] if self.rank is None else [f"rank {self.rank}"]
+        words += [] if self.microbatch is None else [f"micro-batch {self.microbatch}"]
+        return ", ".join(words)
+
+
+@dataclass
+class Series:
+    """All comparisons of one quantity over a trace; the first `KEPT` differences are kept, and the worst."""
+
+    what: str
+    compared: int = 0
+    different: int = 0
+    kept: list[Difference] = field(default_factory=list)
+    worst: Difference | None = None
+    steps: set[int] = field(default_factory=set)
+
+    def add(self, one: Difference) -> bool:
+        """Counts a comparison; whether it is a difference."""
+        self.compared += 1
+        if one.size <= one.tolerance:
+            return False
+        self.different += 1
+        self.steps.add(one.step)
+        if len(self.kept) < KEPT:
+            self.kept.append(one)
+        if self.worst is None or one.size > self.worst.size:
+            self.worst = one
+        return True
+
+    @property
+    def since(self) -> int:
+        """The first step that differs."""
+        return min(self.steps)
+
+
+@dataclass
+class Ledger:
+    """The series of a trace by quantity, and what could not be compared, with the number of times."""
+
+    series: dict[str, Series] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+
+    def compare(self, one: Difference) -> bool:
+        """Enters a comparison; whether it is a difference."""
+        return self.series.setdefault(one.what, Series(one.what)).add(one)
+
+    def miss(self, reason: str) -> None:
+        """Enters something that could not be compared."""
+        self.missing[reason] = self.missing.get(reason, 0) + 1
+
+    def bad(self) -> Iterator[Series]:
+        """The series with differences, losses first."""
+        order = ("loss", "step loss", "gradient", "advantages")
+        found = [one for one in self.series.values() if one.different]
+        return iter(sorted(found, key=lambda one: order.index(one.what) if one.what in order else len(order)))

@@ -1,0 +1,144 @@
+"""What the recorded log-probabilities say of themselves: stale, scored at another temperature, rounded, behind a shifted mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..tensors import NumPyArray
+from .shards import Broken
+from .trace import Part, Step, Tokens
+
+MOST = 200_000
+SLOPE, EXPLAINED, ENOUGH = 0.03, 0.5, 16
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The difference of two scorings of the same tokens: its spread, and how much of it goes with the log-probability itself.
+
+    A wrong temperature T' for T makes d = (T/T' - 1) log p + a constant of the context: `slope` is near T/T' - 1 and
+    `explained`, the share of the variance along the line, is high. Noise has no slope.
+    """
+
+    step: int
+    count: int
+    mean: float
+    std: float
+    slope: float
+    explained: float
+    largest: float
+
+    @property
+    def tempered(self) -> bool:
+        """Whether it looks like two temperatures."""
+        enough = self.count >= ENOUGH and self.std > 1e-3
+        return enough and abs(self.slope) >= SLOPE and self.explained >= EXPLAINED
+
+    @property
+    def temperature(self) -> float:
+        """T'/T, as the slope estimates it."""
+        return 1 / max(1 + self.slope, 1e-3)
+
+
+@dataclass
+class Moments:
+    """Sums over the counted tokens of a step, part by part, of which a `Gap` is made."""
+
+    count: int = 0
+    largest: float = 0.0
+    sums: NumPyArray = field(default_factory=lambda: np.zeros(5))
+
+    def add(self, new: NumPyArray | None, old: NumPyArray | None) -> None:
+        """The tokens of a part, a regular sample of them where there are many."""
+        if new is None or old is None or not new.size:
+            return
+        stride = max(1, new.size // MOST)
+        new, old = (values[::stride].astype(np.float64) for values in (new, old))
+        known = np.isfinite(new) & np.isfinite(old)
+        old, d = old[known], new[known] - old[known]
+        self.count += d.size
+        self.largest = max(self.largest, float(np.abs(d).max(initial=0.0)))
+        self.sums += [d.sum(), d @ d, old.sum(), old @ old, d @ old]
+
+    def gap(self, step: int) -> Gap | None:
+        """Mean, spread and the line of d against the old log-probability."""
+        if not self.count:
+            return None
+        mean, square, old, old_square, product = self.sums / self.count
+        variance, spread = max(square - mean**2, 0.0), max(old_square - old**2, 0.0)
+        slope = (product - mean * old) / spread if spread > 0 else 0.0
+        explained = min(slope**2 * spread / variance, 1.0) if variance > 0 else 0.0
+        return Gap(step, self.count, float(mean), float(variance**0.5), float(slope), float(explained), self.largest)
+
+
+@dataclass
+class Evidence:
+    """What the steps showed: gaps of first mini-batches, and of the sampler; steps with rounded or frozen log-probabilities."""
+
+    first: list[Gap] = field(default_factory=list)
+    sampler: list[Gap] = field(default_factory=list)
+    sampler_of_old: list[Gap] = field(default_factory=list)
+    rounded: dict[str, list[int]] = field(default_factory=dict)
+    unrounded: dict[str, list[int]] = field(default_factory=dict)
+    frozen: list[int] = field(default_factory=list)
+    moving: list[int] = field(default_factory=list)
+    shifted: list[int] = field(default_factory=list)
+    minibatches_known: bool = False
+
+    def add(self, step: Step) -> None:
+        """What a step shows."""
+        own, sampler, sampler_of_old = Moments(), Moments(), Moments()
+        for part in step.parts:
+            try:
+                tokens = part.tokens
+                shifted = _shifted(part)
+            except Broken:
+                continue
+            own.add(tokens.logp, tokens.old_logp)
+            sampler.add(tokens.logp, tokens.behavior_logp)
+            sampler_of_old.add(tokens.old_logp, tokens.behavior_logp)
+            self._add_rounding(step.index, tokens)
+            if shifted:
+                self.shifted.append(step.index)
+        _append(self.sampler_of_old, sampler_of_old.gap(step.index))
+        self._add_ratios(step, own.gap(step.index), sampler.gap(step.index))
+
+    def _add_ratios(self, step: Step, own: Gap | None, sampler: Gap | None) -> None:
+        if step.minibatch is None or own is None:
+            return
+        self.minibatches_known = True
+        if step.minibatch == 0:
+            self.first.append(own)
+            _append(self.sampler, sampler)
+        else:
+            (self.moving if own.largest > 0 else self.frozen).append(step.index)
+
+    def _add_rounding(self, step: int, tokens: Tokens) -> None:
+        for name in ("logp", "old_logp"):
+            values = getattr(tokens, name)
+            if values is not None and values.dtype == np.float32 and np.count_nonzero(values) >= ENOUGH:
+                (self.rounded if _rounded(values) else self.unrounded).setdefault(name, []).append(step)
+
+
+def _append(gaps: list[Gap], found: Gap | None) -> None:
+    if found is not None:
+        gaps.append(found)
+
+
+def _rounded(values: NumPyArray) -> bool:
+    """Whether every value that is not 0 is a bfloat16's, though float32 holds them."""
+    bits = np.ascontiguousarray(values[:: max(1, values.size // MOST)]).view(np.uint32)
+    return not np.any(bits & 0xFFFF)
+
+
+def _shifted(part: Part) -> bool:
+    """Whether what the sampler scored (not 0, not NaN) lies one place beside what the mask counts, in padded rows."""
+    mask, sampled = part.array("mask"), part.array("behavior_logp")
+    if mask is None or sampled is None or mask.ndim != 2 or mask.shape[1] < 2:
+        return False
+    scored = np.isfinite(sampled) & (sampled != 0)
+    if scored.all() or not mask.any() or np.array_equal(scored, mask):
+        return False
+    return np.array_equal(scored[:, :-1], mask[:, 1:]) or np.array_equal(scored[:, 1:], mask[:, :-1])

@@ -1,0 +1,138 @@
+"""The evidence of the log-probabilities, as findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..trainers.dialect import Finding
+from ..words import plural
+from .claim import Claim
+from .evidence import Evidence, Gap
+
+EXACT, JUMP, NEAR = 1e-4, 10.0, 0.25
+
+
+def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
+    """All of them."""
+    tempered = _tempered(evidence)
+    found = [*tempered]
+    if not tempered:
+        found += _stale(evidence)
+    return [*found, *_frozen(evidence), *_rounded(evidence, claim), *_shifted(evidence), *_unknown(evidence)]
+
+
+def _tempered(evidence: Evidence) -> list[Finding]:
+    """Two scorings of the same tokens that differ as two temperatures do."""
+    pairs = (
+        ("logp and old_logp of first mini-batches", "old_logp", evidence.first),
+        ("old_logp and the sampler's log-probabilities", "behavior_logp", evidence.sampler_of_old),
+    )
+    for what, key, gaps in pairs:
+        bad = [one for one in gaps if one.tempered]
+        if bad and len(bad) >= 0.5 * len([one for one in gaps if one.step >= bad[0].step]):
+            return [_temperature(what, key, bad)]
+    return []
+
+
+def _temperature(what: str, key: str, bad: list[Gap]) -> Finding:
+    slope = float(np.median([one.slope for one in bad]))
+    explained = float(np.median([one.explained for one in bad]))
+    ratio = float(np.median([one.temperature for one in bad]))
+    told = (
+        f"{what} differ as two temperatures do since step {bad[0].step}: d = {slope:+.3f} log p explains {explained:.0%} of its "
+        f"variance in {plural(len(bad), 'step')}; the first temperature is about {ratio:.2f} times the second"
+    )
+    costs = "the ratio measures the temperature, not the change of the policy: confident tokens look unchanged, rare ones clipped"
+    fix = "score with the temperature that sampled, on both sides"
+    return Finding("temperature", "error", key, told, "GSPO-DATA-5", costs, fix)
+
+
+def _stale(evidence: Evidence) -> Iterator[Finding]:
+    """First mini-batches in which s is far from 1 where it was 1 before, or where the sampler agrees with the new policy."""
+    sampler = {one.step: one for one in evidence.sampler}
+    clean = [one.std for one in evidence.first if one.largest <= EXACT]
+    floor = max(float(np.median(clean)) if clean else 0.0, EXACT / JUMP)
+    moved = [one for one in evidence.first if one.std > JUMP * floor or abs(one.mean) > JUMP * floor]
+    sure = [one for one in moved if one.step in sampler and sampler[one.step].std < NEAR * one.std]
+    bad = sure or (moved if clean else [])
+    if not bad:
+        return
+    told = (
+        f"old_logp is stale since step {bad[0].step}: in {plural(len(bad), 'first mini-batch', 'first mini-batches')}, where new and "
+        f"old policy are the same, log-ratios of tokens have mean {bad[0].mean:+.2g} and spread {bad[0].std:.2g}"
+    )
+    if sure:
+        told += f", while the sampler is within {sampler[bad[0].step].std:.1g} of the new policy"
+    elif clean:
+        told += f"; {plural(len(clean), 'other first mini-batch is', 'other first mini-batches are')} exact"
+    costs = "the clip range is spent before the first update: responses are held for what earlier updates did"
+    fix = "score old_logp with the weights that sampled, at the start of each rollout"
+    yield Finding("stale-old-logp", "error", "old_logp", told, "GSPO-DATA-5", costs, fix)
+
+
+def _frozen(evidence: Evidence) -> Iterator[Finding]:
+    """Ratios of exactly 1 in every later mini-batch: the old policy is the detached new one."""
+    if len(evidence.frozen) < 2 or len(evidence.frozen) <= 4 * len(evidence.moving):
+        return
+    told = f"every ratio is exactly 1 in {plural(len(evidence.frozen), 'later mini-batch', 'later mini-batches')} since step {evidence.frozen[0]}"
+    told += ": old_logp is the detached new policy [ratio.always-one]"
+    costs = "the clip never acts; GSPO, GRPO and REINFORCE coincide"
+    yield Finding(
+        "frozen-ratio",
+        "error",
+        "old_logp",
+        told,
+        "GSPO-METRIC-7",
+        costs,
+        "keep the old_logp of the start of the rollout",
+    )
+
+
+def _rounded(evidence: Evidence, claim: Claim) -> Iterator[Finding]:
+    names = [name for name in ("logp", "old_logp") if evidence.rounded.get(name)]
+    if not names:
+        return
+    since = min(evidence.rounded[name][0] for name in names)
+    told = f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} rounded to bfloat16 since step {since}: every value has at most 8 significant bits"
+    clip = claim.objective.surrogate
+    costs = "neighbouring values near -1 are 0.0039 to 0.0078 apart"
+    if hasattr(clip, "high"):
+        costs += f", {2**-8 / max(clip.high, 1e-12):.0f} times the range above 1" if clip.high < 2**-8 else ""
+    yield Finding(
+        "bfloat16-logp",
+        "error",
+        names[0],
+        told,
+        "GSPO-NUM-1",
+        costs,
+        "take log-probabilities from float32 logits, and keep them in float32",
+    )
+
+
+def _shifted(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.shifted:
+        told = f"the mask lies one place beside the tokens that the sampler scored, since step {evidence.shifted[0]} [mask.shifted]"
+        yield Finding(
+            "mask.shifted",
+            "error",
+            "mask",
+            told,
+            "GSPO-DATA-4",
+            "the first token of a response is lost, one behind it is trained",
+        )
+
+
+def _unknown(evidence: Evidence) -> Iterator[Finding]:
+    if not evidence.minibatches_known:
+        told = "which step is the first of its rollout was not recorded (minibatch): stale old log-probabilities cannot be told from learning"
+        yield Finding(
+            "unknown-minibatch",
+            "note",
+            "minibatch",
+            told,
+            "",
+            "",
+            "call trace.rollout() where a rollout begins, or write minibatch",
+        )

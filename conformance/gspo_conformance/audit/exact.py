@@ -1,0 +1,196 @@
+"""The loss and metrics of recorded calls once more, in float64, and how far a run's own arithmetic may be from them.
+
+The stages are those of the reference that mutants are made of: written apart from `gspo_core`, and proved by every vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gspo_core import Objective
+
+from ..mutants.reference import LossReference
+from ..mutants.tape import stop
+from ..mutants.whole import Reference
+from ..target import METRICS, Case
+from ..tensors import NumPyArray
+from .trace import Tokens
+
+K, K_LONG, LONG = 16.0, 64.0, 4096
+# What other programs call the metrics of the specification.
+FOREIGN = {
+    "actor/pg_clipfrac": "clip_fraction",
+    "clip_ratio/region_mean": "clipped_units",
+    "clip_ratio/low_mean": "clipped_units_low",
+    "clip_ratio/high_mean": "clipped_units_high",
+}
+
+
+class NotComputable(Exception):
+    """The trace lacks what the objective needs; the message says what."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """One call, or the union of several, under the claimed objective, before its division by M.
+
+    `numerator` / `count` is the loss; `scale` / `count` bounds what rounding errors are measured against.
+    """
+
+    numerator: float
+    count: float
+    scale: float
+    reference: _Recount
+
+    def loss(self, normalizer: float | None = None) -> float:
+        """L, divided by M or by another normaliser."""
+        divisor = self.count if normalizer is None else normalizer
+        return self.numerator / divisor if divisor else 0.0
+
+    def tolerance(self, precision: float, normalizer: float | None = None) -> float:
+        """How far the loss of arithmetic with unit roundoff `precision` may be off."""
+        divisor = abs(self.count if normalizer is None else normalizer) or 1.0
+        return self.reference.k * precision * self.scale / divisor
+
+
+class _Recount(Reference):
+    """The unmutated reference, asked for what an audit wants to know."""
+
+    def __init__(self, objective: Objective, inputs: Mapping[str, Any]) -> None:
+        parameters = {"objective": objective.to_dict(), "normalizer": 1.0}
+        super().__init__(Case("policy_loss", parameters, inputs, dtype="float64", outputs=()))
+        self.read(dict(inputs), parameters)
+        self.k = K if self.lengths().max(initial=0) <= LONG else K_LONG
+
+    def total(self) -> float:
+        """Σ_i ω_i Σ_t l_t."""
+        return float(stop(self.loss()))
+
+    def divisor(self) -> float:
+        """M; 1 where the objective leaves it to the caller."""
+        aggregation = self.objective["aggregation"]
+        return 1.0 if aggregation["count"] == "given" else float(self.count(aggregation))
+
+    def magnitude(self) -> float:
+        """Σ_i ω_i Σ_t |J_t| (1 + mean |d|), and the same of a penalty: what rounding is relative to."""
+        drift = 2.0 + self.sequences.spread(self.mean_tokens(np.abs(stop(self.log_ratio()))))
+        aggregation, penalty = self.objective["aggregation"], self.objective["penalty"]
+        found = float(self.aggregate(np.abs(stop(self.values())) * drift, aggregation))
+        if penalty is not None:
+            values = (1.0 + np.abs(stop(self.deviation()))) * np.abs(stop(self.importance(penalty["importance"])))
+            found += penalty["coefficient"] * float(self.aggregate(values, penalty["aggregation"] or aggregation))
+        return found
+
+    def near(self, slack: float) -> NumPyArray:
+        """The counted tokens whose ratio is so close to a bound that rounding may decide."""
+        clip = self.objective["surrogate"]
+        clip = clip if clip["kind"] in ("clip", "cispo") else clip.get("gate") or {}
+        x = stop(self.ratio(stop(self.unit_log_ratio())))
+        edges = {"low": -1.0, "high": 1.0}
+        bounds = [1 + sign * clip[name] for name, sign in edges.items() if clip.get(name) is not None]
+        bounds += [clip["dual"]] if clip.get("dual") is not None else []
+        found = np.zeros(x.shape, bool)
+        for bound in bounds:
+            found |= np.abs(x - bound) <= slack
+        return found & self.sequences.counted
+
+    def share_near(self, slack: float) -> float:
+        """The share of counted tokens that `near` names."""
+        return float(self.share(self.near(slack)))
+
+    def metric_clipped_units(self) -> float:
+        """The share of responses that are clipped where a response has one ratio, else of tokens."""
+        return self._units_held(self.clipped().any)
+
+    def metric_clipped_units_low(self) -> float:
+        """Held below."""
+        return self._units_held(self.clipped().low)
+
+    def metric_clipped_units_high(self) -> float:
+        """Held above."""
+        return self._units_held(self.clipped().high)
+
+    def _units_held(self, held: NumPyArray) -> float:
+        if self.objective["ratio"] == "token":
+            return float(self.share(held))
+        return float((self.sum_tokens(held.astype(float)) > 0).mean())
+
+
+def inputs_of(objective: Objective, tokens: Tokens) -> tuple[Objective, dict[str, Any]]:
+    """The arguments of the loss, and the objective in the form that its advantages allow; raises `NotComputable`."""
+    needed = ["logp", "old_logp", "advantages"]
+    needed += ["ref_logp"] if objective.penalty is not None else []
+    needed += ["behavior_logp"] if objective.correction else []
+    missing = [name for name in needed if getattr(tokens, name) is None]
+    if missing:
+        raise NotComputable(f"{', '.join(missing)} not recorded")
+    arrays = {name: getattr(tokens, name) for name in (*needed, "offsets")}
+    if tokens.groups is not None:
+        arrays["groups"] = tokens.groups
+    elif objective.aggregation.mode == "group_token_mean":
+        raise NotComputable("groups not recorded, and the objective averages over them")
+    if len(arrays["advantages"]) != tokens.number and objective.per_sequence:
+        objective, arrays["advantages"] = _per_response(objective, tokens)
+    return objective, arrays
+
+
+def _per_response(objective: Objective, tokens: Tokens) -> tuple[Objective, NumPyArray]:
+    """One advantage per response where a token's never differs from its response's; else GSPO in its token form."""
+    advantages = tokens.advantages
+    assert advantages is not None
+    means = tokens.means(advantages)
+    if np.abs(advantages - tokens.spread(means)).max(initial=0.0) <= 1e-5 * (1 + np.abs(means).max(initial=0.0)):
+        return objective, means
+    if objective.ratio != "sequence":
+        raise NotComputable("advantages vary within responses, which the objective does not allow")
+    return objective.replace(ratio="gspo_token"), advantages
+
+
+def exact(objective: Objective, tokens: Tokens) -> Exact:
+    """The loss of one call or of a union."""
+    objective, arrays = inputs_of(objective, tokens)
+    try:
+        with np.errstate(all="ignore"):
+            reference = _Recount(objective, arrays)
+            return Exact(reference.total(), reference.divisor(), reference.magnitude(), reference)
+    except ValueError as error:
+        raise NotComputable(str(error)) from None
+
+
+def additive(objective: Objective) -> bool:
+    """Whether the numerators of parts add up to that of their union."""
+    own = None if objective.penalty is None else objective.penalty.aggregation
+    return objective.aggregation.mode != "group_token_mean" and own in (None, objective.aggregation)
+
+
+def metric(found: Exact, name: str, precision: float) -> tuple[float, float] | None:
+    """A metric under any name that is known, and how far the run's may be off; None where the name is not known."""
+    own = FOREIGN.get(name, name.removeprefix("gspo/"))
+    if own not in METRICS and own not in FOREIGN.values():
+        return None
+    reference = found.reference
+    with np.errstate(all="ignore"):
+        value = float(stop(getattr(reference, f"metric_{own}")()))
+    return value, _slack(found, own, value, precision)
+
+
+def _slack(found: Exact, name: str, value: float, precision: float) -> float:
+    reference, step = found.reference, found.reference.k * precision
+    if name in ("num_sequences", "num_tokens", "ratio_is_one"):
+        return 0.0
+    if name.startswith("clip"):
+        near = reference.share_near(step)
+        units = reference.sequences.number if "units" in name else 1
+        return step + (min(1.0, near * reference.sequences.counted.size) / units if near and units > 1 else near)
+    if name == "approx_kl":
+        return step * (1.0 + value)
+    if name == "kl_penalty":
+        return step * (1.0 + abs(value))
+    return step * 4 * (1.0 + abs(value))
+
+
+__all__ = ["Exact", "LossReference", "NotComputable", "additive", "exact", "inputs_of", "metric"]

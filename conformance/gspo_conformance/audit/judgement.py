@@ -1,0 +1,221 @@
+"""The audit of a trace: one pass over its steps, then what differs, since when, by how much, and which known deviation explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from ..noise.analysis import Analysis, analyse
+from ..noise.findings import findings_of
+from ..noise.responses import gate_of
+from ..trainers.dialect import Finding
+from ..words import plural
+from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits
+from .claim import Claim
+from .coverage import Coverage, coverage_findings
+from .differences import Difference, Ledger, Series
+from .evidence import Evidence
+from .evidence_findings import evidence_findings
+from .exact import NotComputable
+from .steps import Recomputed, StepAudit, audit_step
+from .suspects import Explanation, explain_gradient, explain_loss, explain_metric, from_mutant
+from .together import explain_step
+from .trace import Trace
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A step in numbers, for reports: the claim's loss, the run's, and what was recorded of it."""
+
+    step: int
+    minibatch: int | None
+    parts: int
+    tokens: int
+    truth: float | None
+    run: float | None
+
+
+@dataclass
+class Audit:
+    """What was found. `findings` are sorted, the worst first; `missing` says what could not be checked, and how often."""
+
+    trace: Trace
+    claim: Claim
+    findings: list[Finding] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+    rows: list[StepRow] = field(default_factory=list)
+    tokens: int = 0
+    noise: Analysis | None = None
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What makes the run differ from its claim."""
+        return [one for one in self.findings if one.severity == "error"]
+
+    @property
+    def compared(self) -> int:
+        """How many numbers of the run were recomputed."""
+        return sum(series.compared for series in self.ledger.series.values())
+
+    @property
+    def verdict(self) -> str:
+        """agrees, differs, or incomplete: nothing of the run could be compared, or files are cut."""
+        if any(one.rule not in ("truncated-file", "broken-file") for one in self.errors):
+            return "differs"
+        return "incomplete" if self.errors or not self.compared else "agrees"
+
+    @property
+    def exit_code(self) -> int:
+        """0 where the run agrees with its claim, 1 where it does not or nothing could be compared."""
+        return int(self.verdict != "agrees")
+
+
+def audit(trace: Trace, claim: Claim) -> Audit:
+    """Reads every step once; what differs is read again to be explained."""
+    found = Audit(trace, claim)
+    rollouts, evidence, coverage = Rollouts(), Evidence(), Coverage()
+    ranks = int(trace.run.get("ranks") or len(trace.ranks))
+    for step in trace.steps():
+        audited = audit_step(step, claim, found.ledger)
+        rollouts.add(step, found.ledger)
+        evidence.add(step)
+        coverage.add(step, ranks)
+        found.rows.append(_row(audited))
+        found.tokens += found.rows[-1].tokens
+    bad = audit_advantages(rollouts, claim, trace.run.get("group_size"), found.ledger)
+    found.findings = _sorted(
+        [
+            *coverage_findings(trace, coverage),
+            *evidence_findings(evidence, claim),
+            *_differences(found, bad),
+        ]
+    )
+    return found
+
+
+def with_noise(found: Audit) -> Audit:
+    """With what the noise model says; a finding of the audit wins over one of the same matter."""
+    known = {one.rule for one in found.findings}
+    same = {"rounded-logp": "bfloat16-logp", "inert-ratio": "frozen-ratio"}
+    found.noise = analyse(found.trace, gate_of(found.claim.objective.to_dict()))
+    more = [one for one in findings_of(found.noise) if one.rule not in known and same.get(one.rule) not in known]
+    found.findings = _sorted([*found.findings, *(replace(one, rule=f"noise/{one.rule}") for one in more)])
+    return found
+
+
+def _sorted(findings: list[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda one: _ORDER[one.severity])
+
+
+def _row(audited: StepAudit) -> StepRow:
+    step = audited.step
+    whole = len(audited.parts) == len(step.parts) and audited.parts
+    tokens = sum(one.part.tokens.count for one in audited.parts)
+    run = audited.reduced
+    if run is None and len(step.parts) == 1:
+        run = step.parts[0].loss
+    return StepRow(step.index, step.minibatch, len(step.parts), tokens, audited.truth if whole else None, run)
+
+
+def _differences(found: Audit, bad: list[Rollout]) -> Iterator[Finding]:
+    """One finding per quantity; those that one deviation explains together are told once."""
+    series = {one.what: one for one in found.ledger.bad()}
+    loss = series.pop("loss", None)
+    explained: list[Explanation] = []
+    if loss is not None:
+        parts = _again(found, loss)
+        explained = explain_loss(parts, found.claim.precision)
+        series, also = _folded(found, series, explained)
+        yield _finding("loss", loss, explained, also)
+    for what, one in series.items():
+        if what == "step loss":
+            if loss is None:
+                yield _finding("step-loss", one, explain_step(found.trace, found.claim, one))
+        elif what == "advantages":
+            yield _finding("advantages", one, _explain_advantages(found, bad))
+        elif what == "gradient":
+            yield _finding("gradient", one, explain_gradient(_again(found, one), found.claim.precision))
+        elif what.startswith("metrics."):
+            name = what.removeprefix("metrics.")
+            yield _finding("metric", one, explain_metric(_again(found, one), name, found.claim.precision))
+        else:
+            yield _finding(what.replace(" ", "-"), one, [])
+
+
+def _folded(
+    found: Audit, series: dict[str, Series], explained: list[Explanation]
+) -> tuple[dict[str, Series], list[str]]:
+    """Without the series that the explanation of the loss explains too, and their names."""
+    from ..mutants.registry import mutants
+
+    known = next((one for one in mutants() if explained and one.name == explained[0].name), None)
+    rest, also = {}, []
+    for what, one in series.items():
+        told: list[Explanation] = []
+        if what.startswith("metrics.") and known is not None:
+            told = explain_metric(_again(found, one), what.removeprefix("metrics."), found.claim.precision)
+        if what in ("step loss", "gradient") or any(other.name == explained[0].name for other in told):
+            also.append(what)
+        else:
+            rest[what] = one
+    return rest, also
+
+
+def _again(found: Audit, series: Series) -> list[Recomputed]:
+    """The micro-batches that differ, read once more."""
+    wanted = {(one.step, one.rank, one.microbatch) for one in series.kept}
+    parts: list[Recomputed] = []
+    for index in sorted({one.step for one in series.kept})[:8]:
+        audited = audit_step(found.trace.step(index), found.claim, Ledger())
+        parts += [one for one in audited.parts if (index, one.part.rank, one.part.microbatch) in wanted]
+    return parts
+
+
+def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
+    from ..mutants.registry import mutants
+
+    claimed = found.claim.advantages or {}
+    for name, settings, mutant in candidates(claimed):
+        try:
+            if fits(bad[:6], settings, found.claim.precision, mutant):
+                if mutant is not None:
+                    return [from_mutant(next(one for one in mutants() if one.name == mutant.name))]
+                rule = "advantage." + name.split()[0]
+                return [Explanation(rule, "GSPO-ADV-2" if "ddof" in name or "eps" in name else "GSPO-ADV-1", name)]
+        except NotComputable:
+            continue
+    return []
+
+
+def _finding(rule: str, series: Series, explained: list[Explanation], also: list[str] | None = None) -> Finding:
+    worst = series.worst
+    assert worst is not None
+    told = (
+        f"{_what(series)} since step {series.since}, in {series.different:,} of {plural(series.compared, 'comparison')}"
+    )
+    told += (f" ({', '.join(also)} too)" if also else "") + f"; at worst {_numbers(worst)}"
+    if not explained:
+        return Finding(f"{rule}-differs", "error", series.what, told, "", "no known deviation gives these numbers")
+    first, *others = explained
+    names = ", ".join(sorted({one.name for one in others} - {first.name})[:3])
+    told += f". It is {first.told} [{first.name}]" + (f"; on this trace the same as {names}" if names else "")
+    return Finding(first.name, "error", series.what, told, first.clause, first.effect, _fix(first))
+
+
+def _what(series: Series) -> str:
+    return (
+        f"the {series.what.removeprefix('metrics.')}{' reported' if series.what.startswith('metrics.') else ''} differs"
+    )
+
+
+def _numbers(worst: Difference) -> str:
+    return f"{worst.got:.6g} where {worst.expected:.6g} is due (off by {worst.size:.3g}, rounding explains {worst.tolerance:.1g}) at {worst.place}"
+
+
+def _fix(one: Explanation) -> str:
+    return f"gspo explain {one.name}" if "." in one.name and not one.name.startswith(("advantage.", "step.")) else ""
+
+
+__all__ = ["Audit", "StepRow", "audit", "with_noise"]

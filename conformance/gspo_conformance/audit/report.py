@@ -1,0 +1,121 @@
+"""An audit in words (text), for programs (JSON), or as a page (HTML)."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from ..lint.formula import formula
+from ..reports.markup import printable
+from ..trainers.dialect import Finding
+from ..words import plural
+from .judgement import Audit
+
+FORMATS = ("text", "json", "html")
+SHOWN = 3
+_WIDTH = 110
+
+
+def render(found: Audit, form: str, *, verbose: bool = False) -> str:
+    """The report in one of `FORMATS`; text names the three findings that matter most unless `verbose`."""
+    if form == "json":
+        return json.dumps(record(found), indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    if form == "html":
+        from .page import page
+
+        return page(found)
+    return printable_lines(_text(found, verbose))
+
+
+def printable_lines(lines: Iterator[str]) -> str:
+    """Lines as one text without control characters."""
+    return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _text(found: Audit, verbose: bool) -> Iterator[str]:
+    yield f"{found.trace.path}: {found.verdict}"
+    yield ""
+    yield f"  claim   {formula(found.claim.objective.to_dict())}"
+    yield f"          from {found.claim.source}"
+    yield f"  trace   {extent(found)}"
+    yield f"  numbers {numbers(found)}"
+    yield ""
+    shown = found.findings if verbose else found.findings[:SHOWN]
+    for one in shown:
+        yield from _finding(one)
+    if not found.findings:
+        yield "  nothing to say"
+    if len(found.findings) > len(shown):
+        yield f"  {plural(len(found.findings) - len(shown), 'more finding')}: gspo audit --verbose"
+    yield from _missing(found, verbose)
+
+
+def extent(found: Audit) -> str:
+    """`6 steps (0 to 5), 1 rank, 486 tokens`."""
+    steps = found.trace.indices
+    span = f" ({steps[0]} to {steps[-1]})" if steps else ""
+    return f"{plural(len(steps), 'step')}{span}, {plural(len(found.trace.ranks), 'rank')}, {found.tokens:,} tokens"
+
+
+def numbers(found: Audit) -> str:
+    """`84 numbers of the run recomputed, 12 differ`."""
+    bad = sum(series.different for series in found.ledger.series.values())
+    return f"{plural(found.compared, 'number')} of the run recomputed, {bad or 'none'} {'differs' if bad == 1 else 'differ'}"
+
+
+def _finding(one: Finding) -> Iterator[str]:
+    head = f"  {one.severity:7} {one.rule}"
+    yield head
+    details = [("", one.message), ("costs", one.consequence), ("fix", one.fix), ("clause", one.clause)]
+    for name, words in details:
+        if words:
+            indent = f"          {name:6} " if name else "          "
+            yield from textwrap.wrap(words, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+    yield ""
+
+
+def _missing(found: Audit, verbose: bool) -> Iterator[str]:
+    known = sorted(found.ledger.missing.items(), key=lambda item: -item[1])
+    for reason, times in known if verbose else known[:SHOWN]:
+        yield f"  not checked: {reason} ({plural(times, 'time')})"
+    if not verbose and len(known) > SHOWN:
+        yield f"  not checked: {plural(len(known) - SHOWN, 'more reason')} (--verbose)"
+
+
+def record(found: Audit) -> dict[str, Any]:
+    """The audit as JSON values."""
+    series = found.ledger.series.values()
+    return {
+        "version": 1,
+        "verdict": found.verdict,
+        "trace": str(found.trace.path),
+        "claim": {
+            "objective": found.claim.objective.to_dict(),
+            "source": found.claim.source,
+            "advantages": None if found.claim.advantages is None else dict(found.claim.advantages),
+            "dtype": found.claim.dtype,
+        },
+        "steps": list(found.trace.indices),
+        "ranks": list(found.trace.ranks),
+        "tokens": found.tokens,
+        "findings": [asdict(one) for one in found.findings],
+        "series": [_series(one) for one in series],
+        "not_checked": dict(sorted(found.ledger.missing.items())),
+        "losses": [{name: _plain(value) for name, value in asdict(row).items()} for row in found.rows],
+    }
+
+
+def _series(one: Any) -> dict[str, Any]:
+    worst = None if one.worst is None else {name: _plain(value) for name, value in asdict(one.worst).items()}
+    since = one.since if one.steps else None
+    return {"what": one.what, "compared": one.compared, "different": one.different, "since": since, "worst": worst}
+
+
+def _plain(value: Any) -> Any:
+    """A number that strict JSON can hold, or the word for it."""
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    return value.item() if hasattr(value, "item") else value

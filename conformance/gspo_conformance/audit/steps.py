@@ -1,0 +1,221 @@
+"""Every step of a trace recomputed: its micro-batches by themselves, then the step they make together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gspo_core import Objective
+
+from .claim import Claim
+from .differences import Difference, Ledger
+from .exact import Exact, NotComputable, additive, exact, metric
+from .shards import Broken
+from .trace import Part, Step, joined
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A micro-batch and its truth. `normalizer` is what it divides by: as recorded, or what fits of what it may be."""
+
+    part: Part
+    objective: Objective
+    truth: Exact
+    normalizer: float | None = None
+
+    @property
+    def expected(self) -> float:
+        """The loss of the claim."""
+        return self.truth.loss(self.normalizer)
+
+
+@dataclass
+class StepAudit:
+    """A step: its parts, the truth of their union, and the loss that the run's parts make together."""
+
+    step: Step
+    parts: list[Recomputed] = field(default_factory=list)
+    numerator: float = 0.0
+    count: float = 0.0
+    scale: float = 0.0
+    reduced: float | None = None
+
+    @property
+    def truth(self) -> float:
+        """The loss of the union of the step's responses."""
+        return self.numerator / self.count if self.count else 0.0
+
+
+def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
+    """Compares one step and enters what differs."""
+    found = StepAudit(step)
+    for part in step.parts:
+        recomputed = _recompute(part, claim, ledger)
+        if recomputed is not None:
+            found.parts.append(recomputed)
+    if len(found.parts) == len(step.parts) and found.parts:
+        _union(found, claim)
+        found.parts = [_with_normalizer(one, found, claim) for one in found.parts]
+    for one in found.parts:
+        _compare_part(one, claim, ledger)
+    if len(found.parts) == len(step.parts):
+        _compare_step(found, claim, ledger)
+    return found
+
+
+def _recompute(part: Part, claim: Claim, ledger: Ledger) -> Recomputed | None:
+    objective = _objective_of(part, claim)
+    try:
+        return Recomputed(part, objective, exact(objective, part.tokens), part.normalizer)
+    except NotComputable as reason:
+        ledger.miss(f"loss: {reason}")
+    except Broken as error:
+        ledger.miss(f"{error}")
+    return None
+
+
+def _objective_of(part: Part, claim: Claim) -> Objective:
+    """The claim; a part that was called with an objective of its own is held against that."""
+    own = part.fields.get("objective")
+    if not own:
+        return claim.objective
+    try:
+        return Objective.from_dict(dict(own))
+    except (TypeError, ValueError):
+        return claim.objective
+
+
+def _union(found: StepAudit, claim: Claim) -> None:
+    if additive(claim.objective) or len(found.parts) == 1:
+        truths = [one.truth for one in found.parts]
+    else:
+        truths = [exact(claim.objective, joined([one.part.tokens for one in found.parts]))]
+    found.numerator = math.fsum(one.numerator for one in truths)
+    found.count = math.fsum(one.count for one in truths)
+    found.scale = math.fsum(one.scale for one in truths)
+
+
+def _with_normalizer(one: Recomputed, found: StepAudit, claim: Claim) -> Recomputed:
+    """With a normaliser, where the run recorded none and its loss is a share of the step or of the rank."""
+    if one.part.normalizer is not None or one.part.loss is None or len(found.parts) == 1:
+        return one
+    rank = math.fsum(other.truth.count for other in found.parts if other.part.rank == one.part.rank)
+    tolerance = one.truth.tolerance(claim.precision)
+    if abs(one.truth.loss() - one.part.loss) <= tolerance:
+        return one
+    for normalizer in (rank, found.count):
+        if abs(one.truth.loss(normalizer) - one.part.loss) <= one.truth.tolerance(claim.precision, normalizer):
+            return Recomputed(one.part, one.objective, one.truth, normalizer)
+    return one
+
+
+def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
+    part, u = one.part, claim.precision
+    place = {"step": part.step, "rank": part.rank, "microbatch": part.microbatch}
+    if part.loss is None:
+        ledger.miss("loss: what the run computed was not recorded")
+    else:
+        tolerance = one.truth.tolerance(u, one.normalizer)
+        ledger.compare(Difference("loss", got=part.loss, expected=one.expected, tolerance=tolerance, **place))
+    several = (claim_ranks := part.shard.header.get("run", {}).get("ranks") or 1) > 1
+    for name, got in part.metrics.items():
+        known = metric(one.truth, name, u)
+        if known is None or (several and name.startswith("clip_ratio/")):
+            ledger.miss(f"metrics.{name}: {f'over {claim_ranks} ranks' if known else 'a name with no definition here'}")
+            continue
+        ledger.compare(Difference(f"metrics.{name}", got=got, expected=known[0], tolerance=known[1], **place))
+    if "gradient" in part.names:
+        _compare_gradient(one, claim, ledger)
+        _compare_masked(one, ledger)
+
+
+def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
+    """Up to one factor, which accumulation and averaging over ranks may bring: the direction is what the loss decides."""
+    got = np.asarray(one.part.tokens.gradient, np.float64)
+    want, uncertain = exact_gradient(one, claim.precision)
+    if want is None or not want.size:
+        return
+    usable = ~uncertain
+    scale = np.abs(want[usable]).max(initial=0.0)
+    factor = float(got[usable] @ want[usable] / max(want[usable] @ want[usable], 1e-300)) if scale else 1.0
+    worst = int(np.argmax(np.where(usable, np.abs(got - factor * want), -1.0)))
+    tolerance = 64 * claim.precision * max(abs(factor) * scale, 1e-30)
+    ledger.compare(
+        Difference(
+            "gradient",
+            one.part.step,
+            float(got[worst]),
+            factor * float(want[worst]),
+            tolerance,
+            one.part.rank,
+            one.part.microbatch,
+        )
+    )
+
+
+def _compare_masked(one: Recomputed, ledger: Ledger) -> None:
+    """No gradient where no token counts (GSPO-GRAD-2)."""
+    gradient, mask = one.part.array("gradient"), one.part.array("mask")
+    if gradient is None or mask is None or gradient.shape != mask.shape:
+        return
+    outside = np.abs(np.where(mask, 0.0, gradient))
+    worst = float(outside.max(initial=0.0))
+    place = (one.part.rank, one.part.microbatch)
+    ledger.compare(Difference("gradient at uncounted tokens", one.part.step, worst, 0.0, 0.0, *place))
+
+
+def exact_gradient(one: Recomputed, precision: float) -> tuple[np.ndarray | None, np.ndarray]:
+    """d loss / d logp of the claim, and the tokens where rounding may decide a gate."""
+    reference = one.truth.reference
+    with np.errstate(all="ignore"):
+        gradient = reference.gradient(reference.loss())
+        slack = 4 * reference.k * precision
+        uncertain = reference.near(slack)
+    return gradient, uncertain
+
+
+def _compare_step(found: StepAudit, claim: Claim, ledger: Ledger) -> None:
+    """The loss that the parts make together, as the run says that they do, against that of their union."""
+    losses = {
+        rank: [one.part.loss for one in found.parts if one.part.rank == rank]
+        for rank in sorted({one.part.rank for one in found.parts})
+    }
+    if any(loss is None for values in losses.values() for loss in values) or len(found.parts) < 2:
+        return
+    expected_ranks = found.step.parts[0].shard.header.get("run", {}).get("ranks")
+    if expected_ranks is not None and len(losses) < expected_ranks:
+        ledger.miss(f"step loss: {len(losses)} of {expected_ranks} ranks recorded")
+        return
+    options = list(_reductions(claim, max(map(len, losses.values())), len(losses)))
+    tolerance = claim_tolerance(found, claim)
+    values = {name: reduce_losses(losses, *name) for name in options}
+    best = min(values, key=lambda name: abs(values[name] - found.truth))
+    found.reduced = values[best]
+    if len(options) > 1:
+        ledger.miss(
+            f"step loss: how losses combine was not recorded; micro-batches {best[0]}, ranks {best[1]} fits best"
+        )
+    ledger.compare(Difference("step loss", found.step.index, values[best], found.truth, tolerance))
+
+
+def claim_tolerance(found: StepAudit, claim: Claim) -> float:
+    """How far the loss of a step may be off."""
+    return 16 * claim.precision * found.scale / (found.count or 1.0) * 2
+
+
+def _reductions(claim: Claim, micro_batches: int, ranks: int) -> Iterator[tuple[str, str]]:
+    """What the run says, or every way where it does not."""
+    parts = [claim.micro_batches] if claim.micro_batches or micro_batches == 1 else ["sum", "mean"]
+    over = [claim.rank_losses] if claim.rank_losses or ranks == 1 else ["mean", "sum"]
+    return ((part or "sum", rank or "sum") for part in parts for rank in over)
+
+
+def reduce_losses(losses: dict[int, list[float | None]], micro_batches: str, ranks: str) -> float:
+    """One loss of those of all parts."""
+    each = [
+        math.fsum(map(float, values)) / (len(values) if micro_batches == "mean" else 1) for values in losses.values()
+    ]  # pyright: ignore
+    return math.fsum(each) / (len(each) if ranks == "mean" else 1)

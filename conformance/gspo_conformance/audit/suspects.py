@@ -1,0 +1,270 @@
+"""Which known deviation gives the numbers that a run recorded: wrong implementations are run on the trace itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gspo_core import Aggregation, Objective
+from gspo_core.aggregation import MODES
+
+from ..mutants.registry import Mutant, mutants
+from ..target import Case
+from ..tensors import NumPyArray
+from .claim import PRESETS
+from .exact import FOREIGN, NotComputable, exact, inputs_of
+from .shards import Broken
+from .steps import Recomputed, exact_gradient
+from .trace import Tokens
+
+FAMILIES = (
+    "aggregation",
+    "mask",
+    "ratio",
+    "clip",
+    "loss",
+    "penalty",
+    "correction",
+    "packing",
+    "reinforce",
+    "cispo",
+    "gmpo",
+    "sapo",
+    "vespo",
+    "numerics",
+    "distribution",
+)
+MOST_PARTS, MOST_TOKENS, MOST_GROUPS = 5, 400_000, 64
+_SLOW = ("distribution.mean-of-means",)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a run computes instead. `name` is a mutant's, or one of this module's own."""
+
+    name: str
+    clause: str
+    told: str
+    effect: str = ""
+
+
+def from_mutant(mutant: Mutant) -> Explanation:
+    """A mutant as an explanation."""
+    return Explanation(mutant.name, mutant.clause, mutant.summary, mutant.effect)
+
+
+def explain_loss(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
+    """What gives the recorded losses of all these micro-batches."""
+    few = _few(parts)
+    if not few:
+        return []
+    found = [*_groups_dropped(few, precision), *_by_mutants(few, precision)]
+    return found or [*_by_objectives(few, precision), *_by_factor(few, precision)]
+
+
+def explain_metric(parts: Sequence[Recomputed], name: str, precision: float) -> list[Explanation]:
+    """What gives a recorded metric."""
+    own = FOREIGN.get(name, name.removeprefix("gspo/"))
+    if own.startswith("clipped_units"):
+        own = {"": "clip_fraction", "_low": "clip_fraction_low", "_high": "clip_fraction_high"}[own[13:]]
+    few, output = _few(parts), f"metrics.{own}"
+
+    def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
+        return abs(float(answer[output]) - one.part.metrics[name]) <= 64 * precision * (1 + abs(float(answer[output])))
+
+    known = [mutant for mutant in mutants() if mutant.name.partition(".")[0] in ("metrics", *FAMILIES)]
+    return [from_mutant(one) for one in known if few and _all(few, one, (output,), right)]
+
+
+def explain_gradient(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
+    """What gives the direction of the recorded gradients, beside a loss that is right."""
+    few = _few(parts)
+
+    def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
+        return same_direction(one, np.asarray(answer["gradient"]).ravel(), precision)
+
+    known = [mutant for mutant in mutants() if mutant.name.partition(".")[0] in ("gradient", *FAMILIES)]
+    return [from_mutant(one) for one in known if few and _all(few, one, ("gradient",), right)]
+
+
+def same_direction(one: Recomputed, want: NumPyArray, precision: float) -> bool:
+    """Whether the recorded gradient, padding included, is a positive multiple of `want`, gates that rounding decides left out."""
+    got = one.part.array("gradient")
+    assert got is not None
+    got = got.ravel().astype(np.float64)
+    if got.shape != want.shape or not np.isfinite(want).all():
+        return False
+    _, uncertain = exact_gradient(one, precision)
+    counted, usable = _counted(one), np.ones(got.size, bool)
+    usable[np.flatnonzero(counted)[uncertain]] = False
+    got, want = got[usable], want[usable]
+    factor = float(got @ want / max(want @ want, 1e-300))
+    return factor > 0 and bool(
+        np.abs(got - factor * want).max(initial=0.0) <= 64 * precision * factor * np.abs(want).max()
+    )
+
+
+def _counted(one: Recomputed) -> NumPyArray:
+    mask, offsets, shape = one.part.array("mask"), one.part.array("offsets"), one.part.shape or (0,)
+    if offsets is None:
+        assert mask is not None
+        return mask.ravel()
+    counted = np.ones(shape, bool) if mask is None else mask.copy()
+    counted[offsets[-1] :] = False
+    return counted
+
+
+def _few(parts: Sequence[Recomputed]) -> list[Recomputed]:
+    """A few of the smallest, the first and the last step among them where they are not too large."""
+    small = sorted(
+        (one for one in parts if one.part.tokens.count <= MOST_TOKENS), key=lambda one: one.part.tokens.count
+    )
+    return sorted(small[:MOST_PARTS], key=lambda one: one.part.step)
+
+
+def _by_mutants(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    order = {family: i for i, family in enumerate(FAMILIES)}
+    known = [one for one in mutants() if one.name.partition(".")[0] in order and one.name not in _SLOW]
+    for mutant in sorted(known, key=lambda one: order[one.name.partition(".")[0]]):
+        if _all(few, mutant, ("loss",), lambda one, answer: _right_loss(one, float(answer["loss"]), precision)):
+            yield from_mutant(mutant)
+
+
+def _right_loss(one: Recomputed, loss: float, precision: float) -> bool:
+    assert one.part.loss is not None
+    return abs(loss - one.part.loss) <= one.truth.tolerance(precision, one.normalizer) * _slack(one, loss)
+
+
+def _slack(one: Recomputed, loss: float) -> float:
+    """A wrong loss that is larger is off by more: rounding goes with its size."""
+    return max(1.0, abs(loss) / (abs(one.expected) or 1.0)) if abs(one.expected) > 1e-12 else 1.0
+
+
+def _all(
+    few: Sequence[Recomputed],
+    mutant: Mutant,
+    outputs: tuple[str, ...],
+    right: Callable[[Recomputed, Mapping[str, Any]], bool],
+) -> bool:
+    """Whether a mutant gives what every part recorded, divided as the run says or by its own count."""
+    for normalized in (True, False):
+        if all(_right(one, mutant, outputs, right, normalized) for one in few):
+            return True
+        if all(one.normalizer is None for one in few):
+            return False
+    return False
+
+
+def _right(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], right: Any, normalized: bool) -> bool:
+    try:
+        answer = _answer(one, mutant, outputs, normalized)
+        return all(np.isfinite(value).all() for value in answer.values()) and right(one, answer)
+    except (ValueError, IndexError, KeyError, NotImplementedError, ZeroDivisionError, NotComputable, AttributeError):
+        return False
+
+
+def _answer(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normalized: bool) -> dict[str, Any]:
+    """What a mutant computes of a part as it was recorded, padding included."""
+    objective, arrays = inputs_of(one.objective, one.part.tokens)
+    tokens = ("logp", "old_logp", "ref_logp", "behavior_logp")
+    inputs = {name: one.part.array(name) for name in tokens if name in arrays}
+    inputs |= {name: one.part.array(name) for name in ("mask", "offsets") if name in one.part.names}
+    inputs |= {"advantages": arrays["advantages"]} | ({"groups": arrays["groups"]} if "groups" in arrays else {})
+    if len(arrays["advantages"]) != one.part.tokens.number:
+        inputs["advantages"] = one.part.array("advantages")
+    parameters: dict[str, Any] = {"objective": objective.to_dict()}
+    if normalized and one.normalizer is not None:
+        parameters["normalizer"] = one.normalizer
+    answer = mutant.kind(Case("policy_loss", parameters, inputs, dtype="float64", outputs=outputs)).answer()
+    if not normalized and "loss" in answer and one.normalizer is not None:
+        answer["loss"] = answer["loss"] * one.truth.count / one.normalizer
+    return answer
+
+
+def _by_objectives(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """Objectives that differ from the claim in one axis: another ratio, range, aggregation, or no penalty or correction."""
+    for told, other in _neighbours(few[0].objective):
+        with suppress(NotComputable):
+            if all(_right_loss(one, _loss_of(other, one), precision) for one in few):
+                yield Explanation("objective", "", f"the loss with {told}")
+
+
+def _loss_of(objective: Objective, one: Recomputed) -> float:
+    """With the normaliser of the run, or with the other objective's own where that gives the recorded loss."""
+    truth = exact(objective, one.part.tokens)
+    scale = one.truth.count / one.normalizer if one.normalizer else 1.0
+    choices = (truth.loss(one.normalizer), truth.loss() * scale, truth.loss())
+    return min(choices, key=lambda loss: abs(loss - (one.part.loss or 0.0)))
+
+
+def _neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
+    presets = (Objective.gspo(), Objective.grpo(), Objective.ppo(), Objective.dapo(), Objective.luspo())
+    changes: list[tuple[str, dict[str, Any]]] = [(f"{name}()", vars(getattr(Objective, name)())) for name in PRESETS]
+    changes += [(f"the aggregation {mode}", {"aggregation": Aggregation(mode)}) for mode in MODES]
+    changes += [(f"the {ratio} ratio", {"ratio": ratio}) for ratio in ("token", "sequence", "gspo_token", "product")]
+    changes += [(f"the range of {one.surrogate}", {"surrogate": one.surrogate}) for one in presets]
+    changes += [("no penalty", {"penalty": None}), ("no correction", {"correction": ()})]
+    for told, change in changes:
+        with suppress(ValueError, TypeError):
+            other = claimed.replace(**change)
+            if other != claimed:
+                yield told, other
+
+
+def _groups_dropped(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """Losses in which the responses of one group are missing, divided by all or by those that are left."""
+    told: list[str] = []
+    for one in few:
+        group = next(_missing_group(one, precision), None)
+        if group is None:
+            return
+        told.append(f"{group} at step {one.part.step}")
+    if told:
+        words = f"the responses of group {', of group '.join(told)} are in the trace and not in the loss"
+        yield Explanation("dropped-group", "GSPO-AGG-2", words, "what these prompts teach is lost, without a word")
+
+
+def _missing_group(one: Recomputed, precision: float) -> Iterator[int]:
+    tokens = one.part.tokens
+    if tokens.groups is None:
+        return
+    keys = np.unique(tokens.groups)
+    for key in keys[:MOST_GROUPS] if len(keys) > 1 else []:
+        try:
+            left = exact(one.objective, without(tokens, tokens.groups == key))
+        except NotComputable:
+            return
+        options = [left.loss(), left.loss(one.truth.count), left.loss(one.normalizer)]
+        if any(_right_loss(one, loss, precision) for loss in options):
+            yield int(key)
+
+
+def without(tokens: Tokens, dropped: NumPyArray) -> Tokens:
+    """The responses that are not dropped."""
+    kept = tokens.spread(~dropped)
+    number = tokens.number
+
+    def left(values: NumPyArray | None) -> NumPyArray | None:
+        return None if values is None else values[~dropped if len(values) == number else kept]
+
+    names = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
+    arrays = {name: None if getattr(tokens, name) is None else getattr(tokens, name)[kept] for name in names}
+    rest = {name: left(getattr(tokens, name)) for name in ("advantages", "rewards", "groups", "widths")}
+    return Tokens(np.append(0, np.cumsum(tokens.lengths[~dropped])), **arrays, **rest)
+
+
+def _by_factor(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """One factor on every loss: a missing division, or one too many."""
+    usable = [one for one in few if abs(one.expected) > 1e3 * one.truth.tolerance(precision, one.normalizer)]
+    factors = [one.part.loss / one.expected for one in usable if one.part.loss is not None]
+    if len(factors) < 2 or max(factors) - min(factors) > 1e-4 * abs(factors[0]):
+        return
+    told = f"every loss is {factors[0]:.6g} times what is claimed"
+    yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")
+
+
+__all__ = ["Broken", "Explanation", "explain_gradient", "explain_loss", "explain_metric", "from_mutant", "without"]

@@ -1,0 +1,101 @@
+"""How micro-batches and ranks were put together, where the loss of a step is not that of their union though each part is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from .claim import Claim
+from .differences import Ledger, Series
+from .steps import StepAudit, audit_step, claim_tolerance, reduce_losses
+from .suspects import Explanation
+from .trace import Trace
+
+_LOCAL = (
+    "each rank divides by the number of its own {unit}, and ranks are averaged: responses on a rank with few weigh more"
+)
+_TOLD = {
+    "step.rank-local-normaliser": ("GSPO-DIST-2", _LOCAL),
+    "distribution.mean-of-means": (
+        "GSPO-DIST-1",
+        "each micro-batch divides by the number of its own {unit}, and micro-batches are averaged: responses in a small one weigh more",
+    ),
+    "step.summed-micro-batches": (
+        "GSPO-DIST-1",
+        "micro-batches are summed where they should be averaged: the step grows with their number",
+    ),
+    "distribution.divided-again": (
+        "GSPO-DIST-2",
+        "shares of the whole are averaged once more: the step shrinks with their number",
+    ),
+    "step.summed-ranks": (
+        "GSPO-DIST-2",
+        "ranks are summed where they should be averaged: the step grows with their number",
+    ),
+    "step.other-normaliser": ("GSPO-AGG-8", "it divides by {recorded:.6g} where the union has {count:.6g}"),
+}
+
+
+def explain_step(trace: Trace, claim: Claim, series: Series) -> list[Explanation]:
+    """The ways that give the recorded loss of every step that differs, the first few of them looked at."""
+    steps = [audit_step(trace.step(index), claim, Ledger()) for index in sorted(series.steps)[:6]]
+    steps = [one for one in steps if one.reduced is not None]
+    unit = "tokens" if claim.objective.aggregation.mode.startswith("token") else "responses"
+    found = []
+    for name, (clause, told) in _TOLD.items():
+        if steps and all(any(_fits(one, value, claim) for value in _ways(name, one)) for one in steps):
+            first = steps[0]
+            recorded = first.numerator / first.reduced if first.reduced else math.inf
+            effect = "the gradient of a step depends on how it was cut into parts"
+            found.append(
+                Explanation(name, clause, told.format(unit=unit, recorded=recorded, count=first.count), effect)
+            )
+    return found[:1]
+
+
+def _fits(one: StepAudit, value: float, claim: Claim) -> bool:
+    assert one.reduced is not None
+    return abs(one.reduced - value) <= claim_tolerance(one, claim) * max(1.0, abs(value) / (abs(one.truth) or 1.0))
+
+
+def _ways(name: str, one: StepAudit) -> Iterator[float]:
+    """What the loss of a step would be."""
+    own = _own_losses(one)
+    ranks, parts = len(own), len(one.parts)
+    if name == "step.rank-local-normaliser" and ranks > 1:
+        yield math.fsum(_by_rank(one)) / ranks
+        yield math.fsum(_by_rank(one))
+    elif name == "distribution.mean-of-means" and parts > ranks:
+        yield reduce_losses(own, "mean", "mean")
+        yield reduce_losses(own, "mean", "sum")
+    elif name == "step.summed-micro-batches" and parts > ranks:
+        yield reduce_losses(own, "sum", "mean")
+        yield reduce_losses(own, "sum", "sum")
+    elif name == "distribution.divided-again":
+        yield from (one.truth / number for number in {ranks, parts} - {1})
+    elif name == "step.summed-ranks" and ranks > 1:
+        yield one.truth * ranks
+    elif name == "step.other-normaliser" and one.reduced and _one_normalizer(one):
+        yield one.reduced
+
+
+def _one_normalizer(one: StepAudit) -> bool:
+    """Whether every part was divided by the same recorded number."""
+    recorded = {part.part.normalizer for part in one.parts}
+    return len(recorded) == 1 and None not in recorded
+
+
+def _own_losses(one: StepAudit) -> dict[int, list[float | None]]:
+    """The loss of every part, divided by its own M."""
+    found: dict[int, list[float | None]] = {}
+    for part in one.parts:
+        found.setdefault(part.part.rank, []).append(part.truth.loss())
+    return found
+
+
+def _by_rank(one: StepAudit) -> Iterator[float]:
+    """The loss of every rank, divided by the rank's M."""
+    for rank in sorted({part.part.rank for part in one.parts}):
+        mine = [part.truth for part in one.parts if part.part.rank == rank]
+        count = math.fsum(truth.count for truth in mine)
+        yield math.fsum(truth.numerator for truth in mine) / count if count else 0.0
