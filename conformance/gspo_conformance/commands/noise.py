@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gspo_core import Clip
 
@@ -25,6 +25,10 @@ from ..noise.model import Mismatch, lengths_of
 from ..noise.precision import DTYPES
 from ..noise.report import FORMATS, render
 from ..words import UsageError, choices
+
+if TYPE_CHECKING:
+    from ..audit.trace import Trace
+    from ..noise.responses import Gate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +66,21 @@ def _run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) != default:
             raise UsageError(f"--{name}: estimated from the trace; leave one of the two out")
     trace = read_trace(arguments.trace)
-    run = analyse(trace, Gate("sequence", _clip(arguments.clip)) if arguments.clip else None)
+    run = analyse(trace, Gate("sequence", _clip(arguments.clip)) if arguments.clip else _claimed(trace))
     found = findings_of(run)
     print(render_run(trace, run, found, arguments.format), end="")
     return int(any(one.severity == "error" for one in found))
+
+
+def _claimed(trace: Trace) -> Gate | None:
+    """The gate of the objective that the trace, or its trainer's settings, claim; None where neither says."""
+    from ..audit.claim import claim_of
+    from ..noise.responses import gate_of
+
+    try:
+        return gate_of(claim_of(trace).objective.to_dict())
+    except UsageError:
+        return None
 
 
 _MODEL = {

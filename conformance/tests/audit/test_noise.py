@@ -182,3 +182,11 @@ def test_the_command_reads_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["noise", str(tmp_path), "--clip", "0.2,0.27"]) == 0
     assert main(["noise", str(tmp_path), "--std", "0.05"]) == 2
     assert main(["noise", str(tmp_path / "nothing")]) == 2
+
+
+def test_the_range_comes_from_the_settings_of_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    trace = Path(__file__).resolve().parents[1] / "traces" / "trl"
+    assert main(["noise", str(trace)]) == 0
+    text = capsys.readouterr().out
+    assert "sequence ratio, clip range 0.0003 / 0.0004" in text
+    assert "s is exactly 1: no noise" in text
