@@ -1,0 +1,1 @@
+"""NeMo-RL: `ClippedPGLossFn` and its advantage estimators, from a checkout."""

@@ -1,0 +1,218 @@
+"""`ClippedPGLossFn` with the counts of a step, on rows with one token in front; the advantage estimators themselves."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..stubs import stub
+
+SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
+sys.path.insert(0, SOURCE)
+stub(
+    *("ray", "transformers", "tensordict", "megatron", "nemo_automodel", "datasets", "torchdata", "accelerate"),
+    *("vllm", "mlflow", "wandb", "PIL", "omegaconf", "hydra", "zmq", "rich", "tqdm", "swanlab", "matplotlib"),
+    *("huggingface_hub", "requests", "yaml", "peft", "pynvml", "prometheus_client", "torchvision", "jaxtyping"),
+)
+
+
+def _named(name: str) -> Any:
+    """A class of that name: types that annotations mention."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
+
+
+def _names_only(*modules: str) -> None:
+    """Modules of which the loss needs nothing but names: workers, and a logger that is not installed."""
+    for name in modules:
+        module = ModuleType(name)
+        module.__path__ = [SOURCE + "/" + name.replace(".", "/")]
+        module.__getattr__ = _named
+        sys.modules[name] = module
+
+
+_names_only("nemo_rl.models.policy", "torch.utils.tensorboard")
+
+from nemo_rl.algorithms.advantage_estimator import (
+    AdvEstimatorConfig,
+    GeneralizedAdvantageEstimator,
+    GRPOAdvantageEstimator,
+)
+from nemo_rl.algorithms.loss.loss_functions import ClippedPGLossConfig, ClippedPGLossFn
+from nemo_rl.algorithms.utils import calculate_kl
+
+from ...target import Capabilities, Case, Skip
+from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
+from .dialect import DIALECT, LOSS
+
+GAE = {
+    "normalize_advantages": False,
+    "gae_lambda_value": None,
+    "gae_lambda_policy": None,
+    "length_adaptive_alpha": 0,
+}
+
+
+def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """`ClippedPGLossFn` with the tokens and responses of the step as its counts."""
+    given = case.parameters.get("normalizer")
+    if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
+        raise Skip("NeMo-RL always has a count to divide by")
+    function = ClippedPGLossFn(_config(settings))
+    batch = _batch(case)
+    counts = [batch["sample_mask"].sum(), batch["token_mask"].sum()]
+    if given is not None:
+        counts = [torch.tensor(float(given))] * 2
+
+    def loss(logp: Any) -> Any:
+        batch["reference_policy_logprobs"] = batch.get("reference_policy_logprobs", _shifted(logp.detach()))
+        return function(logp, batch, *counts)[0]
+
+    return torch_loss(case, loss)
+
+
+def _config(settings: Settings) -> ClippedPGLossConfig:
+    """The real defaults with these settings over them; a key that is not there is an error."""
+    own = {key.removeprefix(LOSS): value for key, value in settings.items()}
+    if unknown := own.keys() - ClippedPGLossConfig.model_fields.keys():
+        raise KeyError(f"ClippedPGLossConfig has no {', '.join(sorted(unknown))}")
+    return ClippedPGLossConfig(**own)
+
+
+def _batch(case: Case) -> dict[str, Any]:
+    """Rows with one prompt token in front, which the loss drops; without a sampler's policy it is the old one."""
+    names = {
+        "old_logp": "prev_logprobs",
+        "behavior_logp": "generation_logprobs",
+        "ref_logp": "reference_policy_logprobs",
+    }
+    given = {
+        key: _shifted(tensor(case.inputs[name], case.input_dtype)) for name, key in names.items() if name in case.inputs
+    }
+    return {
+        "generation_logprobs": given["prev_logprobs"],
+        **given,
+        "advantages": _shifted(tensor(per_token(case))),
+        "token_mask": _shifted(tensor(case.inputs["mask"]).long()),
+        "sample_mask": torch.ones(case.inputs["mask"].shape[0]),
+    }
+
+
+def _shifted(values: Any) -> Any:
+    return torch.nn.functional.pad(values, (1, 0))
+
+
+def group_advantages(case: Case) -> Mapping[str, Any]:
+    """`GRPOAdvantageEstimator`, with the mean of the group or that of the others."""
+    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
+    alone = center == "leave_one_out"
+    own = "leave_one_out_std" if alone else "std"
+    if center not in ("mean", "leave_one_out") or scale not in (own, "none"):
+        raise Skip(f"NeMo-RL has no advantages with center {center} and scale {scale}")
+    if scale != "none" and (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6):
+        raise Skip("NeMo-RL's standard deviation has ddof 1, and 1e-6 is added to it")
+    return {"advantages": _estimated(case, alone, scale != "none")}
+
+
+def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
+    """`GRPOAdvantageEstimator` with the leave-one-out baseline, not divided."""
+    return {"advantages": _estimated(case, True, False)}
+
+
+def _estimated(case: Case, alone: bool, scaled: bool) -> Any:
+    if case.dtype != "float32":
+        raise Skip("NeMo-RL's rewards are float32")
+    config = AdvEstimatorConfig(use_leave_one_out_baseline=alone, normalize_rewards=scaled)
+    rewards = tensor(case.inputs["rewards"])
+    prompts = tensor(case.inputs["groups"])[:, None]
+    estimator = GRPOAdvantageEstimator(config, ClippedPGLossConfig())
+    return estimator.compute_advantage(prompts, rewards, torch.ones_like(rewards)[:, None])[:, 0].numpy()
+
+
+def _gae(**changes: Any) -> GeneralizedAdvantageEstimator:
+    own = {"gae_lambda": 1.0, "gae_gamma": 1.0, **GAE}
+    loss = ClippedPGLossConfig(**{key: value for key, value in changes.items() if not key.startswith("gae_")})
+    return GeneralizedAdvantageEstimator(own | {k: v for k, v in changes.items() if k.startswith("gae_")}, loss)
+
+
+def gae_advantages(case: Case) -> Mapping[str, Any]:
+    """`GeneralizedAdvantageEstimator._compute_gae`, 0 where nothing is counted as its caller does."""
+    estimator = _gae(gae_lambda=case.parameters["lam"], gae_gamma=case.parameters["gamma"])
+    mask = tensor(case.inputs["mask"]).to(getattr(torch, case.dtype))
+    found = estimator._compute_gae(tensor(case.inputs["rewards"]), tensor(case.inputs["values"]), mask)
+    return {name: (one * mask).numpy() for name, one in zip(("advantages", "returns"), found, strict=True)}
+
+
+def whiten(case: Case) -> Mapping[str, Any]:
+    """`GeneralizedAdvantageEstimator._reward_whiten`, 0 where nothing is counted as its caller does."""
+    if case.parameters.get("ddof", 1) != 1 or case.parameters.get("eps", 1e-8) != 1e-8:
+        raise Skip("NeMo-RL whitens with ddof 1 and 1e-8 added to the variance")
+    values = tensor(case.inputs["values"])
+    mask = tensor(case.inputs["mask"]).to(values.dtype) if "mask" in case.inputs else torch.ones_like(values)
+    found = _gae()._reward_whiten(values, mask, shift_mean=case.parameters.get("center", True))
+    return {"values": (found * mask).numpy()}
+
+
+def token_kl_rewards(case: Case) -> Mapping[str, Any]:
+    """`GeneralizedAdvantageEstimator._build_token_level_rewards`."""
+    keys = {"reference_policy_kl_penalty": case.parameters["coefficient"], "reference_policy_kl_type": _estimator(case)}
+    logp, ref = (tensor(case.inputs[name]) for name in ("logp", "ref_logp"))
+    mask = tensor(case.inputs["mask"]).long()
+    estimator = _gae(use_kl_in_reward=True, **keys)
+    return {"rewards": estimator._build_token_level_rewards(tensor(case.inputs["rewards"]), mask, logp, ref).numpy()}
+
+
+def kl_penalty(case: Case) -> Mapping[str, Any]:
+    """`calculate_kl` with its clamps as they come."""
+    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
+    return {"value": calculate_kl(logp, ref, _estimator(case)).to(getattr(torch, case.dtype)).numpy()}
+
+
+def _estimator(case: Case) -> str:
+    estimator = case.parameters["estimator"]
+    if estimator not in ("k1", "k2", "k3"):
+        raise Skip(f"NeMo-RL has no estimator {estimator}")
+    return str(estimator)
+
+
+OPERATIONS = {
+    "group_advantages": group_advantages,
+    "leave_one_out_advantages": leave_one_out_advantages,
+    "gae_advantages": gae_advantages,
+    "whiten": whiten,
+    "token_kl_rewards": token_kl_rewards,
+    "kl_penalty": kl_penalty,
+}
+INPUTS = "logp old_logp advantages mask ref_logp behavior_logp groups rewards values"
+GIVEN = "objective normalizer advantages center scale ddof eps gamma lam estimator coefficient"
+CAPABILITIES = Capabilities(
+    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
+    dtypes=frozenset({"float32", "float64"}),
+    gradient=True,
+    token_advantages=True,
+    inputs=frozenset(INPUTS.split()),
+    parameters=frozenset(GIVEN.split()),
+)
+
+
+def claims() -> TrainerTarget:
+    """Every objective that the keys of `loss_fn` claim."""
+    return _target("nemo_rl", OPERATIONS, CAPABILITIES)
+
+
+def default() -> TrainerTarget:
+    """The two keys of GSPO and a clip range, all else as it comes; the reference of its KL term is the policy itself."""
+    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
+    return _target("nemo_rl:default", {}, alone, default=True)
+
+
+def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
+    versions = {"nemo-rl": RELEASE, "torch": torch.__version__}
+    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)

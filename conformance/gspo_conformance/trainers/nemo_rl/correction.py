@@ -1,0 +1,50 @@
+"""`use_importance_sampling_correction`: weights of tokens, or of responses as products where the ratio is the sequence's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..dialect import Inexpressible
+
+TYPE, HIGH, LOW = (f"truncated_importance_sampling_{name}" for name in ("type", "ratio", "ratio_min"))
+PLAIN = {"numerator": "old", "negative_only": False}
+OPEN = {"action": "clamp", "low": None, "high": None}
+
+
+def read_correction(own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The weights that these settings put on a token."""
+    if not own["use_importance_sampling_correction"]:
+        return []
+    level = "sequence" if own["sequence_level_importance_ratios"] else "token"
+    kind = own[TYPE]
+    if kind is None:
+        return [{"level": level, **OPEN, **PLAIN}]
+    bounds = {"low": own[LOW] or None, "high": None if math.isinf(own[HIGH]) else own[HIGH]}
+    if kind == "seq-mask-tis":
+        rejected = {"level": "geometric", "action": "reject", **bounds, **PLAIN}
+        return [{"level": "token", **OPEN, **PLAIN}, rejected]
+    return [{"level": level, "action": {"tis": "clamp", "icepop": "mask"}[kind], **bounds, **PLAIN}]
+
+
+def write_correction(corrections: Any, *, sequence: bool) -> dict[str, Any]:
+    """The settings for these weights."""
+    if not corrections:
+        return {"use_importance_sampling_correction": False}
+    parts = [dict(one) for one in corrections]
+    if any({name: one[name] for name in PLAIN} != PLAIN for one in parts):
+        raise Inexpressible("NeMo-RL's weights are those of the old policy, whatever the sign of the advantage")
+    return {"use_importance_sampling_correction": True, **_written(parts, "sequence" if sequence else "token")}
+
+
+def _written(parts: list[dict[str, Any]], level: str) -> dict[str, Any]:
+    one = parts[-1]
+    bounds = {LOW: one["low"] or 0.0, HIGH: math.inf if one["high"] is None else one["high"]}
+    masked = level == "token" and (one["level"], one["action"]) == ("geometric", "reject")
+    if len(parts) == 2 and parts[0] == {"level": "token", **OPEN, **PLAIN} and masked:
+        return {TYPE: "seq-mask-tis", **bounds}
+    if len(parts) == 1 and one["level"] == level and one["action"] in ("clamp", "mask"):
+        whole = one["action"] == "clamp" and one["low"] is None and one["high"] is None
+        return {TYPE: None} if whole else {TYPE: {"clamp": "tis", "mask": "icepop"}[one["action"]], **bounds}
+    raise Inexpressible(f"with the ratio of a {level} NeMo-RL's weights are those of a {level}, clamped or masked")
