@@ -120,47 +120,63 @@ def _row(audited: StepAudit) -> StepRow:
 
 
 def _differences(found: Audit, bad: list[Rollout]) -> Iterator[Finding]:
-    """One finding per quantity; those that one deviation explains together are told once."""
+    """One finding per cause: what one deviation explains together is told once."""
     series = {one.what: one for one in found.ledger.bad()}
-    loss = series.pop("loss", None)
-    explained: list[Explanation] = []
-    if loss is not None:
-        parts = _again(found, loss)
-        explained = explain_loss(parts, found.claim.precision)
-        series, also = _folded(found, series, explained)
-        yield _finding("loss", loss, explained, also)
-    for what, one in series.items():
-        if what == "step loss":
-            if loss is None:
-                yield _finding("step-loss", one, explain_step(found.trace, found.claim, one))
-        elif what == "advantages":
-            yield _finding("advantages", one, _explain_advantages(found, bad))
-        elif what == "gradient":
-            yield _finding("gradient", one, explain_gradient(_again(found, one), found.claim.precision))
-        elif what.startswith("metrics."):
-            name = what.removeprefix("metrics.")
-            yield _finding("metric", one, explain_metric(_again(found, one), name, found.claim.precision))
-        else:
-            yield _finding(what.replace(" ", "-"), one, [])
+    advantages, step = series.pop("advantages", None), series.pop("step loss", None)
+    if advantages is not None:
+        yield _finding("advantages", [advantages], _explain_advantages(found, bad))
+    if step is not None and "loss" not in series:
+        yield _finding("step-loss", [step], explain_step(found.trace, found.claim, step))
+    elif step is not None:
+        series["step loss"] = step
+    while series:
+        primary = next(iter(series.values()))
+        explained = _refined(found, series, _explain(found, primary))
+        told = [primary, *_folded(found, series, primary, explained)]
+        for one in told:
+            del series[one.what]
+        yield _finding(_rule(primary), told, explained)
 
 
-def _folded(
-    found: Audit, series: dict[str, Series], explained: list[Explanation]
-) -> tuple[dict[str, Series], list[str]]:
-    """Without the series that the explanation of the loss explains too, and their names."""
-    from ..mutants.registry import mutants
+def _rule(series: Series) -> str:
+    return "metric" if series.what.startswith("metrics.") else series.what.replace(" ", "-")
 
-    known = next((one for one in mutants() if explained and one.name == explained[0].name), None)
-    rest, also = {}, []
-    for what, one in series.items():
-        told: list[Explanation] = []
-        if what.startswith("metrics.") and known is not None:
-            told = explain_metric(_again(found, one), what.removeprefix("metrics."), found.claim.precision)
-        if what in ("step loss", "gradient") or any(other.name == explained[0].name for other in told):
-            also.append(what)
-        else:
-            rest[what] = one
-    return rest, also
+
+def _explain(found: Audit, series: Series, only: frozenset[str] | None = None) -> list[Explanation]:
+    """What gives the recorded numbers of one quantity."""
+    what, precision = series.what, found.claim.precision
+    if what.startswith("metrics."):
+        return explain_metric(_again(found, series), what.removeprefix("metrics."), precision, only)
+    if what == "gradient":
+        return explain_gradient(_again(found, series), precision, only)
+    return explain_loss(_again(found, series), precision) if what == "loss" else []
+
+
+def _refined(found: Audit, series: dict[str, Series], explained: list[Explanation]) -> list[Explanation]:
+    """Of several explanations those that give the gradient and the metrics too, as far as any does."""
+    for what in list(series)[1:]:
+        if len(explained) < 2:
+            break
+        also = {one.name for one in _explain(found, series[what], frozenset(one.name for one in explained))}
+        explained = [one for one in explained if one.name in also] or explained
+    return explained
+
+
+def _folded(found: Audit, series: dict[str, Series], primary: Series, explained: list[Explanation]) -> list[Series]:
+    """The series that have the same cause: the same explanation gives them, or they differ only where the primary one does."""
+    if primary.what.startswith("metrics.") and not explained:
+        return []
+    names = frozenset(one.name for one in explained[:1])
+    places = {(one.step, one.rank, one.microbatch) for one in primary.kept}
+    told = []
+    for one in series.values():
+        if one is primary:
+            continue
+        same = {(other.step, other.rank, other.microbatch) for other in one.kept} <= places
+        structural = not one.what.startswith("metrics.")
+        if structural or same or (names and _explain(found, one, names)):
+            told.append(one)
+    return told
 
 
 def _again(found: Audit, series: Series) -> list[Recomputed]:
@@ -189,19 +205,19 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
     return []
 
 
-def _finding(rule: str, series: Series, explained: list[Explanation], also: list[str] | None = None) -> Finding:
-    worst = series.worst
+def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> Finding:
+    """The first series in numbers, the others by name."""
+    first, *rest = series
+    worst, since = first.worst, min(one.since for one in series)
     assert worst is not None
-    told = (
-        f"{_what(series)} since step {series.since}, in {series.different:,} of {plural(series.compared, 'comparison')}"
-    )
-    told += (f" ({', '.join(also)} too)" if also else "") + f"; at worst {_numbers(worst)}"
+    told = f"{_what(first)} since step {since}, in {first.different:,} of {plural(first.compared, 'comparison')}"
+    told += (f" ({', '.join(one.what for one in rest)} too)" if rest else "") + f"; at worst {_numbers(worst)}"
     if not explained:
-        return Finding(f"{rule}-differs", "error", series.what, told, "", "no known deviation gives these numbers")
-    first, *others = explained
-    names = ", ".join(sorted({one.name for one in others} - {first.name})[:3])
-    told += f". It is {first.told} [{first.name}]" + (f"; on this trace the same as {names}" if names else "")
-    return Finding(first.name, "error", series.what, told, first.clause, first.effect, _fix(first))
+        return Finding(f"{rule}-differs", "error", first.what, told, "", "no known deviation gives these numbers")
+    cause, *others = explained
+    names = ", ".join(sorted({one.name for one in others} - {cause.name})[:3])
+    told += f". It is {cause.told} [{cause.name}]" + (f"; on this trace the same as {names}" if names else "")
+    return Finding(cause.name, "error", first.what, told, cause.clause, cause.effect, _fix(cause))
 
 
 def _what(series: Series) -> str:

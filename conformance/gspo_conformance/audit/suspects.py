@@ -39,7 +39,8 @@ FAMILIES = (
     "distribution",
 )
 MOST_PARTS, MOST_TOKENS, MOST_GROUPS = 5, 400_000, 64
-_SLOW = ("distribution.mean-of-means",)
+# They change how parts are put together, of which a part alone shows nothing.
+_UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,11 @@ def explain_loss(parts: Sequence[Recomputed], precision: float) -> list[Explanat
     return found or [*_by_objectives(few, precision), *_by_factor(few, precision)]
 
 
-def explain_metric(parts: Sequence[Recomputed], name: str, precision: float) -> list[Explanation]:
-    """What gives a recorded metric."""
+Only = frozenset[str] | None
+
+
+def explain_metric(parts: Sequence[Recomputed], name: str, precision: float, only: Only = None) -> list[Explanation]:
+    """What gives a recorded metric; of the mutants in `only`, where given."""
     own = FOREIGN.get(name, name.removeprefix("gspo/"))
     if own.startswith("clipped_units"):
         own = {"": "clip_fraction", "_low": "clip_fraction_low", "_high": "clip_fraction_high"}[own[13:]]
@@ -76,19 +80,27 @@ def explain_metric(parts: Sequence[Recomputed], name: str, precision: float) -> 
     def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
         return abs(float(answer[output]) - one.part.metrics[name]) <= 64 * precision * (1 + abs(float(answer[output])))
 
-    known = [mutant for mutant in mutants() if mutant.name.partition(".")[0] in ("metrics", *FAMILIES)]
+    known = _known(("metrics", *FAMILIES), only)
     return [from_mutant(one) for one in known if few and _all(few, one, (output,), right)]
 
 
-def explain_gradient(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
-    """What gives the direction of the recorded gradients, beside a loss that is right."""
+def explain_gradient(parts: Sequence[Recomputed], precision: float, only: Only = None) -> list[Explanation]:
+    """What gives the direction of the recorded gradients; of the mutants in `only`, where given."""
     few = _few(parts)
 
     def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
         return same_direction(one, np.asarray(answer["gradient"]).ravel(), precision)
 
-    known = [mutant for mutant in mutants() if mutant.name.partition(".")[0] in ("gradient", *FAMILIES)]
+    known = _known(("gradient", *FAMILIES), only)
     return [from_mutant(one) for one in known if few and _all(few, one, ("gradient",), right)]
+
+
+def _known(families: Sequence[str], only: Only) -> list[Mutant]:
+    """The mutants of some families, in the order of the families."""
+    order = {family: i for i, family in enumerate(families)}
+    found = [one for one in mutants() if one.name.partition(".")[0] in order and one.name not in _UNFIT]
+    found = [one for one in found if only is None or one.name in only]
+    return sorted(found, key=lambda one: order[one.name.partition(".")[0]])
 
 
 def same_direction(one: Recomputed, want: NumPyArray, precision: float) -> bool:
@@ -127,9 +139,7 @@ def _few(parts: Sequence[Recomputed]) -> list[Recomputed]:
 
 
 def _by_mutants(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
-    order = {family: i for i, family in enumerate(FAMILIES)}
-    known = [one for one in mutants() if one.name.partition(".")[0] in order and one.name not in _SLOW]
-    for mutant in sorted(known, key=lambda one: order[one.name.partition(".")[0]]):
+    for mutant in _known(FAMILIES, None):
         if _all(few, mutant, ("loss",), lambda one, answer: _right_loss(one, float(answer["loss"]), precision)):
             yield from_mutant(mutant)
 

@@ -29,7 +29,7 @@ def train(
     """Records `rollouts` · `updates` optimiser steps. `temperature` is that of the old scoring alone; from rollout `stale` on the old policy is that of the rollout before."""
     torch.manual_seed(0)
     table = torch.nn.Parameter(0.8 * torch.randn(VOCABULARY, VOCABULARY))
-    optimizer = torch.optim.Adam([table], lr=0.02)
+    optimizer = torch.optim.Adam([table], lr=0.002)
     objective = gspo.Objective.gspo(CLIP)
     run = {"advantages": ADVANTAGES, "group_size": SIZE, "micro_batches": "sum", "rank_losses": "mean", "ranks": 2}
     ranks = [

@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
             max_completion_length=12,
             max_steps=6,
             optim="sgd",
-            learning_rate=0.1,
+            learning_rate=0.005,
             max_grad_norm=0.0,
             logging_steps=1,
             save_strategy="no",
