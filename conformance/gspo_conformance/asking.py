@@ -13,8 +13,9 @@ from .formats import Vector
 from .judge import judge
 from .run import ERROR, FAIL, PASS, SKIPPED, UNSUPPORTED, Result
 from .target import Capabilities, Case
-from .words import HarnessError
+from .words import HarnessError, cut
 
+MAX_REASON, MAX_DETAIL = 4000, 20_000
 HOPELESS, GIVE_UP = 3, 10
 
 
@@ -84,8 +85,14 @@ def _refusal(argument: str, reply: Outputs | Broken) -> dict[str, Any]:
     return {"verdict": FAIL, "reason": reason, "detail": reply.detail}
 
 
-def _result(vector: Vector, dtype: str, verdict: str, **fields: Any) -> Result:
+def _result(
+    vector: Vector, dtype: str, verdict: str, reason: str = "", detail: str = "", url: str | None = None, **fields: Any
+) -> Result:
+    """A target has a line to say why, and the end of a traceback to show; a report holds thousands of them."""
     return Result(
+        reason=cut(" ".join(reason.split()), MAX_REASON),
+        detail=detail[-MAX_DETAIL:],
+        url=None if url is None else cut(url, 500),
         id=vector.id,
         dtype=dtype,
         level=vector.level,

@@ -24,6 +24,7 @@ _USAGE = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 as expected, 1 non-conforming, 2 usage, 3 the harness failed."""
+    _print_anything()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
-    from .words import HarnessError, UsageError
+    from .words import HarnessError, UsageError, printable
 
     file, summary = COMMANDS[name]
     command = import_module(f".commands.{file}", __package__)
@@ -53,14 +54,25 @@ def _run(name: str, words: list[str]) -> int:
         parse = parser.parse_intermixed_args if getattr(command, "INTERMIXED", False) else parser.parse_args
         return command.run(parse(words))
     except UsageError as error:
-        print(f"gspo {name}: {error}", file=sys.stderr)
+        print(f"gspo {name}: {printable(str(error))}", file=sys.stderr)
         return _USAGE
     except HarnessError as error:
-        print(f"gspo {name}: {error}", file=sys.stderr)
+        print(f"gspo {name}: {printable(str(error))}", file=sys.stderr)
         return 3
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except KeyboardInterrupt:
+        print(f"gspo {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _print_anything() -> None:
+    """A terminal that lacks a character shows its number; none ends a command, whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 def _help() -> str:

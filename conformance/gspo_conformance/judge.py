@@ -17,7 +17,8 @@ import numpy as np
 
 from .formats import Expected, Vector
 from .target import Case
-from .tensors import NumPyArray
+from .tensors import LARGE, NumPyArray
+from .words import cut
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 _SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24}
@@ -68,15 +69,15 @@ def judge(vector: Vector, case: Case, answer: Any) -> tuple[Judged, ...]:
 def _judge(vector: Vector, case: Case, name: str, answer: Mapping[str, Any], told: str) -> Judged:
     expected = vector.expected[name]
     if name not in answer or answer[name] is None:
-        extra = ", ".join(sorted(map(str, answer))) or "nothing"
+        extra = cut(", ".join(sorted(map(str, answer))), 400) or "nothing"
         return _refused(name, expected, told or f"missing from the answer, which has {extra}")
     try:
         got, dtype = as_numpy(answer[name])
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         return _refused(name, expected, f"not an array of numbers: {error}")
     refusal = _form(got, dtype, expected, case, name)
     if refusal:
-        return _refused(name, expected, refusal, got)
+        return _refused(name, expected, refusal, got if got.size <= max(LARGE, expected.value.size) else None)
     return _measure(case, name, expected, got)
 
 
@@ -107,7 +108,7 @@ def _form(got: NumPyArray, dtype: str, expected: Expected, case: Case, name: str
     if dtype == "number" or name in WHOLE_NUMBERS or (name.startswith("gradient") and dtype == case.input_dtype):
         return ""
     wide = ("float32", "float64") if case.dtype == "float32" else ("float64",)
-    return "" if dtype in wide else f"expected {case.dtype}, got {dtype}"
+    return "" if dtype in wide else f"expected {case.dtype}, got {cut(dtype)}"
 
 
 def _refused(name: str, expected: Expected, reason: str, got: NumPyArray | None = None) -> Judged:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from .connection import Broken, Hello, Reply
 from .protocol import (
+    MAX_HELLO,
     MAX_LINE,
     ProtocolError,
     decode,
@@ -29,11 +30,12 @@ from .protocol import (
     stop_message,
 )
 from .target import Case
-from .words import HarnessError
+from .words import HarnessError, cut
 
 START_LIMIT = 120.0
 _GRACE = 2.0
 _STDERR_LINES = 200
+_UNREAD = 4
 _LINE, _OVERSIZED, _END = "line", "oversized", "end"
 
 
@@ -66,9 +68,12 @@ class Program:
         if kind != _LINE:
             raise self._refusal(self._breakdown(kind, self.start_limit))
         try:
+            if len(line) > MAX_HELLO:
+                raise ProtocolError(f"expected at most {MAX_HELLO} bytes, got {len(line)}")
             message = decode(line)
             if isinstance(message.get("error"), dict):
-                raise HarnessError(str(message["error"].get("message", "the program does not say why it fails")))
+                told = message["error"].get("message", "the program does not say why it fails")
+                raise HarnessError(cut(str(told), 4000))
             return read_hello(message)
         except ProtocolError as error:
             raise self._refusal(f"handshake: {error}") from error
@@ -125,7 +130,10 @@ class Program:
 
 
 class _Process:
-    """The operating system's side: three pipes, a thread each, so that no full pipe can hold the suite."""
+    """The operating system's side: three pipes, a thread each, so that no full pipe can hold the suite.
+
+    A thread closes its own pipe, when it is read to its end: a child that the program let go may hold it open for long.
+    """
 
     def __init__(self, words: list[str], variables: Mapping[str, str]) -> None:
         pipe = subprocess.PIPE
@@ -185,9 +193,6 @@ class _Process:
         self._popen.wait()
         for thread in self._threads:
             thread.join(_GRACE)
-        for stream in (self._popen.stdout, self._popen.stderr):
-            if stream is not None:
-                stream.close()
 
     def _kill(self) -> None:
         """The whole session of the program, so that what it started does not outlive it."""
@@ -210,18 +215,20 @@ class _Process:
     def _read(self) -> None:
         stream = self._popen.stdout
         assert stream is not None
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError), stream:
             while line := stream.readline(MAX_LINE + 1):
                 if len(line) > MAX_LINE:
                     self._inbox.put((_OVERSIZED, line[:200]))
                     return
                 if line.strip():
                     self._inbox.put((_LINE, line))
+                if self._inbox.qsize() > _UNREAD:
+                    return  # nobody asked for so much; the first of them will be found
         self._inbox.put((_END, b""))
 
     def _listen(self) -> None:
         stream = self._popen.stderr
         assert stream is not None
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError), stream:
             while line := stream.readline(4096):
                 self._errors.append(line)

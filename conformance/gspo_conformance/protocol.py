@@ -22,9 +22,13 @@ from .connection import Broken, Hello, Outputs, Reply, Skipped
 from .judge import Stored, as_numpy
 from .target import Capabilities, Case
 from .tensors import NumPyArray
+from .words import cut
 
 VERSION = 1
-MAX_LINE = 64 * 2**20
+MAX_LINE = 16 * 2**20
+MAX_HELLO = 2**20
+MAX_BRACKETS = 2**20
+MAX_AXES, MAX_SIZE = 32, 2**40
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _KINDS = ("outputs", "skipped", "error")
 
@@ -40,6 +44,8 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 def decode(line: bytes) -> dict[str, Any]:
     """The object of a line."""
+    if line.count(b"[") + line.count(b"{") > MAX_BRACKETS:
+        raise ProtocolError(f"more than {MAX_BRACKETS} lists and objects on one line: {excerpt(line)}")
     try:
         found = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -51,7 +57,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
 def excerpt(line: bytes, length: int = 120) -> str:
     """The beginning of a line, for messages."""
-    text = line.decode("utf-8", "backslashreplace").strip()
+    text = line[: 8 * length].decode("utf-8", "backslashreplace").strip()
     return repr(text if len(text) <= length else f"{text[:length]}...")
 
 
@@ -106,14 +112,17 @@ def read_hello(message: Mapping[str, Any]) -> Hello:
     _fields(message, "", {"version": _integer, "implementation": _object, "capabilities": _object})
     if message["version"] != VERSION:
         raise ProtocolError(f"version: this suite speaks {VERSION}, the program {message['version']!r}")
+    if len(message["implementation"]) > 100:
+        raise ProtocolError(f"implementation: expected at most 100 versions, got {len(message['implementation'])}")
     for name, value in message["implementation"].items():
-        _text(value, f"implementation.{name}")
+        _text(value, f"implementation.{cut(name)}")
+        _expect(len(name) + len(value) <= 1000, value, f"implementation.{cut(name)}", "at most 1000 characters")
     if "name" not in message["implementation"]:
         raise ProtocolError("implementation.name is missing")
     try:
         capabilities = Capabilities.from_dict(message["capabilities"])
     except (TypeError, ValueError) as error:
-        raise ProtocolError(str(error)) from None
+        raise ProtocolError(cut(str(error), 400)) from None
     return Hello(message["implementation"], capabilities)
 
 
@@ -121,11 +130,11 @@ def read_reply(message: Mapping[str, Any]) -> Reply:
     """The reply of a message whose `seq` is right; raises `ProtocolError`."""
     kinds = [kind for kind in _KINDS if kind in message]
     if len(kinds) != 1:
-        raise ProtocolError(f"expected one of {', '.join(_KINDS)}, got {', '.join(message)}")
+        raise ProtocolError(f"expected one of {', '.join(_KINDS)}, got {cut(', '.join(message))}")
     _fields(message, "", {"seq": _integer, kinds[0]: _object})
     body = message[kinds[0]]
     if kinds[0] == "outputs":
-        return Outputs({name: decode_output(value, f"outputs.{name}") for name, value in body.items()})
+        return Outputs({name: decode_output(value, f"outputs.{cut(name)}") for name, value in body.items()})
     if kinds[0] == "skipped":
         _fields(body, "skipped.", {"reason": _text}, {"url": _text_or_null})
         return Skipped(body["reason"], body.get("url"))
@@ -204,7 +213,10 @@ def _reshape(array: NumPyArray, shape: list[int], where: str) -> NumPyArray:
         raise ProtocolError(f"{where}.data: expected a flat list, got rows")
     if array.size != math.prod(shape):
         raise ProtocolError(f"{where}: shape {shape} wants {math.prod(shape)} numbers, data has {array.size}")
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError as error:
+        raise ProtocolError(f"{where}: shape {shape}: {error}") from None
 
 
 def _array(value: Any, where: str) -> NumPyArray:
@@ -242,7 +254,7 @@ def _fields(
             raise ProtocolError(f"{where}{name} is missing")
     for name, value in message.items():
         if name not in known:
-            raise ProtocolError(f"{where}{name} is not a field; expected {', '.join(known)}")
+            raise ProtocolError(f"{where}{cut(name)} is not a field; expected {', '.join(known)}")
         known[name](value, f"{where}{name}")
 
 
@@ -280,5 +292,6 @@ def _texts(value: Any, where: str) -> None:
 
 
 def _shape(value: Any, where: str) -> None:
-    ok = isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
-    _expect(ok, value, where, "a list of sizes")
+    ok = isinstance(value, list) and len(value) <= MAX_AXES
+    ok = ok and all(type(i) is int and 0 <= i <= MAX_SIZE for i in value)
+    _expect(ok, value, where, f"a list of at most {MAX_AXES} sizes")

@@ -8,11 +8,12 @@ from pathlib import Path
 from .connection import Connection, InProcess, describe
 from .formats import Vector, load_vectors
 from .known import KnownFailures, read_known
+from .manifest import MANIFEST, verify_manifest
 from .run import EXPECTED_FAILURE, FAIL, SKIPPED, UNSUPPORTED, Result, Run
 from .runner import Options, Progress, run_vectors, select
 from .target import Target
 from .trainers.room import choose, is_trainer
-from .words import UsageError, near
+from .words import HarnessError, UsageError, near, plural
 
 
 def vectors(*patterns: str) -> list[Vector]:
@@ -29,6 +30,15 @@ def vectors(*patterns: str) -> list[Vector]:
     return found
 
 
+def sound(chosen: list[Vector]) -> list[Vector]:
+    """`chosen`, where every file of the suite has the SHA-256 of its manifest; else a `HarnessError`."""
+    wrong = verify_manifest()
+    if wrong:
+        first = "\n".join(f"  {line}" for line in wrong[:5])
+        raise HarnessError(f"the vectors are not those of {MANIFEST}, {plural(len(wrong), 'file')} differ:\n{first}")
+    return chosen
+
+
 def check(
     target: Target | str,
     *patterns: str,
@@ -42,7 +52,7 @@ def check(
 
     `check(target).conforming` says whether it went as expected, `print(render([run], "text"))` what happened.
     """
-    chosen = vectors(*patterns)
+    chosen = sound(vectors(*patterns))
     options = Options(tuple(dtypes) if dtypes else None, level, timeout, known_failures(known))
     return checked(run_vectors(_connections(target), chosen, options, progress), chosen)
 

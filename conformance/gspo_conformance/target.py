@@ -24,6 +24,7 @@ from .words import choices
 LAYOUTS = ("padded", "packed")
 DTYPES = ("float32", "float64")
 INPUT_DTYPES = ("bfloat16", "float16")
+MAX_OBJECTIVES = 1000
 METRICS = (
     "approx_kl",
     "clip_fraction",
@@ -105,6 +106,10 @@ class Capabilities:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"capabilities.{name}: expected true or false, got {getattr(self, name)!r}")
         if self.objectives is not None:
+            if len(self.objectives) > MAX_OBJECTIVES:
+                raise ValueError(
+                    f"capabilities: expected at most {MAX_OBJECTIVES} objectives, got {len(self.objectives)}"
+                )
             object.__setattr__(self, "objectives", tuple(_pattern(pattern) for pattern in self.objectives))
 
     @classmethod

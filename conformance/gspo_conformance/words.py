@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
+)
 
 
 def near(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most resembles, if any does."""
+    from difflib import get_close_matches
+
     found = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return found[0] if found else None
 
@@ -17,12 +23,22 @@ def choices(word: str, known: Iterable[str], noun: str = "") -> str:
     words = sorted(known)
     guess = near(word, words)
     hint = f"did you mean {guess!r}?" if guess else f"expected one of {', '.join(words)}"
-    return f"unknown {noun + ' ' if noun else ''}{word!r}; {hint}"
+    return f"unknown {noun + ' ' if noun else ''}{cut(word)!r}; {hint}"
+
+
+def cut(text: str, length: int = 60) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """`1 vector`, `2 vectors`."""
     return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def printable(words: str) -> str:
+    """`words` without control characters: no terminal and no parser is to obey them, no reader to see them in another order."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", words)
 
 
 class UsageError(Exception):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..reports import FORMATS, render, write
+from ..reports import FORMATS, prepare, render, write
 from ..run import AS_EXPECTED, HARNESS, INTERRUPTED, LEVELS, Run
 
 
@@ -49,16 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks every target, reports, and returns the worst exit code."""
-    from ..suite import checked, known_failures, vectors
+    from ..suite import known_failures, sound, vectors
 
-    chosen = vectors(*arguments.patterns)
+    if arguments.out is not None:
+        prepare(arguments.out)
+    chosen = sound(vectors(*arguments.patterns))
     if arguments.smoke:
         return _smoke(chosen, arguments)
     known = [known_failures(arguments.known, spec) for spec in arguments.targets]
     runs: list[Run] = []
     with _termination_as_interrupt():
         for spec, one in zip(arguments.targets, known, strict=True):
-            runs.append(checked(_run(spec, chosen, one, arguments), chosen))
+            runs.append(_diagnosed(_run(spec, chosen, one, arguments), chosen))
             if runs[-1].failure == INTERRUPTED:
                 break
     shown = arguments.format if arguments.out is None else "text"
@@ -67,6 +69,17 @@ def run(arguments: argparse.Namespace) -> int:
         for path in write(runs, arguments.out, arguments.format):
             print(f"wrote {path}", file=sys.stderr)
     return max(run.exit_code for run in runs)
+
+
+def _diagnosed(run: Run, chosen: Any) -> Run:
+    """Ctrl-C during the diagnosis costs the diagnosis, and says so."""
+    from ..suite import checked
+
+    try:
+        return checked(run, chosen)
+    except KeyboardInterrupt:
+        run.failure = INTERRUPTED
+        return run
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..files import write_whole
 from ..reports import EXTENSIONS, FORMATS, render
 from ..words import UsageError
 
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, merges, writes."""
-    from ..reports.record import merge, read
+    from ..reports.reading import read
+    from ..reports.record import merge
 
     runs = merge([read(path) for path in _records(arguments.runs)])
     report = render(runs, arguments.format, verbose=arguments.verbose)
@@ -32,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(report, end="")
     else:
         path = arguments.out / f"report.{EXTENSIONS[arguments.format]}" if arguments.out.is_dir() else arguments.out
-        path.write_text(report, encoding="utf-8")
+        write_whole(path, report)
         print(f"wrote {path}", file=sys.stderr)
     return max(found.exit_code for found in runs)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from ..run import Run
+from ..words import UsageError
 
 EXTENSIONS = {"text": "txt", "json": "jsonl", "md": "md", "junit": "xml", "html": "html"}
 FORMATS = tuple(EXTENSIONS)
@@ -20,15 +23,26 @@ def render(runs: Sequence[Run], format: str, **options: Any) -> str:
 
 def write(runs: Sequence[Run], folder: Path, format: str) -> list[Path]:
     """`report.<format>` on all runs, and `<target>.jsonl`, the record of each, into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    prepare(folder)
+    paths: list[Path] = []
     for run in runs:
-        paths.append(folder / f"{file_name(run.target)}.jsonl")
-        paths[-1].write_text(render([run], "json"), encoding="utf-8")
+        path = folder / f"{file_name(run.target)}.jsonl"
+        paths.append(path if path not in paths else path.with_stem(f"{path.stem}-{len(paths) + 1}"))
+        write_whole(paths[-1], render([run], "json"))
     if format != "json":
         paths.append(folder / f"report.{EXTENSIONS[format]}")
-        paths[-1].write_text(render(runs, format), encoding="utf-8")
+        write_whole(paths[-1], render(runs, format))
     return paths
+
+
+def prepare(folder: Path) -> None:
+    """Makes `folder`; raises `UsageError` where no report can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--out {folder}: expected a folder that can be written")
 
 
 def file_name(target: str) -> str:

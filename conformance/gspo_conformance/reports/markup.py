@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from html import escape
 from typing import Any
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+from ..words import printable
+
+_LINKS = ("https://", "http://", "#")
 _VOID = frozenset({"br", "col", "hr", "img", "input", "link", "meta"})
 
 
@@ -23,13 +24,13 @@ def text(value: Any) -> Markup:
     return Markup(escape(printable(str(value))))
 
 
-def printable(words: str) -> str:
-    """`words` without control characters: neither a terminal nor a parser is to obey them."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", words)
-
-
 def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
-    """`<name ...>children</name>`; `class_` is `class`, an attribute that is None or False is left out, `a_b` is `a-b`."""
+    """`<name ...>children</name>`; `class_` is `class`, an attribute that is None or False is left out, `a_b` is `a-b`.
+
+    A link to anything but a page or a place in this one is left out too: `javascript:` is an address as well.
+    """
+    if not str(attributes.get("href", "#")).startswith(_LINKS):
+        del attributes["href"]
     written = "".join(_attribute(key, value) for key, value in attributes.items() if value not in (None, False))
     if name in _VOID:
         return Markup(f"<{name}{written}>")

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..run import BAD, PASS, Result, Run, by_vector, show_k
+from ..words import printable
 
 _SHOWN = 20
 
 
 def render(runs: Sequence[Run], *, verbose: bool = False, **options: Any) -> str:
     """One table for all runs, one section for each."""
-    return "\n".join(
-        ["# GSPO conformance", "", *_table(runs), *(line for run in runs for line in _section(run, verbose))]
-    )
+    lines = ["# GSPO conformance", "", *_table(runs), *(line for run in runs for line in _section(run, verbose))]
+    return printable("\n".join(lines))
 
 
 def _table(runs: Sequence[Run]) -> list[str]:
     areas = sorted({area for run in runs for area in run.by_area()})
     head = ["area", *(_cell(run.target) for run in runs)]
-    rows = [[area, *(_area(run.by_area().get(area, [])) for run in runs)] for area in areas]
+    rows = [[_cell(area), *(_area(run.by_area().get(area, [])) for run in runs)] for area in areas]
     rows.append(["**verdict**", *(f"**{run.verdict}**" for run in runs)])
     return [_row(head), _row(["---"] * len(head)), *map(_row, rows), ""]
 
@@ -54,7 +54,8 @@ def _failures(title: str, run: Run, results: Sequence[Result], verbose: bool) ->
     lines = [f"### {title}", "", _row(["vector", "dtype", "clauses", "what"]), _row(["---"] * 4)]
     for group in shown:
         dtypes = ", ".join(result.dtype for result in group)
-        lines.append(_row([f"`{group[0].id}`", dtypes, " ".join(group[0].clauses), _cell(group[0].reason)]))
+        first = group[0]
+        lines.append(_row([f"`{_code(first.id)}`", dtypes, _cell(" ".join(first.clauses)), _cell(first.reason)]))
     if len(groups) > len(shown):
         lines.append(_row([f"and {len(groups) - len(shown)} more", "", "", ""]))
     return [*lines, ""]
@@ -71,4 +72,4 @@ def _cell(words: str) -> str:
 
 
 def _code(words: str) -> str:
-    return words.replace("`", "'").replace("|", "\\|")
+    return " ".join(words.split()).replace("`", "'").replace("|", "\\|")

@@ -1,26 +1,25 @@
 """The record of a run: JSON lines, a header, one line per result, a footer without which the record is cut short.
 
-The schema is `schemas/report.schema.json`. Only the header holds the time of day.
+The schema is `schemas/report.schema.json`, `reading.py` reads it. Only the header holds the time of day.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf, isfinite
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from ..judge import Judged
-from ..protocol import decode_output, encode_array
+from ..protocol import encode_array
 from ..run import Result, Run
 from ..words import UsageError
 
 SCHEMA = 1
 _LARGE = 4096
-_COPIED = ("id", "dtype", "level", "operation", "verdict", "reason", "url", "detail")
+COPIED = ("id", "dtype", "level", "operation", "verdict", "reason", "url", "detail")
 
 
 def lines(run: Run) -> Iterable[str]:
@@ -47,7 +46,7 @@ def header(run: Run) -> dict[str, Any]:
 
 def result_entry(result: Result) -> dict[str, Any]:
     """One verdict with the numbers behind it; what came back is kept where it is wrong."""
-    entry = {"type": "result"} | {name: getattr(result, name) for name in _COPIED}
+    entry = {"type": "result"} | {name: getattr(result, name) for name in COPIED}
     entry |= {"clauses": list(result.clauses), "flags": list(result.flags), "seconds": round(result.seconds, 6)}
     return entry | {"outputs": {item.output: _output(item) for item in result.judged}}
 
@@ -67,30 +66,6 @@ def footer(run: Run) -> dict[str, Any]:
         "detail": run.detail,
         "diagnosis": dict(run.diagnosis) if run.diagnosis else None,
     }
-
-
-def read(path: Path) -> Run:
-    """The run of a record. One that was cut short is incomplete, and says so."""
-    try:
-        entries = [_entry(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    if not entries or not entries[0] or entries[0].get("type") != "header":
-        raise UsageError(f"{path}: expected the record of a run, whose first line is its header")
-    first = entries[0]
-    if first.get("schema") != SCHEMA:
-        raise UsageError(f"{path}: expected schema {SCHEMA}, got {first.get('schema')!r}")
-    run = Run(
-        first["target"],
-        first["implementation"],
-        first["capabilities"],
-        [_result(entry) for entry in entries if entry and entry["type"] == "result"],
-        first["suite"],
-        first["started"],
-        level=first["level"],
-    )
-    _end(run, entries[-1] or {})
-    return run
 
 
 def merge(runs: Sequence[Run]) -> list[Run]:
@@ -124,16 +99,8 @@ def _join(one: Run, other: Run) -> None:
 
 
 def _line(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    """The object of a line; None for the line in whose middle a record was cut."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    """In ASCII: a target's words hold no half of a character and nothing that a terminal obeys."""
+    return json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def _output(item: Judged) -> dict[str, Any]:
@@ -146,28 +113,3 @@ def _output(item: Judged) -> dict[str, Any]:
         "expected": item.expected,
         "got": encode_array(np.asarray(item.got)) if keep else None,
     }
-
-
-def _result(entry: Mapping[str, Any]) -> Result:
-    return Result(
-        **{name: entry[name] for name in _COPIED},
-        clauses=tuple(entry["clauses"]),
-        flags=tuple(entry["flags"]),
-        seconds=entry["seconds"],
-        judged=tuple(_judged(name, item) for name, item in entry["outputs"].items()),
-    )
-
-
-def _judged(name: str, item: Mapping[str, Any]) -> Judged:
-    got = None if item["got"] is None else decode_output(item["got"], name).array.astype(item["got"]["dtype"])
-    k = inf if item["k"] == "inf" else item["k"]
-    return Judged(name, k, item["limit"], item["reason"], tuple(item["index"]), item["expected"], got)
-
-
-def _end(run: Run, last: Mapping[str, Any]) -> None:
-    if last.get("type") != "footer" or last["results"] != len(run.results):
-        run.failure = "the record is cut short"
-        return
-    run.complete, run.seconds = last["complete"], last["seconds"]
-    run.stale, run.failure, run.detail = tuple(last["stale"]), last["failure"], last["detail"]
-    run.diagnosis = last["diagnosis"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_whole
 from ..formats import Vector, load_vectors
 from ..judge import Judged, as_numpy
 from ..known import KnownFailure, KnownFailures
@@ -44,7 +45,7 @@ def write(choice: Choice, claims: Run, default: Run, known: Mapping[str, KnownFa
     path = path_of(choice.room, choice.version)
     path.parent.mkdir(exist_ok=True)
     record = summary(choice, claims, default, known)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
