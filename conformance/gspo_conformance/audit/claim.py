@@ -76,7 +76,8 @@ def claim_of(
         found = _from_trainer(run)
     rest = {name: run[name] for name in ("micro_batches", "rank_losses", "dtype") if run.get(name) is not None}
     if found.advantages is None and found.notes == ():
-        rest["advantages"] = run.get("advantages") or _advantages_of_trainer(run)
+        said = run.get("advantages")
+        rest["advantages"] = _advantages_of_trainer(run) if said is None else said
     fields = {name: getattr(found, name) for name in ("objective", "source", "advantages", "dtype", "notes")}
     return Claim(**(fields | rest))
 

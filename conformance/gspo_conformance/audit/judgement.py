@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from ..noise.analysis import Analysis, analyse
 from ..noise.findings import findings_of
 from ..noise.responses import gate_of
@@ -72,6 +74,7 @@ class Audit:
         return int(self.verdict != "agrees")
 
 
+@np.errstate(all="ignore")  # the numbers of a broken run overflow; they are compared all the same
 def audit(trace: Trace, claim: Claim) -> Audit:
     """Reads every step once; what differs is read again to be explained."""
     found = Audit(trace, claim)
@@ -95,12 +98,18 @@ def audit(trace: Trace, claim: Claim) -> Audit:
     return found
 
 
+@np.errstate(all="ignore")
 def with_noise(found: Audit) -> Audit:
     """With what the noise model says; a finding of the audit wins over one of the same matter."""
+    try:
+        found.noise = analyse(found.trace, gate_of(found.claim.objective.to_dict()))
+        more = findings_of(found.noise)
+    except ArithmeticError as error:
+        found.ledger.miss(f"noise: the log-probabilities are beyond its model ({error})")
+        return found
     known = {one.rule for one in found.findings}
     same = {"rounded-logp": "bfloat16-logp", "inert-ratio": "frozen-ratio"}
-    found.noise = analyse(found.trace, gate_of(found.claim.objective.to_dict()))
-    more = [one for one in findings_of(found.noise) if one.rule not in known and same.get(one.rule) not in known]
+    more = [one for one in more if one.rule not in known and same.get(one.rule) not in known]
     found.findings = _sorted([*found.findings, *(replace(one, rule=f"noise/{one.rule}") for one in more)])
     return found
 

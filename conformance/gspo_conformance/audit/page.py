@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..lint.formula import formula
 from ..reports.html import page_head
 from ..reports.markup import Markup, element, prose
@@ -55,7 +57,8 @@ def _finding(one: Finding) -> Markup:
 
 def _plots(found: Audit) -> Any:
     """Ratios by mini-batch, clip fractions, spreads and groups."""
-    drawn = None if found.noise is None else figures(found.noise)
+    with np.errstate(all="ignore"):
+        drawn = None if found.noise is None else figures(found.noise)
     return element("section", element("h2", "The run"), drawn, class_="run") if drawn else None
 
 
