@@ -4,10 +4,10 @@ A module that every worker imports (`VERL_USE_EXTERNAL_MODULES=mine`) wraps the 
 
     from gspo_torch.integrations import verl_record
 
-    verl_record.record("gspo", "trace", every=10, settings={"actor_rollout_ref.actor.policy_loss.loss_mode": "gspo", ...})
+    verl_record.record("gspo", "trace", every=10)
 
-What is recorded is what verl's own function was given and what it returned. Rewards and groups never
-reach it, so advantages are taken as they come.
+What is recorded is what verl's own function was given and what it returned, and, as the run's claim, the
+configuration that it was called with. Rewards and groups never reach it, so advantages are taken as they come.
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ from gspo_core.recording import guarded
 from ..record import TorchRecorder
 from .absent import import_trainer
 
+_ACTOR = "actor_rollout_ref.actor."
+_CLAIMED = (
+    "clip_ratio",
+    "clip_ratio_low",
+    "clip_ratio_high",
+    "clip_ratio_c",
+    "loss_scale_factor",
+    "tau_pos",
+    "tau_neg",
+)
+
 
 def record(
     name: str,
@@ -36,12 +47,16 @@ def record(
 ) -> TorchRecorder:
     """Wraps the policy loss that verl has registered under `name`; `options` as of `gspo_torch.record`.
 
-    `settings`: the run's configuration, flat, keys as verl spells them, so that the audit knows what it claims. The recorder
-    opens at the first call, when the worker's process group is there, and closes when the process ends.
+    `settings`: flat, keys as verl spells them; they win over what the actor's configuration says at the first call. The
+    recorder closes when the process ends.
     """
     algorithms = import_trainer("verl.trainer.ppo.core_algos", tested="verl 0.9.1", command="pip install verl==0.9.1")
     version = import_trainer("verl", tested="verl 0.9.1", command="pip install verl==0.9.1").__version__
-    described = {"name": "verl", "version": version, "settings": dict(settings or {})}
+    described = {
+        "name": "verl",
+        "version": version,
+        "settings": {_ACTOR + "policy_loss.loss_mode": name} | dict(settings or {}),
+    }
     recorder = VerlRecorder(path, trainer=described, micro_batches="sum", rank_losses="mean", **_ranked(options))
     algorithms.register_policy_loss(name)(recorder.wrapped(algorithms.get_policy_loss_fn(name)))
     register_optimizer_step_post_hook(lambda *_: recorder.advance())
@@ -78,6 +93,7 @@ class VerlRecorder(TorchRecorder):
     ) -> None:
         """A call of the loss. A weight for the sampler multiplies the advantage, since J is homogeneous in it."""
         given = dict(zip(("loss_agg_mode", "config", "rollout_is_weights"), rest, strict=False)) | named
+        self._claim_of_config(given)
         weights = given.get("rollout_is_weights")
         self.part(
             loss=found[0],
@@ -90,6 +106,15 @@ class VerlRecorder(TorchRecorder):
         )
         if self.gradient and self.recording and logp.requires_grad:
             self.watch(logp)
+
+    def _claim_of_config(self, given: Mapping[str, Any]) -> None:
+        """The settings of the actor that decide its loss, as it was called with them."""
+        settings, config = self.run["trainer"]["settings"], given.get("config")
+        for name in _CLAIMED:
+            value = getattr(config, name, None)
+            if isinstance(value, (int, float)):
+                settings.setdefault(_ACTOR + name, value)
+        settings.setdefault(_ACTOR + "loss_agg_mode", given.get("loss_agg_mode", "token-mean"))
 
 
 def _normalizer(given: Mapping[str, Any]) -> float | None:

@@ -34,7 +34,7 @@ def test_verls_own_loss_is_recorded_and_returned(tmp_path: Path) -> None:
     from gspo_torch.integrations import verl_record
 
     before = core_algos.get_policy_loss_fn("gspo")
-    recorder = verl_record.record("gspo", tmp_path, settings={"actor_rollout_ref.actor.policy_loss.loss_mode": "gspo"})
+    recorder = verl_record.record("gspo", tmp_path)
     config = ActorConfig(
         strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, clip_ratio_low=0.2, clip_ratio_high=0.3
     )
@@ -43,7 +43,7 @@ def test_verls_own_loss_is_recorded_and_returned(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "old_log_prob": torch.full((2, 3), -0.1),
         "log_prob": logp,
-        "advantages": torch.tensor([[1.0] * 3, [-1.0] * 3]),
+        "advantages": torch.tensor([[1.0] * 3, [-0.5] * 3]),
         "response_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
         "loss_agg_mode": "seq-mean-token-mean",
         "config": config,
@@ -60,3 +60,6 @@ def test_verls_own_loss_is_recorded_and_returned(tmp_path: Path) -> None:
     assert recorder.step_index == 1
     assert (tmp_path / "rank-0/000000000.safetensors").exists()
     assert metrics["actor/pg_clipfrac"] == 0
+    settings = recorder.run["trainer"]["settings"]
+    assert settings["actor_rollout_ref.actor.loss_agg_mode"] == "seq-mean-token-mean"
+    assert settings["actor_rollout_ref.actor.clip_ratio_high"] == 0.3

@@ -24,6 +24,7 @@ from .suspects import Explanation, explain_gradient, explain_loss, explain_metri
 from .together import explain_step
 from .trace import Trace
 
+MANY = 6
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -223,6 +224,10 @@ def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> F
     told += (f" ({', '.join(one.what for one in rest)} too)" if rest else "") + f"; at worst {_numbers(worst)}"
     if not explained:
         return Finding(f"{rule}-differs", "error", first.what, told, "", "no known deviation gives these numbers")
+    if len({one.name for one in explained}) > MANY:
+        few = ", ".join(one.name for one in explained[:4])
+        told += f". {len(explained)} known deviations give these numbers, among them {few}"
+        return Finding(f"{rule}-differs", "error", first.what, told, "", "more steps would tell them apart")
     cause, *others = explained
     names = ", ".join(sorted({one.name for one in others} - {cause.name})[:3])
     told += f". It is {cause.told} [{cause.name}]" + (f"; on this trace the same as {names}" if names else "")
