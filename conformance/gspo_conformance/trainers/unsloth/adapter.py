@@ -1,0 +1,102 @@
+"""`grpo_compute_loss` of unsloth-zoo, uncompiled: the function that its trainer compiles and its chunked path differentiates."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..stubs import stub
+
+stub("datasets", "transformers", "tqdm", "trl", "huggingface_hub", "psutil", "requests", "peft", "triton", "tokenizers")
+
+
+def _bare(name: str, root: str) -> None:
+    """A package without its `__init__`, which looks for a GPU and patches transformers."""
+    module = ModuleType(name)
+    module.__path__ = [root + name.removeprefix("unsloth_zoo").replace(".", "/")]
+    sys.modules[name] = module
+
+
+def _uncompiled() -> None:
+    """Its decorator for `torch.compile` leaves functions alone."""
+    module = ModuleType("unsloth_zoo.temporary_patches.utils")
+    module.torch_compile_with_fallback = lambda **_: lambda function: function
+    sys.modules[module.__name__] = module
+
+
+spec = find_spec("unsloth_zoo")
+assert spec is not None
+assert spec.submodule_search_locations is not None
+_bare("unsloth_zoo", spec.submodule_search_locations[0])
+_bare("unsloth_zoo.temporary_patches", spec.submodule_search_locations[0])
+_uncompiled()
+
+from unsloth_zoo.rl_replacements import grpo_compute_loss
+
+from ...target import Capabilities, Case, Skip
+from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from .dialect import DIALECT
+
+RELEASE = version("unsloth-zoo")
+PASSED = (
+    *("loss_type", "importance_sampling_level", "delta", "max_completion_length", "use_bias_correction_kl"),
+    *("sapo_temperature_pos", "sapo_temperature_neg", "use_vllm", "vllm_importance_sampling_correction"),
+    *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"),
+)
+
+
+def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """One micro-batch that is the whole step, as `grpo_accumulated_loss` calls it."""
+    if (case.objective or {}).get("aggregation", {}).get("count") == "given":
+        raise Skip("Unsloth always has a count to divide by")
+    every = DIALECT.read(settings, RELEASE).settings
+    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
+    mask, given = tensor(case.inputs["mask"]).int(), _given(case)
+    options = {name: every[name] for name in PASSED} | {"epsilon_low": every["epsilon"], "epsilon_high": high}
+    options["num_items_in_batch"] = mask.sum()
+    advantages, ids = tensor(case.inputs["advantages"]), torch.zeros_like(mask)
+
+    def loss(logp: Any) -> Any:
+        ref = given.get("ref_logp", logp.detach())
+        old, sampled = given["old_logp"], given.get("behavior_logp")
+        return grpo_compute_loss(ref, logp, old, sampled, ids, mask, every["beta"], advantages, **options)[0]
+
+    return torch_loss(case, loss)
+
+
+def _given(case: Case) -> dict[str, Any]:
+    names = ("old_logp", "ref_logp", "behavior_logp")
+    return {name: tensor(case.inputs[name], case.input_dtype) for name in names if name in case.inputs}
+
+
+CAPABILITIES = Capabilities(
+    operations=frozenset({"policy_loss"}),
+    dtypes=frozenset({"float32", "float64"}),
+    gradient=True,
+    token_advantages=True,
+    input_dtypes=frozenset({"bfloat16", "float16"}),
+    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp", "behavior_logp"}),
+    parameters=frozenset({"objective"}),
+)
+
+
+def claims() -> TrainerTarget:
+    """Every objective that a `loss_type` claims."""
+    return _target("unsloth", CAPABILITIES)
+
+
+def default() -> TrainerTarget:
+    """`importance_sampling_level="sequence"`, all else as it comes: `loss_type="dapo"`."""
+    return _target("unsloth:default", replace(CAPABILITIES, token_advantages=False), default=True)
+
+
+def _target(name: str, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
+    versions = {"unsloth-zoo": RELEASE, "torch": torch.__version__}
+    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, {}, capabilities, default)
