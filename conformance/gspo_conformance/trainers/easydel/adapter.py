@@ -1,0 +1,160 @@
+"""`grpo_step` as `GSPOTrainer` calls it, with a stand-in for the model's forward pass; nothing of EasyDeL's models is imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...target import Capabilities, Case, Skip
+from ...tensors import NumPyArray
+from ..adapter import Settings, TrainerTarget
+
+
+def _packages(*names: str) -> None:
+    """Packages of EasyDeL without their `__init__`, which import servers and every model."""
+    spec = find_spec("easydel")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    root = spec.submodule_search_locations[0]
+    for name in names:
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = ["/".join([root, *name.split(".")[1:]])]
+
+
+_packages(
+    "easydel",
+    "easydel.infra",
+    "easydel.trainers",
+    "easydel.trainers.group_relative_policy_optimization",
+    "easydel.utils",
+)
+sys.modules["easydel.infra.base_state"] = ModuleType("easydel.infra.base_state")
+sys.modules["easydel.infra.base_state"].EasyDeLState = object  # type: ignore[attr-defined]
+
+from easydel.trainers.group_relative_policy_optimization import _fn
+
+from .dialect import DIALECT
+
+RELEASE = version("easydel")
+WIDTHS = (16, 64, 1024, 16384, 65536)
+LOSS = ("importance_sampling_level", "loss_type", "epsilon", "epsilon_high", "delta", "beta")
+# What the model computes, it has computed already; on one device nothing is sharded.
+_fn.get_per_token_logps = lambda module, *_, **__: module.logp
+_fn.with_sharding_constraint = lambda arr, sharding: arr
+
+
+class Model:
+    """A model whose log-probabilities are given."""
+
+    def __init__(self, logp: jax.Array) -> None:
+        self.logp = logp
+
+    def __call__(self, input_ids: Any, attention_mask: Any) -> Any:
+        """Never called: its log-probabilities are there."""
+        raise NotImplementedError
+
+
+def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """The loss of one step and its gradient, compiled as EasyDeL compiles its step."""
+    if case.inputs["advantages"].ndim > 1:
+        raise Skip("EasyDeL's advantages are one number a response")
+    columns = case.inputs["logp"].shape[1]
+    batch = _batch(settings, case, _width(settings, columns))
+    program = _program(tuple(sorted((key, settings[key]) for key in LOSS if key in settings)))
+    value, gradient = program(batch.pop("logp"), batch)
+    return {"loss": np.asarray(value), "gradient": np.asarray(gradient)[:, :columns]}
+
+
+@cache
+def _program(settings: tuple[tuple[str, Any], ...]) -> Any:
+    """Loss and gradient of `grpo_step` in the log-probabilities that its model would have."""
+
+    def loss(logp: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+        state = SimpleNamespace(graphstate=logp, merge=Model)
+        metrics = _fn.grpo_step(state, dict(batch), num_generations=1, is_training=False, **dict(settings))
+        return metrics.loss
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def _batch(settings: Settings, case: Case, width: int) -> dict[str, Any]:
+    """What `_preprocess_batch_input` hands over, and the old log-probabilities that `grpo_step` would take."""
+    rows, inputs = case.inputs["mask"].shape[0], case.inputs
+    names = {"old_per_token_logps": "old_logp", "ref_per_token_logps": "ref_logp", "logp": "logp"}
+    batch = {
+        "prompt_ids": jnp.zeros((rows, 1), jnp.int32),
+        "prompt_mask": jnp.ones((rows, 1), jnp.int32),
+        "completion_ids": jnp.zeros((rows, width), jnp.int32),
+        "completion_mask": jnp.asarray(_padded(inputs["mask"], width), jnp.int32),
+        "advantages": jnp.asarray(inputs["advantages"]),
+        **{key: jnp.asarray(_padded(inputs[name], width)) for key, name in names.items() if name in inputs},
+    }
+    if "normalizer" in case.parameters:
+        batch["num_items_in_batch"] = _counted(settings, case)
+    if settings["beta"] and "ref_per_token_logps" not in batch:
+        raise Skip("a KL term and no reference")
+    return batch
+
+
+def _counted(settings: Settings, case: Case) -> jax.Array:
+    if settings["loss_type"] not in ("dapo", "cispo"):
+        raise Skip("EasyDeL divides by the responses of the mini-batch, and averages mini-batches")
+    return jnp.asarray(case.parameters["normalizer"], jnp.float32)
+
+
+def _width(settings: Settings, needed: int) -> int:
+    """A few widths, so that few programs are compiled; dr_grpo divides by the width of the batch."""
+    length = settings.get("max_completion_length")
+    if length is None:
+        return next(width for width in WIDTHS if width >= needed)
+    if needed > length:
+        raise Skip("the responses are longer than max_completion_length")
+    return int(length)
+
+
+def _padded(values: NumPyArray, width: int) -> NumPyArray:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
+
+
+CAPABILITIES = Capabilities(
+    operations=frozenset({"policy_loss", "step"}),
+    gradient=True,
+    input_dtypes=frozenset({"bfloat16", "float16"}),
+    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp"}),
+    parameters=frozenset({"objective", "normalizer"}),
+)
+
+
+def claims() -> TrainerTarget:
+    """Every objective that a `loss_type` claims, in float32, as EasyDeL's log-probabilities are whatever the logits.
+
+    Old log-probabilities are given, which the trainer itself never does.
+    """
+    return _target("easydel", policy_loss, CAPABILITIES)
+
+
+def _as_trained(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """Without old log-probabilities, as `_preprocess_batch_input` leaves them out."""
+    inputs = {name: value for name, value in case.inputs.items() if name != "old_logp"}
+    return policy_loss(settings, replace(case, inputs=inputs))
+
+
+def default() -> TrainerTarget:
+    """`GSPOConfig` with a clip range, and the batch as its trainer makes it: without old log-probabilities."""
+    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
+    return _target("easydel:default", _as_trained, alone, default=True)
+
+
+def _target(name: str, loss: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
+    versions = {"easydel": RELEASE, "jax": jax.__version__}
+    return TrainerTarget(name, versions, DIALECT, RELEASE, loss, {}, capabilities, default)
