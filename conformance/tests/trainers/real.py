@@ -56,22 +56,28 @@ def row_factors(
     spec: str, *aggregations: Mapping[str, Any], dtype: str = "float64", objective: Mapping[str, Any] = PAPER
 ) -> list[np.ndarray]:
     """Gradient of the real loss over the paper's, one number a response, under each aggregation; skipped where the trainer is not set up."""
+    cases = [_case({**wide(objective), "aggregation": dict(one)}, dtype) for one in aggregations]
+    return [_factors(values) for values in answers(spec, *cases)]
+
+
+def answers(spec: str, *cases: Case) -> list[Mapping[str, Any]]:
+    """What the trainer's real code returns; skipped where it is not set up."""
     choice = choose(spec)
     if not Environment(choice.room, choice.version).ready:
         pytest.skip(f"{spec} is not set up here: gspo trainers setup {spec.partition(':')[0]}")
     connection = connect(spec)
     connection.start()
     try:
-        cases = [_case({**wide(objective), "aggregation": dict(one)}, dtype) for one in aggregations]
         replies = [connection.ask(case, 60.0) for case in cases]
     finally:
         connection.stop()
-    return [_factors(reply) for reply in replies]
+    for reply in replies:
+        assert isinstance(reply, Outputs), reply
+    return [reply.values for reply in replies]
 
 
-def _factors(reply: Any) -> np.ndarray:
-    assert isinstance(reply, Outputs), reply
-    gradient = reply.values["gradient"].array
+def _factors(values: Mapping[str, Any]) -> np.ndarray:
+    gradient = values["gradient"].array
     paper = -RATIOS * ADVANTAGES / (len(LENGTHS) * LENGTHS)
     rows = [gradient[i, :length] / paper[i] for i, length in enumerate(LENGTHS)]
     assert max(np.ptp(row) for row in rows) < (1e-9 if gradient.dtype == np.float64 else 2e-6)

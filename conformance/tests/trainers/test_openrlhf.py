@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gspo_conformance.target import Case
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.openrlhf.dialect import DIALECT
 
-from .real import expressible, row_factors
+from .real import answers, expressible, row_factors
 
 VERSION = "0.11.2"
 CLIP = {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None}
@@ -60,3 +61,11 @@ def test_what_it_cannot_express() -> None:
 @pytest.mark.parametrize("spec", ["openrlhf", "openrlhf:default"])
 def test_row_factors_of_the_real_loss(spec: str) -> None:
     np.testing.assert_allclose(row_factors(spec, PAPER["aggregation"])[0], np.ones(6), rtol=1e-6)
+
+
+def test_equal_rewards_get_an_advantage_made_of_rounding() -> None:
+    """The numbers of the facts: 0.83 for eight rewards of 0.1 alone; beside another group the deviation is 0, and 1e-9 divides."""
+    for count, expected in ((8, -0.8310737), (16, -7.4505806)):
+        rewards, groups = np.full(count, 0.1, np.float32), np.arange(count) // 8
+        case = Case("group_advantages", {"eps": 1e-9}, {"rewards": rewards, "groups": groups}, outputs=("advantages",))
+        np.testing.assert_allclose(answers("openrlhf", case)[0]["advantages"].array, expected, rtol=1e-6)

@@ -212,6 +212,8 @@ _ZEROS: dict[str, tuple[list[float], list[int], str, str]] = {
     "equal": ([1.0] * 4, [0] * 4, "Equal rewards: every A is exactly 0", "phantom-advantage"),
     "equal-tenths": ([TENTHS] * 7, [0] * 7, "Seven rewards of 0.1 in float32: the rounded mean is not 0.1, A must be exactly 0", "phantom-advantage"),
     "equal-thirds": ([float(np.float32(0.3))] * 6, [0] * 6, "Six rewards of 0.3 in float32: A must be exactly 0", "phantom-advantage"),
+    "equal-eight": ([TENTHS] * 8 + [float(np.float32(0.7))] * 8, [0] * 8 + [1] * 8, "Two groups of eight equal rewards whose rounded mean is another number", "phantom-advantage"),
+    "equal-sixteen": ([float(np.float32(0.9))] * 16 + [float(np.float32(0.3))] * 16, [0] * 16 + [1] * 16, "The same with groups of sixteen", "phantom-advantage"),
     "equal-negative": ([-0.7001953125] * 5 + [-2.0] * 3, [0] * 5 + [1] * 3, "Two groups of equal negative rewards", "phantom-advantage batch-statistics"),
     "equal-per-group": ([0.0] * 3 + [1.0] * 3, [0] * 3 + [1] * 3, "All right in one group, all wrong in the other: A = 0; batch statistics give ±1", "batch-statistics"),
     "equal-interleaved": ([1.0, 0.0, 1.0, 0.0, 1.0, 0.0], [7, 2, 7, 2, 7, 2], "The same, interleaved: groups are read from ids, not from position", "batch-statistics group-order"),

@@ -7,14 +7,27 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..stubs import stub
 
-stub("deepspeed", "ray", "transformers", "peft", "vllm", "flash_attn", "aiohttp", "datasets")
+stub(
+    "deepspeed",
+    "ray",
+    "transformers",
+    "peft",
+    "vllm",
+    "flash_attn",
+    "aiohttp",
+    "datasets",
+    "pylatexenc",
+    "sympy",
+    "PIL",
+)
 
 
 def _package(name: str) -> None:
@@ -27,10 +40,16 @@ def _package(name: str) -> None:
     sys.modules[name] = module
 
 
-_package("openrlhf.models")
+for package in ("openrlhf.models", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils"):
+    _package(package)
+# The experience maker names this class in its annotations; the module starts engines.
+launcher = sys.modules["openrlhf.trainer.ray.launcher"] = ModuleType("openrlhf.trainer.ray.launcher")
+launcher.RayActorGroup = object
 
 from openrlhf.models.loss import PolicyLoss
-from openrlhf.models.utils import compute_approx_kl
+from openrlhf.models.utils import compute_approx_kl, compute_reward
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from ...target import Capabilities, Case, Skip
 from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
@@ -65,15 +84,114 @@ def kl_penalty(case: Case) -> Mapping[str, Any]:
     return {"value": compute_approx_kl(logp, ref, kl_estimator=estimator).to(getattr(torch, case.dtype)).numpy()}
 
 
-OPERATIONS = {"kl_penalty": kl_penalty}
+def group_advantages(case: Case) -> Mapping[str, Any]:
+    """`compute_advantages_and_returns` with `group_norm`, `dr_grpo` or `rloo`, prompts one after another."""
+    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
+    estimators = {("mean", "std"): "group_norm", ("mean", "none"): "dr_grpo", ("leave_one_out", "none"): "rloo"}
+    if (center, scale) not in estimators:
+        raise Skip(f"OpenRLHF has no advantages with center {center} and scale {scale}")
+    if scale == "std":
+        _fixed(case)
+    return {"advantages": _outcome(case, estimators[center, scale])}
+
+
+def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
+    """`compute_advantages_and_returns` with `rloo`."""
+    return {"advantages": _outcome(case, "rloo")}
+
+
+def _fixed(case: Case) -> None:
+    """The standard deviation has ddof 1 and eps 1e-9; neither matters where all rewards of a group are equal."""
+    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
+    spread = any(np.ptp(rewards[groups == group]) > 0 for group in set(groups.tolist()))
+    own = (1, 1e-9, "std")
+    other = (
+        tuple(
+            case.parameters.get(name, value) for name, value in zip(("ddof", "eps", "eps_placement"), own, strict=True)
+        )
+        != own
+    )
+    if other and spread:
+        raise Skip("OpenRLHF's standard deviation has ddof 1, and 1e-9 is added to it")
+
+
+def _outcome(case: Case, estimator: str) -> Any:
+    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
+    _, sizes = np.unique(groups, return_counts=True)
+    if len(set(sizes)) > 1:
+        raise Skip("every prompt has the same number of responses")
+    if sizes[0] == 1:
+        raise Skip("OpenRLHF asks for more than one response to a prompt")
+    order = np.argsort(groups, kind="stable")
+    found = np.empty_like(rewards)
+    found[order] = _computed(tensor(rewards[order]), estimator, int(sizes[0])).advantages[:, 0].numpy()
+    return found
+
+
+def clip_rewards(case: Case) -> Mapping[str, Any]:
+    """`reward.clip_range`, read off the returns of `reinforce`."""
+    bounds = (case.parameters["low"], case.parameters["high"])
+    return {"rewards": _computed(tensor(case.inputs["rewards"]), "reinforce", 1, bounds).returns[:, 0].numpy()}
+
+
+def _computed(rewards: Any, estimator: str, size: int, bounds: tuple[float, float] | None = None) -> Experience:
+    """`compute_advantages_and_returns` of responses of one token, without a KL term."""
+    one = torch.ones_like(rewards)[:, None]
+    experience = Experience(rewards=rewards, action_mask=one.bool(), kl=0 * one, index=list(range(len(rewards))))
+    args = SimpleNamespace(
+        algo=SimpleNamespace(advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=1.0, no_std_norm=False)),
+        rollout=SimpleNamespace(n_samples_per_prompt=size),
+        reward=SimpleNamespace(clip_range=bounds, overlong_buffer_len=None, stop_properly_penalty_coef=None),
+    )
+    maker = SimpleNamespace(
+        strategy=SimpleNamespace(args=args), advantage_estimator=estimator, kl_ctl=SimpleNamespace(value=0.0)
+    )
+    maker.get_cumulative_returns = RemoteExperienceMaker.get_cumulative_returns.__get__(maker)
+    return RemoteExperienceMaker.compute_advantages_and_returns(maker, [experience])[0]
+
+
+def gae_advantages(case: Case) -> Mapping[str, Any]:
+    """`get_advantages_and_returns`, times the mask as the losses do."""
+    rewards, values, mask = (tensor(case.inputs[name]) for name in ("rewards", "values", "mask"))
+    gamma, lam = case.parameters.get("gamma", 1.0), case.parameters.get("lam", 1.0)
+    found = RemoteExperienceMaker.get_advantages_and_returns(None, values, rewards, mask, gamma, lam)
+    return {name: (one * mask).numpy() for name, one in zip(("advantages", "returns"), found, strict=True)}
+
+
+def reinforce_returns(case: Case) -> Mapping[str, Any]:
+    """`get_cumulative_returns`, times the mask as the losses do."""
+    rewards, mask = tensor(case.inputs["rewards"]), tensor(case.inputs["mask"])
+    found = RemoteExperienceMaker.get_cumulative_returns(None, rewards, mask, case.parameters.get("gamma", 1.0))
+    return {"returns": (found * mask).numpy()}
+
+
+def token_kl_rewards(case: Case) -> Mapping[str, Any]:
+    """`compute_reward` with the KL estimate that the experience maker gives it."""
+    mask = tensor(case.inputs["mask"]).bool()
+    kl = torch.from_numpy(kl_penalty(case)["value"])
+    found = compute_reward(tensor(case.inputs["rewards"]), case.parameters["coefficient"], kl, action_mask=mask)
+    return {"rewards": (found * mask).numpy()}
+
+
+OPERATIONS = {
+    "kl_penalty": kl_penalty,
+    "group_advantages": group_advantages,
+    "leave_one_out_advantages": leave_one_out_advantages,
+    "clip_rewards": clip_rewards,
+    "gae_advantages": gae_advantages,
+    "reinforce_returns": reinforce_returns,
+    "token_kl_rewards": token_kl_rewards,
+}
+INPUTS = "logp old_logp advantages mask ref_logp rewards groups values"
+GIVEN = "objective estimator center scale ddof eps eps_placement gamma lam low high coefficient"
 CAPABILITIES = Capabilities(
     operations=frozenset({"policy_loss", *OPERATIONS}),
     dtypes=frozenset({"float32", "float64"}),
     gradient=True,
     token_advantages=True,
     input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp"}),
-    parameters=frozenset({"objective", "estimator"}),
+    inputs=frozenset(INPUTS.split()),
+    parameters=frozenset(GIVEN.split()),
 )
 
 
