@@ -5,8 +5,8 @@
     python examples/jax_training.py --out runs/jax --resume  # go on where it was interrupted
 
 The run is that of torch_training.py, written as pure functions on a tree of parameters: three compiled programs, which
-answer, score and update. As there, 220 supervised steps on 1,000 answers come first, because a group of wrong answers
-has no advantages; everything from there on is learnt from rewards, on questions whose answers are not shown.
+answer, score and update. As there, supervised steps on 1,000 answers come first, until one held-out question in five is
+answered, because a group of wrong answers has no advantages; everything from there on is learnt from rewards.
 
 The folder of the run gets metrics.jsonl, checkpoint.npz and curve.svg. The same seed gives the same curve, resumed or not.
 """
@@ -136,13 +136,15 @@ def no_moments(policy: Tree) -> Tree:
 
 
 def warm_up(policy: Tree, settings: Settings) -> Tree:
-    """A few supervised steps on the shown answers: what an answer looks like, and a start at adding."""
+    """Supervised steps on the shown answers, until some held-out questions are answered: a start at adding."""
     moments, draws = no_moments(policy), np.random.default_rng(settings.seed)
-    for _ in range(settings.warm_up):
-        questions = draws.choice(arithmetic.SHOWN, 64)
-        answers = arithmetic.answers(questions)
-        batch = {"prompts": arithmetic.prompts(questions), "responses": answers, "mask": arithmetic.counted(answers)}
-        policy, moments = imitate(policy, moments, 3e-3, batch)
+    while held_out_accuracy(policy) < settings.warm_up:
+        for _ in range(10):
+            questions = draws.choice(arithmetic.SHOWN, 64)
+            answers = arithmetic.answers(questions)
+            mask = arithmetic.counted(answers)
+            batch = {"prompts": arithmetic.prompts(questions), "responses": answers, "mask": mask}
+            policy, moments = imitate(policy, moments, 3e-3, batch)
     return policy
 
 

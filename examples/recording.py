@@ -60,7 +60,7 @@ class Settings:
     clip_low: float = _option(3e-4, "left half-width of the clip range, the paper's")
     clip_high: float = _option(4e-4, "right half-width of the clip range, the paper's")
     learning_rate: float = _option(1e-3, "at the start; falls linearly to a tenth")
-    warm_up: int = _option(220, "supervised steps on 1,000 answers, before any reward")
+    warm_up: float = _option(0.2, "share of the held-out questions at which the supervised steps end")
     width: int = _option(64, "of the transformer, which has two layers and four heads")
     evaluate_every: int = _option(10, "iterations between greedy answers to the held-out questions")
     save_every: int = _option(50, "iterations between checkpoints")

@@ -18,7 +18,7 @@ import recording
 from recording import Row, Settings
 
 SMALL = Settings(
-    iterations=5, prompts=8, group=8, warm_up=3, width=16, learning_rate=1e-2, evaluate_every=2, save_every=2
+    iterations=5, prompts=8, group=8, warm_up=0.0, width=16, learning_rate=1e-2, evaluate_every=2, save_every=2
 )
 
 
@@ -49,7 +49,7 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_interrupted(training: M
 
 @pytest.mark.usefixtures("rewarded_for_sevens")
 def test_what_is_rewarded_is_learnt(training: ModuleType, tmp_path: Path) -> None:
-    settings = replace(SMALL, iterations=25, warm_up=0)
+    settings = replace(SMALL, iterations=25)
     rows = list(training.train(settings, tmp_path))
     assert rows[0]["reward"] < 0.3
     assert rows[-1]["reward"] > 0.7
@@ -61,6 +61,16 @@ def test_the_first_mini_batch_is_on_policy_and_later_ones_are_clipped(training: 
     first, *later = np.asarray([row["clip_fractions"] for row in rows]).T
     assert first.max() == 0
     assert min(fractions.max() for fractions in later) > 0
+
+
+def test_the_warm_up_ends_where_some_questions_are_answered(training: ModuleType) -> None:
+    settings = replace(SMALL, warm_up=0.006)
+    if training.__name__ == "torch_training":
+        policy = training.Policy(settings.width)
+        training.warm_up(policy, settings)
+    else:
+        policy = training.warm_up(training.new_policy(training.jax.random.key(0), settings.width), settings)
+    assert 0.006 <= training.held_out_accuracy(policy) < 0.1
 
 
 def test_a_checkpoint_of_other_settings_is_refused(training: ModuleType, tmp_path: Path) -> None:
