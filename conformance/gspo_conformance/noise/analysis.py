@@ -14,6 +14,9 @@ from .estimate import Estimate, estimate
 from .model import clip_probabilities
 from .responses import Gate, Reading, Responses, read_responses
 
+# A mean square of log-ratios beyond this is no ratio of probabilities: sentinels such as -1e9, or an overflow.
+_IMPOSSIBLE = 1e8
+
 
 @dataclass(frozen=True)
 class Minibatch:
@@ -57,9 +60,9 @@ class Analysis:
 
     @cached_property
     def finite(self) -> Responses:
-        """The rows whose log-probabilities are numbers."""
+        """The rows whose log-ratios are numbers, of a size that log-probabilities can have."""
         rows = self.rows
-        return rows.where(np.isfinite(rows.mean) & np.isfinite(rows.square))
+        return rows.where(np.isfinite(rows.mean) & (rows.square < _IMPOSSIBLE))
 
     @cached_property
     def first(self) -> Estimate | None:
@@ -71,7 +74,7 @@ class Analysis:
     def engine(self) -> Estimate | None:
         """From old_logp - behavior_logp: the trainer at the old policy against the rollout engine."""
         rows = self.finite
-        rows = rows.where(np.isfinite(rows.engine_mean) & np.isfinite(rows.engine_square))
+        rows = rows.where(np.isfinite(rows.engine_mean) & (rows.engine_square < _IMPOSSIBLE))
         return estimate(rows.length, rows.engine_mean, rows.engine_square)
 
     @property

@@ -20,7 +20,7 @@ def _not_finite(run: Analysis) -> list[Finding]:
     lost = run.rows.number - run.finite.number
     if not lost:
         return []
-    told = f"{plural(lost, 'response')} of {run.rows.number:,} with a NaN or an infinity among their log-probabilities, left out here"
+    told = f"{plural(lost, 'response')} of {run.rows.number:,} with log-probabilities that are not numbers, or of no possible size; left out here"
     return [Finding("not-finite", "error", "logp", told, "GSPO-NUM-6")]
 
 
@@ -166,9 +166,9 @@ def _short_clipped(run: Analysis) -> list[Finding]:
 
 def _sample_size(run: Analysis) -> list[Finding]:
     """(Σs)²/Σs² of the responses of a step."""
-    if run.gate is None or run.gate.ratio == "token":
-        return []
     rows = run.finite
+    if run.gate is None or run.gate.ratio == "token" or not rows.number:
+        return []
     log_ratio = rows.mean * (rows.length if run.gate.ratio == "product" else 1)
     shares = [_share(log_ratio[rows.step == step]) for step in np.unique(rows.step)]
     worst = min(shares)

@@ -20,6 +20,8 @@ from ..tensors import NumPyArray
 
 RATIOS = ("sequence", "gspo_token", "token", "product")
 _LONGEST = 1 << 40
+# e to this is still a float64.
+_LARGEST = 700.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Mismatch:
     def inflation(self, lengths: Any) -> NumPyArray:
         """τ(T) = (1+φ)/(1-φ) - 2φ(1-φ^T)/(T(1-φ)²): T·Var(mean of x) over T autocorrelated tokens."""
         length, phi = np.asarray(lengths, dtype=np.float64), self.correlation
-        return (1 + phi) / (1 - phi) - 2 * phi * (1 - phi**length) / (length * (1 - phi) ** 2)
+        return (1 + phi) / (1 - phi) - 2 * phi * (1 - phi ** np.round(length)) / (length * (1 - phi) ** 2)
 
     def log_ratio_std(self, lengths: Any, ratio: str = "sequence") -> NumPyArray:
         """The standard deviation of log s; of one token's d, or of the sum over tokens, for the other ratios."""
@@ -161,7 +163,7 @@ def required_clip(mismatch: Mismatch, lengths: Any, share: float = 0.01, ratio: 
         raise ValueError(f"share: expected a number between 0 and 0.5, got {share!r}")
     std, mean = mismatch.log_ratio_std(lengths, ratio), mismatch.log_ratio_mean(lengths, ratio)
     low, high = (_quantile(sign * mean, std, share) for sign in (-1, 1))
-    return Clip(low=-math.expm1(-low), high=math.expm1(high))
+    return Clip(low=-math.expm1(-low), high=math.expm1(min(high, _LARGEST)))
 
 
 def _quantile(mean: NumPyArray, std: NumPyArray, share: float) -> float:

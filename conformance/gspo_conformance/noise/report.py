@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..audit.trace import Trace
 from ..trainers.dialect import SEVERITIES, Finding
-from ..words import plural
+from ..words import json_text, plural, printable
 from .analysis import Analysis, Minibatch
 from .estimate import Estimate
 from .forecast import Forecast, Row
@@ -21,7 +20,7 @@ FORMATS = ("text", "json")
 def render(forecast: Forecast, form: str = "text") -> str:
     """The forecast in one of `FORMATS`."""
     if form == "json":
-        return json.dumps(forecast.record(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(forecast.record())
     lines = [_head(forecast), "", *_table(forecast), ""]
     lines += paragraph("verdict", [forecast.verdict])
     lines += paragraph("why", forecast.reasons)
@@ -58,12 +57,14 @@ def render_run(trace: Trace, run: Analysis, found: Sequence[Finding], form: str 
     """What a trace says about noise, in one of `FORMATS`."""
     if form == "json":
         told = {"version": 1, "trace": str(trace.path), **run.record(), "findings": [asdict(one) for one in found]}
-        return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(told)
     lines = [_run_head(trace, run), "", *_minibatches(run), *_estimates(run), ""]
     for one in found:
         lines += _finding(one)
     counts = Counter(one.severity for one in found)
-    return "\n".join([*lines, "", "  " + ", ".join(plural(counts[name], name) for name in SEVERITIES)]) + "\n"
+    return printable(
+        "\n".join([*lines, "", "  " + ", ".join(plural(counts[name], name) for name in SEVERITIES)]) + "\n"
+    )
 
 
 def _run_head(trace: Trace, run: Analysis) -> str:

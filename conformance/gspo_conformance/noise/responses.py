@@ -125,7 +125,8 @@ def read_responses(trace: Trace, gate: Gate | None = None) -> Reading:
             tokens = part.tokens
             rounding.see(tokens)
             if tokens.logp is not None and tokens.old_logp is not None and tokens.count:
-                rows.append(_rows(part, tokens, gate))
+                with np.errstate(all="ignore"):  # a NaN or an infinity is a finding, not an accident
+                    rows.append(_rows(part, tokens, gate))
     names = [one.name for one in fields(Responses)]
     columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in names}
     counted = columns["length"] > 0

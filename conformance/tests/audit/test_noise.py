@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from gspo_conformance.audit import Trace
+import gspo_core as gspo
+from gspo_conformance.audit import Trace, read_trace
 from gspo_conformance.cli import main
 from gspo_conformance.noise import Mismatch, clip_fraction
 from gspo_conformance.noise.analysis import analyse
 from gspo_conformance.noise.estimate import estimate
-from gspo_conformance.noise.findings import findings
+from gspo_conformance.noise.findings import findings, findings_of
+from gspo_conformance.noise.report import render_run
 from gspo_conformance.noise.responses import gate_of
+from gspo_conformance.reports.run_plots import figures
 from gspo_conformance.trainers.dialect import Finding
 from gspo_core import Clip, Objective
 
@@ -135,8 +140,6 @@ def test_the_gate_of_an_objective() -> None:
 
 
 def test_the_clip_fraction_of_the_table_is_that_of_the_core(tmp_path: Path) -> None:
-    import gspo_core as gspo
-
     for objective in (Objective.gspo(), Objective.grpo(Clip(0.04, 0.05)), Objective.gspo_token()):
         trace = Run(std=0.05, drift=2e-4, objective=objective.to_dict()).write(tmp_path / objective.ratio)
         run = analyse(trace)
@@ -155,15 +158,11 @@ def test_the_clip_fraction_of_the_table_is_that_of_the_core(tmp_path: Path) -> N
 
 
 def test_a_response_that_is_not_a_number_is_counted_and_left_out(tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     trace = Run(std=0.05).write(tmp_path)
     file = tmp_path / "0.safetensors"
     header, arrays = trace.shards[0].header, load_file(file)
     arrays["0.logp"][3] = np.nan
     save_file(arrays, file, metadata={"gspo_trace": json.dumps(dict(header))})
-    from gspo_conformance.audit import read_trace
-
     one = found(read_trace(tmp_path))["not-finite"]
     assert "1 response of 256" in one.message
 
@@ -190,3 +189,38 @@ def test_the_range_comes_from_the_settings_of_the_trainer(capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "sequence ratio, clip range 0.0003 / 0.0004" in text
     assert "s is exactly 1: no noise" in text
+
+
+POISON = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.0, 3e38, -3e38], dtype=np.float32)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_hostile_numbers_neither_raise_nor_warn(tmp_path: Path, seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    ratio = ("sequence", "token", "product", "gspo_token")[seed % 4]
+    run = Run(
+        std=(0.0, 1e-30, 0.05, 5.0)[seed // 4],
+        engine=(None, 0.0, 0.05)[seed % 3],
+        prompts=4,
+        group=(2, 8)[seed % 2],
+        median=(1, 5, 50)[seed % 3],
+        minibatches=(1, 2)[seed % 2],
+        objective=Objective.gspo().to_dict() | {"ratio": ratio},
+        seed=seed,
+    )
+    with np.errstate(all="ignore"):
+        header = run.write(tmp_path).shards[0].header
+    arrays = load_file(tmp_path / "0.safetensors")
+    for name, array in arrays.items():
+        if array.dtype == np.float32 and stream.random() < 0.4:
+            places = stream.integers(0, array.size, size=int(stream.choice([1, 3, array.size])))
+            array[places] = stream.choice(POISON, size=places.size)
+        elif name.endswith("groups"):
+            array *= 2**55
+    save_file(arrays, tmp_path / "0.safetensors", metadata={"gspo_trace": json.dumps(dict(header))})
+    trace = read_trace(tmp_path)
+    analysis = analyse(trace)
+    told = findings_of(analysis)
+    assert "nan" not in render_run(trace, analysis, told, "json")
+    assert told
+    assert not {"nan", "inf"} & set(re.findall(r"[a-z]+", str(figures(analysis))))
