@@ -90,6 +90,12 @@ def per_token(case: Case) -> NumPyArray:
     return np.where(case.inputs["mask"] != 0, advantages, 0).astype(case.dtype)
 
 
+def rewards_differ(case: Case) -> bool:
+    """Whether some group has two rewards; where none has, advantages are 0 whatever ddof and eps are."""
+    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
+    return any(np.ptp(rewards[groups == group]) > 0 for group in np.unique(groups))
+
+
 def tensor(values: NumPyArray, dtype: str | None = None) -> Any:
     """A torch tensor that shares nothing with the case."""
     import torch

@@ -49,7 +49,7 @@ from nemo_rl.algorithms.loss.loss_functions import ClippedPGLossConfig, ClippedP
 from nemo_rl.algorithms.utils import calculate_kl
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, per_token, rewards_differ, tensor, torch_loss
 from .dialect import DIALECT, LOSS
 
 GAE = {
@@ -116,7 +116,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     own = "leave_one_out_std" if alone else "std"
     if center not in ("mean", "leave_one_out") or scale not in (own, "none"):
         raise Skip(f"NeMo-RL has no advantages with center {center} and scale {scale}")
-    if scale != "none" and (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6):
+    other = (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6)
+    if scale != "none" and other and rewards_differ(case):
         raise Skip("NeMo-RL's standard deviation has ddof 1, and 1e-6 is added to it")
     return {"advantages": _estimated(case, alone, scale != "none")}
 
@@ -191,7 +192,7 @@ OPERATIONS = {
     "kl_penalty": kl_penalty,
 }
 INPUTS = "logp old_logp advantages mask ref_logp behavior_logp groups rewards values"
-GIVEN = "objective normalizer advantages center scale ddof eps gamma lam estimator coefficient"
+GIVEN = "objective normalizer advantages center scale ddof eps eps_placement gamma lam estimator coefficient"
 CAPABILITIES = Capabilities(
     operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
     dtypes=frozenset({"float32", "float64"}),

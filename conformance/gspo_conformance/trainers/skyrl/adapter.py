@@ -34,7 +34,7 @@ from skyrl.train.trainer import RayPPOTrainer
 from skyrl.train.utils.trainer_utils import zero_variance_filter
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, per_token, rewards_differ, tensor, torch_loss
 from .dialect import ALGORITHM, DIALECT
 
 logger.remove()
@@ -170,7 +170,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
         return leave_one_out_advantages(case)
     if center != "mean" or scale not in ("std", "none"):
         raise Skip(f"SkyRL has no advantages with center {center} and scale {scale}")
-    if scale == "std" and (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6):
+    other = (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6)
+    if scale == "std" and other and rewards_differ(case):
         raise Skip("SkyRL's standard deviation has ddof 1, and 1e-6 is added to it")
     _single(case)
     return {"advantages": _outcome(case, "grpo", grpo_norm_by_std=scale == "std")}
@@ -280,7 +281,7 @@ OPERATIONS = {
     "informative_groups": informative_groups,
 }
 INPUTS = "logp old_logp advantages mask ref_logp behavior_logp groups rewards values token_rewards"
-GIVEN = "objective advantages center scale ddof eps gamma estimator coefficient low high"
+GIVEN = "objective advantages center scale ddof eps eps_placement gamma estimator coefficient low high"
 CAPABILITIES = Capabilities(
     operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
     dtypes=frozenset({"float32", "float64"}),

@@ -65,7 +65,7 @@ from slime.utils import ppo_utils
 from slime.utils.distributed_utils import distributed_masked_whiten
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, rewards_differ, tensor, torch_loss
 from .dialect import DEFAULTS, DIALECT
 
 FIXED = {
@@ -190,7 +190,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     scale = case.parameters.get("scale", "std")
     if case.parameters.get("center", "mean") != "mean" or scale not in ("std", "none"):
         raise Skip(f"slime has no advantages with center {case.parameters.get('center')} and scale {scale}")
-    if scale == "std" and (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6):
+    other = (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6)
+    if scale == "std" and other and rewards_differ(case):
         raise Skip("slime's standard deviation has ddof 1, and 1e-6 is added to it")
     _single(case)
     rewards, groups = case.inputs["rewards"], case.inputs["groups"]
@@ -286,7 +287,7 @@ OPERATIONS = {
     "reinforce_returns": reinforce_returns,
 }
 INPUTS = "logp old_logp advantages mask offsets ref_logp behavior_logp groups rewards values"
-GIVEN = "objective normalizer advantages center scale ddof eps gamma lam estimator"
+GIVEN = "objective normalizer advantages center scale ddof eps eps_placement gamma lam estimator"
 CAPABILITIES = Capabilities(
     operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
     dtypes=frozenset({"float32", "float64"}),
