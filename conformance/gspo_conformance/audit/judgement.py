@@ -221,7 +221,7 @@ def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> F
     worst, since = first.worst, min(one.since for one in series)
     assert worst is not None
     told = f"{_what(first)} since step {since}, in {first.different:,} of {plural(first.compared, 'comparison')}"
-    told += (f" ({', '.join(one.what for one in rest)} too)" if rest else "") + f"; at worst {_numbers(worst)}"
+    told += f"{_too(rest)}; at worst {_numbers(worst)}"
     if not explained:
         return Finding(f"{rule}-differs", "error", first.what, told, "", "no known deviation gives these numbers")
     if len({one.name for one in explained}) > MANY:
@@ -230,8 +230,16 @@ def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> F
         return Finding(f"{rule}-differs", "error", first.what, told, "", "more steps would tell them apart")
     cause, *others = explained
     names = ", ".join(sorted({one.name for one in others} - {cause.name})[:3])
-    told += f". It is {cause.told} [{cause.name}]" + (f"; on this trace the same as {names}" if names else "")
+    told += f". {cause.name} gives this: {cause.told[:1].lower()}{cause.told[1:]}"
+    told += f" (on this trace the same as {names})" if names else ""
     return Finding(cause.name, "error", first.what, told, cause.clause, cause.effect, _fix(cause))
+
+
+def _too(rest: list[Series]) -> str:
+    """` (gradient, metrics.clip_fraction and 3 more too)`."""
+    names = [one.what for one in rest[:3]]
+    more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
+    return f" ({', '.join(names)}{more} too)" if names else ""
 
 
 def _what(series: Series) -> str:

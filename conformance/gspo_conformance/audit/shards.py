@@ -24,6 +24,8 @@ from ..tensors import NumPyArray
 KEY = "gspo_trace"
 VERSION = 1
 MAX_HEADER = 8_000_000
+MAX_ARRAY = 2**33
+MAX_PARTS = 10_000
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -73,6 +75,8 @@ class Shard:
             values = np.fromfile(self.path, dtype=kind, count=count, offset=tensor.start)
         except OSError as error:
             raise Broken(self.path, error.strerror or str(error)) from None
+        except MemoryError:
+            raise Broken(self.path, f"{name}: {count} elements do not fit into memory") from None
         if values.size != count:
             raise Broken(self.path, f"{name}: the file was cut while it was read")
         return _decoded(values, tensor.dtype).reshape(tensor.shape)
@@ -115,7 +119,9 @@ def _header(path: Path, metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get(KEY), str):
         raise Broken(path, f"expected a JSON string under {KEY!r} in __metadata__: not a file of a trace")
     header = _json(path, metadata[KEY], KEY)
-    wrong = min(_validator().iter_errors(header), key=lambda error: list(map(str, error.absolute_path)), default=None)
+    if isinstance(header.get("parts"), list) and len(header["parts"]) > MAX_PARTS:
+        raise Broken(path, f"{KEY}.parts: expected at most {MAX_PARTS}, got {len(header['parts'])}")
+    wrong = next(_validator().iter_errors(header), None)
     if wrong is not None:
         raise Broken(path, f"{KEY}{wrong.json_path.removeprefix('$')}: {wrong.message[:160]}")
     return header
@@ -139,6 +145,8 @@ def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
         raise Broken(
             path, f"{name[:80]}: shape {str(shape)[:60]} of {kind} does not fill data_offsets [{start}, {end}]"
         )
+    if end - start > MAX_ARRAY:
+        raise Broken(path, f"{name[:80]}: expected at most {MAX_ARRAY} bytes, got {end - start}")
     if base + end > size:
         raise Broken(path, f"truncated: {size} bytes, and {name[:80]} ends at {base + end}")
     return Tensor(kind, tuple(shape), base + start)
