@@ -128,3 +128,21 @@ def test_the_guide_shows_what_a_trace_says(noise, tmp_path: Path) -> None:
 
 def test_the_figure_of_the_guide_is_fresh() -> None:
     assert figure(["--check"]) == 0
+
+
+def test_the_guide_tells_what_was_measured() -> None:
+    pairs = json.loads((PAGE.parent / "benchmarks" / "mismatch.json").read_text(encoding="utf-8"))["pairs"]
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| a ")]
+    assert len(rows) == 2
+    for row, pair in zip(rows, pairs):
+        bias = f"−{-pair['bias']:.6f} ± {pair['bias_error']:.6f} (−{-pair['implied_bias']:.6f})"
+        for words in (
+            f"{pair['std']:.4f}",
+            bias,
+            f"{pair['kurtosis']:.1f}",
+            f"T^{{{pair['slope']:.2f}\\pm{pair['slope_error']:.2f}}}",
+            f"{100 * pair['predicted']:.1f} % | {100 * pair['observed']:.1f} %",
+        ):
+            assert words in row, words
+        assert f"{pair['tokens']:,} tokens" in PAGE.read_text(encoding="utf-8")
+    assert pairs[2]["std"] == 0
