@@ -182,7 +182,7 @@ def measure(settings: Settings, seeds: int) -> list[Numbers]:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half of its 95% interval by Student's t."""
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}[len(values)]
+    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}[len(values)]
     return float(np.mean(values)), float(t * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
@@ -231,8 +231,9 @@ def difference_row(runs: Sequence[Numbers], policy: str) -> str:
     for name in ("reward", "held_out"):
         mean, half = interval([float(np.mean(a[name]) - np.mean(b[name])) for a, b in zip(ours, theirs, strict=True)])
         cells.append(f"{mean:+.3f} ± {half:.3f}")
-    clipped = [np.mean([run["clip_fraction"] for run in side]) for side in (ours, theirs)]
-    return f"| {policy} | {' | '.join(cells)} | {clipped[0] / clipped[1]:.0f} |"
+    clipped = [float(np.mean([run["clip_fraction"] for run in side])) for side in (ours, theirs)]
+    cells.append(f"{clipped[0] / clipped[1]:.0f}" if clipped[1] else "GRPO clips none")
+    return f"| {policy} | {' | '.join(cells)} |"
 
 
 def draw(found: Numbers, path: Path) -> None:
@@ -286,13 +287,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="measure nothing; compare table and figure with the numbers"
     )
+    parser.add_argument(
+        "--draw", action="store_true", help="measure nothing; make table and figure of the numbers in the folder"
+    )
     wanted = parser.parse_args(arguments)
+    if wanted.draw:
+        write(json.loads((wanted.out / f"{NAME}.json").read_text(encoding="utf-8")), wanted.out)
+        return 0
     if wanted.check:
         wrong = stale(wanted.out)
         sys.stdout.write("".join(f"{name}: not that of {NAME}.json\n" for name in wrong))
         return int(bool(wrong))
     torch.set_num_threads(1)
-    settings = Settings(iterations=wanted.iterations, prompts=32, group=8, width=32)
+    settings = Settings(iterations=wanted.iterations, prompts=32, group=8, learning_rate=1e-3, width=32)
     started = time.process_time()
     runs = measure(settings, wanted.seeds)
     found = {"settings": vars(settings), "seeds": wanted.seeds, "seconds": time.process_time() - started, "runs": runs}

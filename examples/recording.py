@@ -53,13 +53,13 @@ class Settings:
     """What determines a curve. Every field is an option of the command line."""
 
     seed: int = _option(0, "of parameters, questions and samples")
-    iterations: int = _option(700, "rollouts")
-    prompts: int = _option(64, "questions a rollout")
-    group: int = _option(8, "responses to each question; their rewards are each other's baseline")
+    iterations: int = _option(800, "rollouts")
+    prompts: int = _option(32, "questions a rollout")
+    group: int = _option(16, "responses to each question; their rewards are each other's baseline")
     mini_batches: int = _option(4, "optimiser steps a rollout, each on its own part of it; the paper has 4")
     clip_low: float = _option(3e-4, "left half-width of the clip range, the paper's")
     clip_high: float = _option(4e-4, "right half-width of the clip range, the paper's")
-    learning_rate: float = _option(1e-3, "at the start; falls linearly to a tenth")
+    learning_rate: float = _option(6e-4, "at the start; falls linearly to a tenth")
     warm_up: float = _option(0.2, "share of the held-out questions at which the supervised steps end")
     width: int = _option(64, "of the transformer, which has two layers and four heads")
     evaluate_every: int = _option(10, "iterations between greedy answers to the held-out questions")
