@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .tensors import NumPyArray, decode_array
+from .tensors import NumPyArray, decode_array, repeated, size_of
+from .words import cut
 
 ROOT = Path(__file__).resolve().parent
 VECTORS = ROOT / "vectors"
+MAX_BYTES = 2**24
 AREAS = (
     "ratio",
     "surrogate",
@@ -182,8 +184,13 @@ class Vector:
 
 
 def read_vector(path: Path) -> Vector:
-    """The vector of one file."""
-    return vector_from_json(json.loads(path.read_text(encoding="utf-8")), path.parent)
+    """The vector of one file; a `ValueError` names a file that is none."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: expected a vector, a file of at most {MAX_BYTES} bytes")
+    try:
+        return vector_from_json(json.loads(path.read_text(encoding="utf-8")), path.parent)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a vector: {type(error).__name__}: {cut(str(error), 200)}") from None
 
 
 def vector_from_json(raw: dict[str, Any], folder: Path = VECTORS) -> Vector:
@@ -223,8 +230,8 @@ def _numbers(entry: Any, read: Callable[[Any], float]) -> NumPyArray:
     """Nested lists of numbers as text, or `{shape, runs}` with runs of equal numbers."""
     if not isinstance(entry, dict):
         return np.array(_map(read, entry), dtype=np.float64)
-    values, counts = zip(*entry["runs"], strict=True)
-    return np.repeat(np.array([read(value) for value in values]), counts).reshape(entry["shape"])
+    runs = [(read(value), count) for value, count in entry["runs"]]
+    return np.array(repeated(runs, size_of(entry["shape"])), dtype=np.float64).reshape(entry["shape"])
 
 
 def _map(read: Callable[[Any], float], nested: Any) -> Any:

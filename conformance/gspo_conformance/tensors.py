@@ -30,6 +30,7 @@ _NUMPY = {
 _STORED = {"BOOL": np.bool_, "I64": np.int64, "F32": np.float32, "F64": np.float64}
 _STORED_NAME = {np.dtype(kind).name: name for name, kind in _STORED.items()}
 LARGE = 4096
+MAX_ELEMENTS, MAX_FILE, MAX_HEADER = 2**22, 2**26, 2**20
 
 
 def encode_float(value: float) -> str:
@@ -64,9 +65,9 @@ def decode_array(entry: Mapping[str, Any], folder: Path) -> NumPyArray:
     """The array of an ARRAY entry, read-only; `folder` is where its safetensors file lies."""
     kind = _NUMPY[entry["dtype"]]
     if "file" in entry:
-        array = read_tensors(folder / entry["file"])[entry["key"]].astype(kind)
+        array = read_tensors(_beside(folder, entry["file"]))[entry["key"]].astype(kind)
     else:
-        array = np.array(_items(entry), dtype=kind).reshape(entry["shape"])
+        array = np.array(_items(entry, size_of(entry["shape"])), dtype=kind).reshape(entry["shape"])
     array.flags.writeable = False
     return array
 
@@ -90,23 +91,51 @@ def tensor_bytes(arrays: Mapping[str, NumPyArray]) -> bytes:
 
 def read_tensors(path: Path) -> dict[str, NumPyArray]:
     """Every array of a safetensors file."""
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f"{path.name}: expected at most {MAX_FILE} bytes, got {path.stat().st_size}")
     raw = path.read_bytes()
-    start = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:start])
+    length = int.from_bytes(raw[:8], "little")
+    if not 0 < length <= min(MAX_HEADER, len(raw) - 8):
+        raise ValueError(f"{path.name}: expected a safetensors header within its {len(raw)} bytes, got {length} bytes")
+    header = json.loads(raw[8 : 8 + length])
     header.pop("__metadata__", None)
-    return {key: _tensor(raw, start, entry) for key, entry in header.items()}
+    return {key: _tensor(raw[8 + length :], entry) for key, entry in header.items()}
 
 
-def _tensor(raw: bytes, start: int, entry: Mapping[str, Any]) -> NumPyArray:
+def _tensor(raw: bytes, entry: Mapping[str, Any]) -> NumPyArray:
     first, last = entry["data_offsets"]
-    return np.frombuffer(raw[start + first : start + last], dtype=_STORED[entry["dtype"]]).reshape(entry["shape"])
+    if not 0 <= first <= last <= len(raw):
+        raise ValueError(f"data_offsets: expected to lie within {len(raw)} bytes, got {[first, last]}")
+    return np.frombuffer(raw[first:last], dtype=_STORED[entry["dtype"]]).reshape(entry["shape"])
 
 
-def _items(entry: Mapping[str, Any]) -> list[Any]:
-    if "runs" in entry:
-        flat = [value for value, count in entry["runs"] for _ in range(count)]
-    else:
-        flat = list(entry["data"])
+def _beside(folder: Path, name: str) -> Path:
+    """A file of that folder itself: no path out of it, no link."""
+    path = folder / name
+    if path.parent != folder or path.name != name or path.is_symlink():
+        raise ValueError(f"file: expected the name of a file beside the vector, got {name!r:.80}")
+    return path
+
+
+def size_of(shape: Sequence[int]) -> int:
+    """How many elements an array of `shape` has; raises where the shape is none, or the array too large for a vector."""
+    if len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_ELEMENTS for n in shape):
+        raise ValueError(f"shape: expected at most 8 sizes up to {MAX_ELEMENTS}, got {shape!r:.80}")
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise ValueError(f"shape: expected at most {MAX_ELEMENTS} elements, got {list(shape)}")
+    return math.prod(shape)
+
+
+def repeated(runs: Sequence[Any], size: int) -> list[Any]:
+    """The values of `[value, count]` pairs, which together make `size`."""
+    counts = [count for _, count in runs]
+    if not all(type(count) is int and count > 0 for count in counts) or sum(counts) != size:
+        raise ValueError(f"runs: expected counts that make {size}, got {sum(counts)}")
+    return [value for value, count in runs for _ in range(count)]
+
+
+def _items(entry: Mapping[str, Any], size: int) -> list[Any]:
+    flat = repeated(entry["runs"], size) if "runs" in entry else list(entry["data"])
     return [decode_float(item) if isinstance(item, str) else item for item in flat]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
@@ -39,6 +41,12 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 def printable(words: str) -> str:
     """`words` without control characters: no terminal and no parser is to obey them, no reader to see them in another order."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", words)
+
+
+def json_text(value: Any) -> str:
+    """JSON for people too: letters as they are, what a terminal would obey by its number."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 class UsageError(Exception):

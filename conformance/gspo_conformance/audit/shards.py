@@ -25,7 +25,7 @@ KEY = "gspo_trace"
 VERSION = 1
 MAX_HEADER = 8_000_000
 MAX_ARRAY = 2**33
-MAX_PARTS = 10_000
+MAX_PARTS = 16_384
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),

@@ -7,14 +7,17 @@ import json
 import re
 import shlex
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..words import UsageError
+from ..words import UsageError, cut
 
-MAX_BYTES = 4_000_000
+MAX_BYTES = 1_000_000
+MAX_SETTINGS = 100_000
+MAX_LINE = 10_000
 _OVERRIDE = re.compile(r"^(?:\+\+|\+|~)?([A-Za-z_][\w.@/\-\[\]]*)=(.*)$", re.S)
 _NUMBER = re.compile(r"^[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
@@ -39,11 +42,21 @@ def read_configuration(words: Iterable[str]) -> Configuration:
     found = Configuration({})
     for word in words:
         override = _OVERRIDE.match(word)
-        if override and not Path(word).exists():
-            found = found.merged(_from_words([word], "command line"))
+        if override and not _exists(word):
+            try:
+                found = found.merged(_from_words([word], "command line"))
+            except ValueError as error:
+                raise UsageError(f"{cut(word)}: {_line(error)}") from None
         else:
             found = found.merged(_read_file(Path(word)))
     return found
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return False
 
 
 def _read_file(path: Path) -> Configuration:
@@ -53,34 +66,62 @@ def _read_file(path: Path) -> Configuration:
         if kind in (".yaml", ".yml"):
             return _from_tree(_yaml(text), str(path))
         if kind == ".json":
-            return _from_tree(json.loads(text), str(path))
+            return _from_tree(json.loads(text, parse_constant=_no_constant), str(path))
         if kind == ".toml":
-            return _from_tree(tomllib.loads(text), str(path))
+            return _from_tree(tomllib.loads(_short_lines(text)), str(path))
         if kind == ".py":
             return _from_python(text, str(path))
-    except (ValueError, SyntaxError, RecursionError) as error:
-        raise UsageError(f"{path}: not readable as {kind[1:]}: {_line(error)}") from None
-    return _from_shell(text, str(path))
+        return _from_shell(_short_lines(text), str(path))
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{path}: not readable as {kind[1:] or 'a script'}: {_line(error)}") from None
 
 
 def _text(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: expected a configuration, got what is no file")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path}: expected a configuration of at most {MAX_BYTES} bytes")
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
+        raise UsageError(f"{cut(str(path), 400)}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: expected a text file in UTF-8") from None
 
 
+def _short_lines(text: str) -> str:
+    """`text`, where none of its lines is so long that its parser takes the square of that."""
+    longest = max(map(len, text.splitlines()), default=0)
+    if longest > MAX_LINE:
+        raise ValueError(f"expected lines of at most {MAX_LINE} characters, got {longest}")
+    return text
+
+
 def _yaml(text: str) -> Any:
+    """One document with plain values alone; its size with every alias written out is looked at before it is made."""
     import yaml
 
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if not _fits(node, [MAX_SETTINGS]):
+            raise ValueError(f"expected at most {MAX_SETTINGS} values, repetitions by aliases counted")
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _fits(node: Any, left: list[int]) -> bool:
+    """Whether a YAML node stands for at most `left` values: a few lines of aliases can stand for billions."""
+    left[0] -= 1
+    if left[0] < 0 or isinstance(node.value, str):
+        return left[0] >= 0
+    items = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+    return all(_fits(item, left) for item in items)
 
 
 def _from_tree(tree: Any, place: str) -> Configuration:
@@ -104,7 +145,10 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 def _from_python(text: str, place: str) -> Configuration:
     """The literal keyword arguments of every call of something whose name ends in Config, Arguments or GRPOLoss."""
     found, places, computed = {}, {}, []
-    for node in ast.walk(ast.parse(text)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler thinks of the style of a stranger's file
+        tree = ast.parse(text)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _called(node).endswith(("Config", "Arguments", "Args", "GRPOLoss")):
             for keyword in node.keywords:
                 if keyword.arg is None:
@@ -113,7 +157,7 @@ def _from_python(text: str, place: str) -> Configuration:
                 try:
                     found[keyword.arg] = ast.literal_eval(keyword.value)
                     places[keyword.arg] = f"{place}:{keyword.value.lineno}"
-                except ValueError:
+                except (ValueError, TypeError, MemoryError, RecursionError):
                     computed.append(f"{place}:{keyword.value.lineno}: {keyword.arg}")
     if not found and not computed:
         raise UsageError(f"{place}: no call such as GRPOConfig(...) in it")
@@ -164,5 +208,9 @@ def parse_value(text: str) -> Any:
     return plain
 
 
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ..trainers.dialect import Finding, Reading
+from ..words import json_text, printable
 from .configuration import Configuration
 from .formula import formula
 
@@ -20,10 +21,20 @@ _LEVELS = {"error": "error", "warning": "warning", "note": "note"}
 def render(reading: Reading, found: Sequence[Finding], configuration: Configuration, form: str) -> str:
     """The report in one of `FORMATS`."""
     if form == "json":
-        return json.dumps(_record(reading, found, configuration), indent=2, ensure_ascii=False, default=str) + "\n"
+        return json_text(_plain(_record(reading, found, configuration)))
     if form == "sarif":
-        return json.dumps(_sarif(found, configuration), indent=2, ensure_ascii=False) + "\n"
-    return _text(reading, found, configuration)
+        return json_text(_sarif(found, configuration))
+    return printable(_text(reading, found, configuration))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: dates, keys that are numbers, NaN and infinities become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    finite = isinstance(value, (str, bool, int)) or value is None or (isinstance(value, float) and math.isfinite(value))
+    return value if finite else str(value)
 
 
 def _text(reading: Reading, found: Sequence[Finding], configuration: Configuration) -> str:

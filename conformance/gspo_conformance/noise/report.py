@@ -78,16 +78,17 @@ def _run_head(trace: Trace, run: Analysis) -> str:
 def _minibatches(run: Analysis) -> list[str]:
     if not run.minibatches:
         return []
-    head = f"  {'mini-batch':>10}  {'responses':>9}  {'mean of log s':>13}  {'sd of log s':>11}  {'clipped':>8}  {'by noise':>8}"
+    head = f"  {'mini-batch':>10}  {'responses':>9}  {'mean of log s':>13}  {'sd of log s':>11}  {'clipped':>8}  {'by noise':>12}"
     return [head, *map(_minibatch, run.minibatches), ""]
 
 
 def _minibatch(one: Minibatch) -> str:
     noise = "" if one.predicted is None else plain(percent(one.predicted))
+    noise += f" ± {100 * one.error:.0f} %" if one.error else ""
     clipped = "" if one.observed is None else plain(percent(one.observed))
     moments = f"{number(one.mean):>13}  {number(one.std):>11}"
     drawn = "" if one.observed is None else bar(one.observed)
-    return f"  {one.index + 1:>10}  {one.responses:>9,}  {moments}  {clipped:>8}  {noise:>8}  {drawn}".rstrip()
+    return f"  {one.index + 1:>10}  {one.responses:>9,}  {moments}  {clipped:>8}  {noise:>12}  {drawn}".rstrip()
 
 
 def _estimates(run: Analysis) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import torch.distributed as dist
 import gspo_torch as gspo
 from gspo_torch import distributed
 
+from ..protocol import ProtocolError, decode, decode_output, encode, encode_array, read_case, run_message
 from ..target import Capabilities, Case
 from .core import Arrays, CoreTarget, Parameters, ratio_function
 from .torch import Torch, gradient_of
@@ -51,10 +51,10 @@ class Ranks:
             self._start()
         try:
             for process in self._processes:
-                pickle.dump(case, process.stdin)
+                process.stdin.write(encode(run_message(0, case)))
                 process.stdin.flush()
-            answers = [pickle.load(process.stdout) for process in self._processes]
-        except (EOFError, OSError) as error:
+            answers = [_decoded(process.stdout.readline()) for process in self._processes]
+        except (ProtocolError, OSError) as error:
             self.stop()
             raise RuntimeError(f"torch:{self.kind}: a rank ended before it answered") from error
         except BaseException:
@@ -80,6 +80,23 @@ class Ranks:
             process = subprocess.Popen([*command, str(rank)], **pipes)
             self._held.callback(_end, process)
             self._processes.append(process)
+
+
+def _encoded(answer: Answer) -> Answer:
+    """An answer as JSON can carry it: every array as `{dtype, shape, data}`."""
+    if "error" in answer:
+        return answer
+    return {how: {name: encode_array(value) for name, value in values.items()} for how, values in answer.items()}
+
+
+def _decoded(line: bytes) -> Answer:
+    answer = decode(line)
+    if "error" in answer:
+        return answer
+    return {
+        how: {name: decode_output(value, name).array.astype(value["dtype"]) for name, value in values.items()}
+        for how, values in answer.items()
+    }
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -309,11 +326,10 @@ def main(kind: str, store: str, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=limit)
     target = _KINDS[kind]()
     while True:
-        try:
-            case = pickle.load(sys.stdin.buffer)
-        except EOFError:
+        line = sys.stdin.buffer.readline()
+        if not line:
             os._exit(0)
-        pickle.dump(_answered(target, case), answers)
+        answers.write(encode(_encoded(_answered(target, read_case(decode(line))))))
         answers.flush()
 
 
