@@ -38,6 +38,14 @@ _SYMBOLS = """
 kind. In brackets: agreeing and deviating vectors, each in its dtypes.
 """
 
+_ABSENT = """
+## Without GSPO
+
+prime-rl had it and removed it in November 2025
+([pull request 1304](https://github.com/PrimeIntellect-ai/prime-rl/pull/1304)); it takes a loss of the user's own. open-instruct has
+token ratios alone (dapo, cispo), torchforge a ratio of 1, LLaMA-Factory and SkyRL's JAX backend nothing of the kind.
+"""
+
 
 def pages() -> dict[str, str]:
     """Every file by its path below the folder of the pages."""
@@ -78,7 +86,7 @@ def index(found: Sequence[tuple[Room, Sequence[Record]]]) -> str:
             "## What changed between versions",
             "",
             *_changes(found),
-            "",
+            _ABSENT,
             "## Reproduce",
             "",
             "```console",
