@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 KEPT = 64
+MOST_REASONS = 200
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ class Series:
 
 @dataclass
 class Ledger:
-    """The series of a trace by quantity, and what could not be compared, with the number of times."""
+    """The series of a trace by quantity; what could not be compared, with the number of times; and by what factor the
+    gradient of each micro-batch is larger than that of its recorded loss, with its step.
+    """
 
     series: dict[str, Series] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
+    factors: list[tuple[int, float]] = field(default_factory=list)
 
     def compare(self, one: Difference) -> bool:
         """Enters a comparison; whether it is a difference."""
@@ -81,6 +85,8 @@ class Ledger:
 
     def miss(self, reason: str) -> None:
         """Enters something that could not be compared."""
+        if len(self.missing) >= MOST_REASONS:
+            reason = next((known for known in (reason, "other reasons") if known in self.missing), "other reasons")
         self.missing[reason] = self.missing.get(reason, 0) + 1
 
     def bad(self) -> Iterator[Series]:

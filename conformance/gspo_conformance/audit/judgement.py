@@ -94,6 +94,7 @@ def audit(trace: Trace, claim: Claim) -> Audit:
             *coverage_findings(trace, coverage),
             *evidence_findings(evidence, claim),
             *_differences(found, bad),
+            *_factors(found),
         ]
     )
     return found
@@ -146,6 +147,22 @@ def _differences(found: Audit, bad: list[Rollout]) -> Iterator[Finding]:
         for one in told:
             del series[one.what]
         yield _finding(_rule(primary), told, explained)
+
+
+def _factors(found: Audit) -> Iterator[Finding]:
+    """Gradients that are another multiple of their loss's from step to step; and one multiple, as a note."""
+    factors = [factor for _, factor in found.ledger.factors]
+    if not factors or any(one.what == "gradient" for one in found.ledger.bad()):
+        return
+    low, high = min(factors), max(factors)
+    if high > 1.001 * low:
+        first = next(step for step, factor in found.ledger.factors if abs(factor - factors[0]) > 1e-3 * factors[0])
+        told = f"the gradient is between {low:.6g} and {high:.6g} times that of the recorded loss, changing at step {first}"
+        costs = "unless a loss scaler did this, responses weigh differently from micro-batch to micro-batch"
+        yield Finding("gradient-scale", "warning", "gradient", told, "GSPO-GRAD-1", costs)
+    elif all(abs(low / expected - 1) > 1e-3 for expected in (1.0, 1.0 / (found.trace.run.get("ranks") or 1))):
+        told = f"the gradient is {low:.6g} times that of the recorded loss: accumulation, ranks or a loss scaler"
+        yield Finding("gradient-scale", "note", "gradient", told, "GSPO-GRAD-1")
 
 
 def _rule(series: Series) -> str:

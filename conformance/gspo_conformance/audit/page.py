@@ -52,7 +52,7 @@ def _finding(one: Finding) -> Markup:
         element("p", prose(f"Fix: {one.fix}")) if one.fix else None,
         element("p", one.clause, class_="quiet") if one.clause else None,
     ]
-    return element("aside", parts)
+    return element("aside", parts, class_=f"finding {one.severity}")
 
 
 def _plots(found: Audit) -> Any:
@@ -70,7 +70,7 @@ def _losses(found: Audit) -> Any:
         difference = None if row.run is None or row.truth is None else row.run - row.truth
         values = (
             row.step,
-            _word(row.minibatch),
+            "" if row.minibatch is None else row.minibatch + 1,
             row.parts,
             f"{row.tokens:,}",
             _number(row.run),
@@ -79,7 +79,10 @@ def _losses(found: Audit) -> Any:
         )
         rows.append(element("tr", [element("td", value) for value in values]))
     left = len(found.rows) - _ROWS
-    return [element("table", rows), element("p", plural(left, "more step"), class_="quiet") if left > 0 else None]
+    return [
+        element("table", rows, class_="numbers"),
+        element("p", plural(left, "more step"), class_="quiet") if left > 0 else None,
+    ]
 
 
 def _missing(found: Audit) -> Any:
@@ -88,10 +91,6 @@ def _missing(found: Audit) -> Any:
         return None
     items = [element("li", f"{reason} ({plural(times, 'time')})") for reason, times in known]
     return element("section", element("h2", "Not checked"), element("ul", items), class_="run")
-
-
-def _word(value: int | None) -> str:
-    return "" if value is None else str(value)
 
 
 def _number(value: float | None) -> str:

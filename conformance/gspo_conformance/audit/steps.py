@@ -133,14 +133,20 @@ def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
 
 
 def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
-    """Up to one factor, which accumulation and averaging over ranks may bring: the direction is what the loss decides."""
+    """Up to one positive factor, which accumulation and averaging over ranks may bring: the direction is what the loss decides."""
     got = np.asarray(one.part.tokens.gradient, np.float64)
     want, uncertain = exact_gradient(one, claim.precision)
     if want is None or not want.size:
         return
     usable = ~uncertain
+    if not usable.any():
+        ledger.miss("gradient: every ratio is within rounding of a bound")
+        return
     scale = np.abs(want[usable]).max(initial=0.0)
     factor = float(got[usable] @ want[usable] / max(want[usable] @ want[usable], 1e-300)) if scale else 1.0
+    if scale and factor > 0:
+        ledger.factors.append((one.part.step, factor))
+    factor = max(factor, 0.0)
     worst = int(np.argmax(np.where(usable, np.abs(got - factor * want), -1.0)))
     tolerance = 64 * claim.precision * max(abs(factor) * scale, 1e-30)
     ledger.compare(
@@ -171,7 +177,7 @@ def exact_gradient(one: Recomputed, precision: float) -> tuple[np.ndarray | None
     """d loss / d logp of the claim, and the tokens where rounding may decide a gate."""
     reference = one.truth.reference
     with np.errstate(all="ignore"):
-        gradient = reference.gradient(reference.loss())
+        gradient = reference.gradient(reference.loss()) / (one.normalizer or one.truth.count or 1.0)
         slack = 4 * reference.k * precision
         uncertain = reference.near(slack)
     return gradient, uncertain
