@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..audit.trace import Trace
-from .estimate import Estimate, estimate
-from .model import clip_probabilities
+from ..tensors import NumPyArray
+from .estimate import BELIEVED, Estimate, estimate
+from .model import Mismatch, clip_probabilities
 from .responses import Gate, Reading, Responses, read_responses
 
 # A mean square of log-ratios beyond this is no ratio of probabilities: sentinels such as -1e9, or an overflow.
@@ -20,12 +21,16 @@ _IMPOSSIBLE = 1e8
 
 @dataclass(frozen=True)
 class Minibatch:
-    """One mini-batch over all rollouts: clip fractions seen and predicted from mismatch alone, mean and spread of log s."""
+    """One mini-batch over all rollouts: clip fractions seen and predicted from mismatch alone, mean and spread of log s.
+
+    `error` is the standard error of seen - predicted were there nothing but mismatch: that of the estimate, and of so few responses.
+    """
 
     index: int
     responses: int
     observed: float | None
     predicted: float | None
+    error: float | None
     mean: float
     std: float
     outside: float
@@ -37,6 +42,13 @@ class Minibatch:
         if self.predicted is None or not self.observed:
             return None
         return min(1.0, self.predicted / self.observed)
+
+    @property
+    def beyond(self) -> bool:
+        """Whether significantly more was clipped than mismatch alone explains."""
+        if self.observed is None or self.predicted is None or self.error is None:
+            return False
+        return self.observed - self.predicted > BELIEVED * self.error
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +99,29 @@ class Analysis:
         of = of or self.first
         if of is None or self.gate is None or not np.any(rows.positive + rows.negative):
             return None
-        tails = clip_probabilities(of.mismatch, self.gate.clip, rows.length, self.gate.ratio)
-        return float(np.sum(tails.high * rows.positive + tails.low * rows.negative) / np.sum(rows.length))
+        return float(np.average(self._closed(rows, of.mismatch), weights=rows.length))
+
+    def _closed(self, rows: Responses, mismatch: Mismatch) -> NumPyArray:
+        """The probability of each response that its gate closes; the expected share of its tokens, where advantages vary."""
+        assert self.gate is not None
+        tails = clip_probabilities(mismatch, self.gate.clip, rows.length, self.gate.ratio)
+        return (tails.high * rows.positive + tails.low * rows.negative) / rows.length
+
+    def error(self, rows: Responses) -> float | None:
+        """The standard error of what is clipped around what is predicted, if mismatch alone acts; None without a prediction."""
+        if self.predicted(rows) is None or self.first is None:
+            return None
+        of, weights = self.first, rows.length / rows.length.sum()
+        share = self._closed(rows, of.mismatch)
+        variance = float(np.sum(weights**2 * share * (1 - share)))
+        for name, measured in (("bias", of.bias), ("std", of.std)):
+            ends = (
+                measured.value + measured.error,
+                max(measured.value - measured.error, 0.0 if name == "std" else -math.inf),
+            )
+            up, down = (self._closed(rows, replace(of.mismatch, **{name: end})) for end in ends)
+            variance += float(np.sum(weights * (up - down)) / 2) ** 2
+        return math.sqrt(variance)
 
     def by_sign(self, rows: Responses, of: Estimate) -> tuple[float, float] | None:
         """The predicted clip fractions of the tokens with A < 0 and with A > 0."""
@@ -111,6 +144,7 @@ class Analysis:
             rows.number,
             _finite(rows.clip_fraction),
             self.predicted(rows),
+            self.error(rows),
             float(np.mean(rows.mean)),
             float(np.std(rows.mean)),
             self._outside(rows),
@@ -137,6 +171,7 @@ class Analysis:
                     "responses": one.responses,
                     "clip_fraction": one.observed,
                     "predicted": one.predicted,
+                    "error": one.error,
                     "log_ratio_mean": one.mean,
                     "log_ratio_std": one.std,
                 }

@@ -152,6 +152,8 @@ def _explained(run: Analysis) -> list[Finding]:
         return []
     shares = [one.explained or 0.0 for one in later]
     told = f"of the {span([one.observed or 0.0 for one in later])} clipped in later mini-batches, {span(shares)} is what mismatch alone predicts"
+    if not any(one.beyond for one in later):
+        told = f"{told}: nothing beyond it is significant"
     heavy = max(shares) >= 0.5
     wide = required_clip(run.first.mismatch, run.finite.length, 0.01, run.gate.ratio)
     # A bias that has a cause is mended, not given room.

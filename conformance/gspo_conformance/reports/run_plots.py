@@ -89,27 +89,33 @@ def clipped(run: Analysis) -> Markup | None:
     shown = _some([one for one in run.minibatches if one.observed is not None])
     if run.gate is None or not shown:
         return None
-    top = max(0.05, *(max(one.observed or 0.0, one.predicted or 0.0) for one in shown)) * 1.18
+    top = max(0.05, *map(_highest, shown)) * 1.18
     panel = Panel(_categories(shown), Axis(0, top, linear(0, top, percent, 4)), "Clip fraction by mini-batch")
     for at, one in enumerate(shown):
-        observed = one.observed or 0.0
-        noise = min(observed, one.predicted or 0.0)
-        panel.box(at - 0.28, at + 0.28, 0, noise, "noise")
-        panel.box(at - 0.28, at + 0.28, noise, observed, "learned")
-        if one.predicted is not None:
-            panel.line([(at - 0.38, one.predicted), (at + 0.38, one.predicted)], "mark")
-        panel.words(at, max(observed, one.predicted or 0.0), percent(observed), up=6)
+        _bar(panel, at, one)
     if all(one.predicted is None for one in shown):
-        return _figure(
-            "Clip fraction", panel, "No first mini-batch was recorded: no prediction.", (("learned", "clipped"),)
-        )
+        told = "Shares of all tokens. No first mini-batch was recorded, so nothing is predicted."
+        return _figure("Clip fraction", panel, told, (("learned", "clipped"),))
+    told = "Shares of all tokens. Noise is what two scoring passes that disagree clip while the policy stands still; two standard errors."
     keys = (("learned", "beyond what noise predicts"), ("noise", "noise"), ("rule", "predicted from mismatch alone"))
-    return _figure(
-        "Clip fraction, observed and predicted",
-        panel,
-        "Shares of all tokens. Noise: two scoring passes that disagree where the policy has not moved.",
-        keys,
-    )
+    return _figure("Clip fraction, observed and predicted", panel, told, keys)
+
+
+def _highest(one: Minibatch) -> float:
+    return max(one.observed or 0.0, (one.predicted or 0.0) + 2 * (one.error or 0.0))
+
+
+def _bar(panel: Panel, at: int, one: Minibatch) -> None:
+    """What was clipped, the part that noise explains in its colour, and the prediction as a mark with two standard errors."""
+    observed, predicted = one.observed or 0.0, one.predicted
+    noise = min(observed, predicted or 0.0)
+    panel.box(at - 0.28, at + 0.28, 0, noise, "noise")
+    panel.box(at - 0.28, at + 0.28, noise, observed, "learned")
+    panel.words(at, _highest(one), percent(observed), up=6)
+    if predicted is not None:
+        reach = 2 * (one.error or 0.0)
+        panel.line([(at - 0.38, predicted), (at + 0.38, predicted)], "mark")
+        panel.line([(at, max(0.0, predicted - reach)), (at, predicted + reach)], "mark thin")
 
 
 def spread(run: Analysis) -> Markup | None:

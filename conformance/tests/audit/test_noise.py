@@ -224,3 +224,33 @@ def test_hostile_numbers_neither_raise_nor_warn(tmp_path: Path, seed: int) -> No
     assert "nan" not in render_run(trace, analysis, told, "json")
     assert told
     assert not {"nan", "inf"} & set(re.findall(r"[a-z]+", str(figures(analysis))))
+
+
+def test_the_error_of_a_prediction_is_the_spread_of_what_noise_clips(tmp_path: Path) -> None:
+    run = Run(std=0.02, bias=-2e-4, rollouts=1, median=100)
+    distances = []
+    for run.seed in range(24):
+        later = analyse(run.write(tmp_path)).minibatches[1:]
+        assert not any(one.beyond for one in later)
+        distances += [(one.observed - one.predicted) / one.error for one in later]
+    assert abs(np.mean(distances)) < 0.35
+    assert 0.75 < np.std(distances) < 1.3
+
+
+def test_learning_beyond_noise_is_significant(tmp_path: Path) -> None:
+    assert analyse(Run(std=0.005, drift=3e-4).write(tmp_path)).minibatches[-1].beyond
+
+
+def test_short_responses_that_noise_clips_and_piles_at_a_bound_are_told(tmp_path: Path) -> None:
+    short = found(Run(std=0.01, median=400, prompts=64).write(tmp_path / "short"))
+    assert "noise moves short responses further" in short["clipped-by-length"].consequence
+    trace = Run(drift=1e-9, prompts=32).write(tmp_path / "pile")
+    arrays, header = load_file(tmp_path / "pile" / "0.safetensors"), trace.shards[0].header
+    for step in (1, 2, 3):
+        d = np.linspace(0.2, 1.8, len(arrays[f"{step}.rewards"]))
+        d[::3] = 1.03
+        lengths = np.diff(arrays[f"{step}.offsets"])
+        arrays[f"{step}.logp"] = arrays[f"{step}.old_logp"] + np.float32(np.repeat(4e-4 * d, lengths))
+    save_file(arrays, tmp_path / "pile" / "0.safetensors", metadata={"gspo_trace": json.dumps(dict(header))})
+    piled = found(read_trace(tmp_path / "pile"))["pile-up"]
+    assert "around the upper bound" in piled.message
