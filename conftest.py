@@ -18,6 +18,7 @@ collect_ignore_glob = [
     "backends/tests/jax/eight_devices*.py",
     "conformance/gspo_conformance/trainers/*/adapter.py",
     "conformance/tests/traces/*",
+    "docs/drawing/*",
     "examples/configs/*",
     *(f"examples/{name}.py" for name in ("trl_trainer", "tunix_loss", "verl_loss")),
 ]

@@ -6,14 +6,16 @@ Without a Chromium on the machine these tests are skipped and say so; CI install
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 
-from .browser import Page, browser, chromium
+from .browser import BrowserError, Page, browser, chromium
 from .served import build, served
 
 PHONE, DESK = 390, 1400
@@ -136,13 +138,46 @@ def test_no_page_is_wider_than_its_window(site: Site, width: int) -> None:
     assert {path: pixels for path, pixels in over.items() if pixels > 0} == {}
 
 
+def _wait(page: Page, condition: str) -> None:
+    """Asks until it is so; a page that is just being replaced gives no answer."""
+    end = monotonic() + 20
+    while monotonic() < end:
+        with suppress(BrowserError):
+            if page.run(condition):
+                return
+        sleep(0.05)
+    raise AssertionError(f"not within 20 s: {condition}")
+
+
 def test_formulas_are_rendered_after_a_click_too(site: Site) -> None:
     site.page.resize(DESK)
     site.page.open(f"{site.address}/spec/notation/")
     site.page.run("document.querySelector('.md-nav a[href$=\"ratio/\"]').click()")
-    arrived = "new Promise(done => { const look = () => location.pathname.endsWith('/ratio/') && document.querySelector('.katex') ? done(true) : setTimeout(look, 20); look(); })"
-    assert site.page.run(arrived)
+    _wait(site.page, "location.pathname.endsWith('/ratio/') && document.querySelectorAll('.katex').length > 20")
     assert site.page.run(OBSERVE)["formulas"] == []
+    assert list(errors(site.page.events)) == []
+
+
+def test_the_sliders_move_by_keyboard(site: Site) -> None:
+    site.page.open(f"{site.address}/play/")
+    values = "[...document.querySelectorAll('.play-card')].map((card) => card.querySelector('.play-loss output').dataset.value)"
+    before = site.page.run(values)
+    assert len(before) == 7
+    assert (
+        site.page.run(
+            "document.querySelectorAll('#play input:not([aria-label]), #play select:not([aria-label])').length"
+        )
+        == 0
+    )
+    site.page.run("document.querySelector('[aria-label=\"log-ratio of token 3\"]').focus()")
+    for kind in ("keyDown", "keyUp"):
+        site.page.call("Input.dispatchKeyEvent", type=kind, key="ArrowUp", code="ArrowUp", windowsVirtualKeyCode=38)
+    after = site.page.run(values)
+    assert all(one != other for one, other in zip(before[:2] + before[4:], after[:2] + after[4:]))
+    site.page.run(
+        "[...document.querySelectorAll('#play button')].find((button) => button.textContent === 'all 0').click()"
+    )
+    assert [round(float(value), 12) for value in site.page.run(values)] == [-1, -1, -1, -1, -1, 1, -2]
     assert list(errors(site.page.events)) == []
 
 
