@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from gspo_conformance.lint.rules import findings
+from gspo_conformance.target import Case
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.nemo_rl.dialect import DIALECT
 from gspo_conformance.trainers.room import choose
 
-from .real import LENGTHS, expressible, has_penalty, row_factors
+from .real import LENGTHS, answers, expressible, has_penalty, row_factors
 
 VERSION = "7ea279ab"
 CLIP = {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None}
@@ -102,3 +103,18 @@ def test_the_name_with_a_dash() -> None:
 def test_row_factors_of_the_real_loss(spec: str) -> None:
     found = row_factors(spec, PAPER["aggregation"])
     np.testing.assert_allclose(found[0], np.ones(len(LENGTHS)), rtol=1e-12)
+
+
+def test_token_level_loss_weighs_responses_by_their_length() -> None:
+    token = {**PAPER, "ratio": "token"}
+    found = row_factors("nemo-rl", {"mode": "token_mean", "count": "all", "constant": 1.0}, objective=token)
+    np.testing.assert_allclose(found[0], LENGTHS * 6 / LENGTHS.sum(), rtol=1e-12)
+
+
+def test_the_only_success_of_a_group_is_not_divided() -> None:
+    """The numbers of the facts: leave-one-out, mean and deviation, then those of the group."""
+    inputs = {"rewards": np.array([1, 0, 0, 0, 0, 0], np.float32), "groups": np.zeros(6, np.int64)}
+    alone = {"center": "leave_one_out", "scale": "leave_one_out_std"}
+    found = answers("nemo-rl", *(Case("group_advantages", one, inputs, outputs=("advantages",)) for one in (alone, {})))
+    np.testing.assert_allclose(found[0]["advantages"].array, [1, *[-0.4472] * 5], atol=1e-4)
+    np.testing.assert_allclose(found[1]["advantages"].array, [2.0412, *[-0.4082] * 5], atol=1e-4)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from gspo_conformance.lint.rules import findings
+from gspo_conformance.target import Case
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.skyrl.dialect import ALGORITHM, DIALECT, ROWS
 
-from .real import LENGTHS, expressible, has_penalty, row_factors
+from .real import LENGTHS, answers, expressible, has_penalty, row_factors
 
 VERSION = "0.4.0"
 CLIP = {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None}
@@ -98,3 +99,14 @@ def test_row_factors_of_the_real_loss() -> None:
 
 def test_row_factors_of_the_default() -> None:
     np.testing.assert_allclose(row_factors("skyrl:default", ROWS)[0], TOKEN_MEAN, rtol=1e-6)
+
+
+def test_a_single_response_keeps_its_reward() -> None:
+    """The numbers of the facts, beside eight rewards of 0.1 whose mean is rounded."""
+    singleton = {"rewards": np.array([0.7, 1, 0], np.float32), "groups": np.array([0, 1, 1])}
+    equal = {"rewards": np.full(8, 0.1, np.float32), "groups": np.zeros(8, np.int64)}
+    found = answers(
+        "skyrl", *(Case("group_advantages", {}, one, outputs=("advantages",)) for one in (singleton, equal))
+    )
+    np.testing.assert_allclose(found[0]["advantages"].array, [0.7, 0.7071, -0.7071], atol=1e-4)
+    np.testing.assert_allclose(found[1]["advantages"].array, -0.00739, atol=1e-5)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from gspo_conformance.lint.rules import findings
+from gspo_conformance.target import Case
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.room import choose
 from gspo_conformance.trainers.slime.dialect import DIALECT, ICEPOP
 
-from .real import LENGTHS, expressible, has_penalty, row_factors
+from .real import LENGTHS, answers, expressible, has_penalty, row_factors
 
 VERSION = "624b824a"
 CLIP = {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None}
@@ -95,3 +96,10 @@ def test_row_factors_of_the_real_loss() -> None:
 
 def test_row_factors_of_the_default() -> None:
     np.testing.assert_allclose(row_factors("slime:default", PAPER["aggregation"])[0], np.ones(6), rtol=1e-12)
+
+
+def test_uneven_groups_become_one() -> None:
+    """The numbers of the facts (slime issue 1414)."""
+    inputs = {"rewards": np.array([0.2, 1, 0, 0, 1], np.float32), "groups": np.array([0, 0, 0, 1, 1])}
+    (found,) = answers("slime", Case("group_advantages", {}, inputs, outputs=("advantages",)))
+    np.testing.assert_allclose(found["advantages"].array, [-0.4636, 1.0817, -0.8499, -0.8499, 1.0817], atol=1e-4)
