@@ -83,6 +83,7 @@ def _claimed(trace: Trace) -> Gate | None:
         return None
 
 
+_MOST = 64_000_000
 _MODEL = {
     "std": 0.0,
     "bias": "0",
@@ -137,6 +138,8 @@ def _lengths(arguments: argparse.Namespace) -> Any:
     if arguments.length:
         raise UsageError("--length or --lengths: expected one of the two, got both")
     try:
+        if arguments.lengths.stat().st_size > _MOST:
+            raise UsageError(f"--lengths: {arguments.lengths}: expected at most {_MOST:,} bytes")
         text = arguments.lengths.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--lengths: cannot read {arguments.lengths}: {error}") from None
