@@ -82,7 +82,7 @@ class Run:
     @property
     def versions(self) -> str:
         """What the implementation says of itself: `numpy 2.4.6`."""
-        said = ((name, str(value)) for name, value in self.implementation.items())
+        said = ((" ".join(name.split()), " ".join(str(value).split())) for name, value in self.implementation.items())
         words = (value if name == "name" else f"{name} {value}" for name, value in said)
         return ", ".join(word for word in words if word != self.target)
 

@@ -87,6 +87,8 @@ def _text(path: Path) -> str:
         raise UsageError(f"{cut(str(path), 400)}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: expected a text file in UTF-8") from None
+    except ValueError as error:
+        raise UsageError(f"{cut(str(path), 400)!r}: {error}") from None
 
 
 def _short_lines(text: str) -> str:
@@ -101,8 +103,8 @@ def _yaml(text: str) -> Any:
     """One document with plain values alone; its size with every alias written out is looked at before it is made."""
     import yaml
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -111,8 +113,6 @@ def _yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
-    finally:
-        loader.dispose()
 
 
 def _fits(node: Any, left: list[int]) -> bool:

@@ -72,4 +72,4 @@ def _cell(words: str) -> str:
 
 
 def _code(words: str) -> str:
-    return " ".join(words.split()).replace("`", "'").replace("|", "\\|")
+    return " ".join(words.split()).replace("`", "'").replace("\\", "\\\\").replace("|", "\\|")

@@ -88,7 +88,7 @@ def _validator(kind: str) -> Draft202012Validator:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
+    return type(value) in (int, float) and 0 <= value <= 1e300
 
 
 def _texts(value: Any) -> bool:
