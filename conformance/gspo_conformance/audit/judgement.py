@@ -247,9 +247,17 @@ def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> F
         return Finding(f"{rule}-differs", "error", first.what, told, "", "more steps would tell them apart")
     cause, *others = explained
     names = ", ".join(sorted({one.name for one in others} - {cause.name})[:3])
-    told += f". {cause.name} gives this: {cause.told[:1].lower()}{cause.told[1:]}"
+    told += f". {_cause(cause)}"
     told += f" (on this trace the same as {names})" if names else ""
     return Finding(cause.name, "error", first.what, told, cause.clause, cause.effect, _fix(cause))
+
+
+def _cause(one: Explanation) -> str:
+    """`mask.shifted gives this: ...`, or what a name of this module's own stands for."""
+    known = "." in one.name and not one.name.startswith(("advantage.", "step."))
+    if known:
+        return f"{one.name} gives this: {one.told[:1].lower()}{one.told[1:]}"
+    return f"{one.told[:1].upper()}{one.told[1:]}"
 
 
 def _too(rest: list[Series]) -> str:
