@@ -12,7 +12,7 @@ import numpy as np
 from ..audit.trace import Trace
 from ..tensors import NumPyArray
 from .estimate import BELIEVED, Estimate, estimate
-from .model import Mismatch, clip_probabilities
+from .model import Mismatch, Tails, clip_probabilities
 from .responses import Gate, Reading, Responses, read_responses
 
 # A mean square of log-ratios beyond this is no ratio of probabilities: sentinels such as -1e9, or an overflow.
@@ -96,16 +96,31 @@ class Analysis:
 
     def predicted(self, rows: Responses, of: Estimate | None = None) -> float | None:
         """The clip fraction that mismatch alone gives at the lengths and signs of these rows, by tokens."""
+        if of is not None and self.gate is not None and self.gate.ratio == "token":
+            return None  # only the first mini-batch says how heavy the tails of single tokens are
         of = of or self.first
         if of is None or self.gate is None or not np.any(rows.positive + rows.negative):
             return None
         return float(np.average(self._closed(rows, of.mismatch), weights=rows.length))
 
     def _closed(self, rows: Responses, mismatch: Mismatch) -> NumPyArray:
-        """The probability of each response that its gate closes; the expected share of its tokens, where advantages vary."""
-        assert self.gate is not None
-        tails = clip_probabilities(mismatch, self.gate.clip, rows.length, self.gate.ratio)
+        """The expected share of each response's tokens whose gate closes."""
+        tails = self._tails(rows, mismatch)
         return (tails.high * rows.positive + tails.low * rows.negative) / rows.length
+
+    def _tails(self, rows: Responses, mismatch: Mismatch) -> Tails:
+        """What the gate closes of negative and of positive responses, by their lengths.
+
+        Where tokens are clipped it is what was clipped of the first mini-batch: single tokens have heavy tails, and no
+        mean over a response makes them normal.
+        """
+        assert self.gate is not None
+        if self.gate.ratio == "token":
+            first = self.finite.of_minibatch(0)
+            return Tails(_rate(first.low, first.negative), _rate(first.high, first.positive))
+        lengths, which = np.unique(rows.length, return_inverse=True)
+        tails = clip_probabilities(mismatch, self.gate.clip, lengths, self.gate.ratio)
+        return Tails(tails.low[which], tails.high[which])
 
     def error(self, rows: Responses) -> float | None:
         """The standard error of what is clipped around what is predicted, if mismatch alone acts; None without a prediction."""
@@ -127,10 +142,9 @@ class Analysis:
         """The predicted clip fractions of the tokens with A < 0 and with A > 0."""
         if self.gate is None or not np.any(rows.positive + rows.negative):
             return None
-        tails = clip_probabilities(of.mismatch, self.gate.clip, rows.length, self.gate.ratio)
-        pairs = ((tails.low, rows.negative), (tails.high, rows.positive))
-        low, high = (float(np.average(tail, weights=w)) if w.any() else 0.0 for tail, w in pairs)
-        return low, high
+        tails = self._tails(rows, of.mismatch)
+        low, high = _rate(tails.low * rows.negative, rows.negative), _rate(tails.high * rows.positive, rows.positive)
+        return float(low), float(high)
 
     @cached_property
     def minibatches(self) -> list[Minibatch]:
@@ -183,6 +197,12 @@ class Analysis:
 def analyse(trace: Trace, gate: Gate | None = None) -> Analysis:
     """Reads a trace once; `gate` instead of that of the objective which the run claims."""
     return Analysis(read_responses(trace, gate))
+
+
+def _rate(closed: NumPyArray, tokens: NumPyArray) -> NumPyArray:
+    """Σ closed / Σ tokens, 0 without any."""
+    total = np.sum(tokens)
+    return np.sum(closed) / total if total else np.zeros(())
 
 
 def _estimate(found: Estimate | None) -> dict[str, Any] | None:

@@ -155,11 +155,17 @@ def _explained(run: Analysis) -> list[Finding]:
     if not any(one.beyond for one in later):
         told = f"{told}: nothing beyond it is significant"
     heavy = max(shares) >= 0.5
-    wide = required_clip(run.first.mismatch, run.finite.length, 0.01, run.gate.ratio)
     # A bias that has a cause is mended, not given room.
-    fix = widen(wide, 0.01) if heavy and not run.first.systematic else ""
+    fix = _room(run) if heavy and not run.first.systematic else ""
     costs = "the clip fraction says little about how far the policy moved" if heavy else ""
     return [Finding("clip-explained", "warning" if heavy else "note", "clip", told, "GSPO-METRIC-1", costs, fix)]
+
+
+def _room(run: Analysis) -> str:
+    """The advice to widen the range to what noise needs; none for single tokens, whose tails are not normal."""
+    if run.first is None or run.gate is None or run.gate.ratio == "token":
+        return ""
+    return widen(required_clip(run.first.mismatch, run.finite.length, 0.01, run.gate.ratio), 0.01)
 
 
 def _rounded(run: Analysis) -> list[Finding]:

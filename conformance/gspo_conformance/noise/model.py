@@ -161,17 +161,18 @@ def required_clip(mismatch: Mismatch, lengths: Any, share: float = 0.01, ratio: 
     """
     if not 0 < share < 0.5:
         raise ValueError(f"share: expected a number between 0 and 0.5, got {share!r}")
-    std, mean = mismatch.log_ratio_std(lengths, ratio), mismatch.log_ratio_mean(lengths, ratio)
-    low, high = (_quantile(sign * mean, std, share) for sign in (-1, 1))
+    distinct, counts = np.unique(np.asarray(lengths, dtype=np.float64), return_counts=True)
+    std, mean = mismatch.log_ratio_std(distinct, ratio), mismatch.log_ratio_mean(distinct, ratio)
+    low, high = (_quantile(sign * mean, std, counts / counts.sum(), share) for sign in (-1, 1))
     return Clip(low=-math.expm1(-low), high=math.expm1(min(high, _LARGEST)))
 
 
-def _quantile(mean: NumPyArray, std: NumPyArray, share: float) -> float:
-    """The smallest x >= 0 with a mean over the lengths of P(N(mean, std²) > x) of at most `share`."""
+def _quantile(mean: NumPyArray, std: NumPyArray, weights: NumPyArray, share: float) -> float:
+    """The smallest x >= 0 that a mixture of N(mean, std²) exceeds with a probability of at most `share`."""
     low, high = 0.0, float(np.max(np.abs(mean) + 40 * std)) + 1e-12
-    for _ in range(200):
+    for _ in range(64):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(np.mean(_below(mean - middle, std))) > share else (low, middle)
+        low, high = (middle, high) if float(weights @ _below(mean - middle, std)) > share else (low, middle)
     return high
 
 

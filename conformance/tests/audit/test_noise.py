@@ -254,3 +254,12 @@ def test_short_responses_that_noise_clips_and_piles_at_a_bound_are_told(tmp_path
     save_file(arrays, tmp_path / "pile" / "0.safetensors", metadata={"gspo_trace": json.dumps(dict(header))})
     piled = found(read_trace(tmp_path / "pile"))["pile-up"]
     assert "around the upper bound" in piled.message
+
+
+def test_clipped_tokens_are_predicted_from_the_first_minibatch_and_not_from_a_normal(tmp_path: Path) -> None:
+    run = analyse(Run(std=0.05, objective=Objective.grpo(Clip(0.1, 0.1)).to_dict()).write(tmp_path))
+    first, *later = run.minibatches
+    assert first.predicted == pytest.approx(first.observed, rel=1e-12)
+    assert first.observed == pytest.approx(0.5 * 0.0175 + 0.5 * 0.0284, rel=0.1)  # beyond log 0.9 and log 1.1
+    assert all(one.observed == pytest.approx(one.predicted, rel=0.1) for one in later)
+    assert not any(one.beyond for one in later)
