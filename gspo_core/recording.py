@@ -47,8 +47,8 @@ class Call(NamedTuple):
     arrays: dict[str, Any]
 
 
-def write_shard(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Stored]) -> int:
-    """Writes one file of a trace and returns its size; readers see the whole of it or nothing."""
+def shard_head(header: Mapping[str, Any], arrays: Mapping[str, Stored]) -> bytes:
+    """What stands before the arrays in a file of a trace."""
     entries: dict[str, Any] = {"__metadata__": {"gspo_trace": json.dumps(header, allow_nan=False)}}
     start = 0
     for name, stored in arrays.items():
@@ -57,14 +57,19 @@ def write_shard(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Stor
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shard(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Stored]) -> None:
+    """Writes one file of a trace; readers see the whole of it or nothing."""
+    head = shard_head(header, arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(head)
         for stored in arrays.values():
             file.write(stored.content)
     unfinished.replace(path)
-    return 8 + len(text) + start
 
 
 def json_number(value: float) -> float | str:
@@ -110,6 +115,7 @@ class Recorder:
         rank: int = 0,
         every: int = 1,
         max_bytes: int | None = None,
+        first_step: int = 0,
         **run: Any,
     ) -> None:
         for name, number in (("every", every), ("max_bytes", max_bytes)):
@@ -119,7 +125,7 @@ class Recorder:
         if any(self.path.glob("*.safetensors")):
             raise FileExistsError(f"path: expected no trace of this rank yet, found one in {self.path}")
         self.run: dict[str, Any] = {"every": every} | {name: value for name, value in run.items() if value is not None}
-        self.step_index, self.minibatch, self.rollout_index = 0, 0, -1
+        self.step_index, self.minibatch, self.rollout_index = first_step, 0, -1
         self.written = 0
         self.ended = ""
         self._calls: list[Call] = []
@@ -293,15 +299,15 @@ class Recorder:
         if self.ended:
             return
         arrays = {f"{at}.{key}": stored for at, (_, part) in enumerate(bundle) for key, stored in part.items()}
-        size = sum(stored.size for stored in arrays.values())
+        header = self._header([fields for fields, _ in bundle])
+        size = len(shard_head(header, arrays)) + sum(stored.size for stored in arrays.values())
         if self.max_bytes is not None and self.written + size > self.max_bytes:
             told = f"{self.written} bytes written, {size} more would exceed max_bytes {self.max_bytes}"
             _LOG.warning("recording of %s ended at step %d: %s", self.path, self.step_index, told)
             self.end(_BUDGET, told)
             return
-        self.written += write_shard(
-            self.path / f"{name}.safetensors", self._header([fields for fields, _ in bundle]), arrays
-        )
+        write_shard(self.path / f"{name}.safetensors", header, arrays)
+        self.written += size
 
     def _header(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         return {"version": VERSION, "rank": self.rank, "run": self.run, "parts": parts}

@@ -71,6 +71,7 @@ def record(
     *,
     every: int = 1,
     max_bytes: int | None = None,
+    first_step: int = 0,
     rank: int | None = None,
     **run: Any,
 ) -> JaxRecorder:
@@ -80,6 +81,7 @@ def record(
         path: the folder of the trace; each process writes into a folder of its own below it.
         every: records one rollout in so many where `rollout` marks them, else one optimiser step in so many.
         max_bytes: ends the recording, not the training, before this process has written more.
+        first_step: the number of the first optimiser step, for a run that is resumed, into a folder of its own.
         rank: of this process; `jax.process_index()` where None.
         run: what the audit is to know: `advantages` (keyword arguments of `group_advantages`), `group_size`, `temperature`,
             `ranks`, `micro_batches` and `rank_losses` ("sum" or "mean": how losses become that of the step), `trainer`, `dtype`.
@@ -87,5 +89,10 @@ def record(
     if jax.process_count() > 1:
         run.setdefault("ranks", jax.process_count())
     return JaxRecorder(
-        path, every=every, max_bytes=max_bytes, rank=jax.process_index() if rank is None else rank, **run
+        path,
+        every=every,
+        max_bytes=max_bytes,
+        first_step=first_step,
+        rank=jax.process_index() if rank is None else rank,
+        **run,
     )

@@ -105,16 +105,16 @@ class TorchRecorder(Recorder):
             values = values.bool()
         if values.device.type == "cpu":
             return values.clone(memory_format=torch.contiguous_format)
-        # A copy of a CUDA tensor that does not block lands in pinned memory.
-        copy = values.contiguous().to("cpu", non_blocking=True)
-        arrival = torch.cuda.Event() if values.is_cuda else None
-        if arrival is not None:
-            arrival.record()
+        if not values.is_cuda:
+            return values.to("cpu").contiguous()
+        # A copy of a CUDA tensor that does not block lands in pinned memory, and is there when the event has passed.
+        copy, arrival = values.contiguous().to("cpu", non_blocking=True), torch.cuda.Event()
+        arrival.record()
         return _Copy(copy, arrival)
 
     def ready(self, kept: Iterable[Any]) -> bool:
         """Whether every copy has arrived."""
-        return all(one.arrival is None or one.arrival.query() for one in kept if isinstance(one, _Copy))
+        return all(one.arrival.query() for one in kept if isinstance(one, _Copy))
 
     def store(self, kept: Any) -> Stored:
         """The bytes of a copy."""
@@ -140,8 +140,7 @@ class _Copy:
 def _arrived(kept: Any) -> Tensor:
     if not isinstance(kept, _Copy):
         return kept
-    if kept.arrival is not None:
-        kept.arrival.synchronize()
+    kept.arrival.synchronize()
     return kept.tensor
 
 
@@ -150,6 +149,7 @@ def record(
     *,
     every: int = 1,
     max_bytes: int | None = None,
+    first_step: int = 0,
     gradient: bool = False,
     rank: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -161,6 +161,7 @@ def record(
         path: the folder of the trace; each rank writes into a folder of its own below it.
         every: records one rollout in so many where `rollout` marks them, else one optimiser step in so many.
         max_bytes: ends the recording, not the training, before this rank has written more.
+        first_step: the number of the first optimiser step, for a run that is resumed, into a folder of its own.
         gradient: records d loss / d logp too, as it arrives in the backward pass.
         rank: of this process; that of `torch.distributed` where None.
         optimizer: whose steps count; those of all optimisers after a call of the loss where None.
@@ -173,5 +174,12 @@ def record(
     if distributed:
         run.setdefault("ranks", torch.distributed.get_world_size())
     return TorchRecorder(
-        path, every=every, max_bytes=max_bytes, gradient=gradient, rank=rank, optimizer=optimizer, **run
+        path,
+        every=every,
+        max_bytes=max_bytes,
+        first_step=first_step,
+        gradient=gradient,
+        rank=rank,
+        optimizer=optimizer,
+        **run,
     )

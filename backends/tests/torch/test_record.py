@@ -97,6 +97,12 @@ def test_steps_are_sampled_and_rollouts_whole(tmp_path: Path) -> None:
     assert found.step(4).rollouts[0].array("rewards").tolist() == [1, 0]
 
 
+def test_a_run_that_is_resumed_goes_on_counting(tmp_path: Path) -> None:
+    with gspo.record(tmp_path, first_step=7):
+        _train(2)
+    assert read_trace(tmp_path).indices == (7, 8)
+
+
 def test_what_the_loss_is_not_given_is_recorded_beside_it(tmp_path: Path) -> None:
     with gspo.record(tmp_path) as trace:
         trace.beside(behavior_logp=torch.full((2, 3), -1.5), rewards=torch.tensor([1.0, 0.0]))

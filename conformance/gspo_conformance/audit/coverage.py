@@ -14,6 +14,9 @@ from .shards import Broken
 from .trace import Step, Trace
 
 
+_MOST = 10_000
+
+
 @dataclass
 class Coverage:
     """Gathered while the steps go by."""
@@ -27,11 +30,13 @@ class Coverage:
     def add(self, step: Step, ranks: int) -> None:
         """What a step holds."""
         if len(step.ranks) < ranks and step.parts:
-            absent = sorted(set(range(ranks)) - set(step.ranks))
+            absent = [rank for rank in range(min(ranks, _MOST)) if rank not in step.ranks]
             self.gaps.append(f"step {step.index} has no record of rank {', '.join(map(str, absent[:8]))}")
         for rank in step.ranks:
-            numbers = [part.microbatch for part in step.parts if part.rank == rank]
-            missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
+            numbers = {
+                part.fields["microbatch"] for part in step.parts if part.rank == rank and "microbatch" in part.fields
+            }
+            missing = [number for number in range(min(max(numbers, default=-1), _MOST)) if number not in numbers]
             if missing:
                 self.gaps.append(f"step {step.index}, rank {rank} lacks micro-batch {', '.join(map(str, missing[:8]))}")
         self._add_groups(step)

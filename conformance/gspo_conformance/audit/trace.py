@@ -108,8 +108,8 @@ class Part:
 
     @property
     def microbatch(self) -> int:
-        """Which micro-batch of the step on this rank."""
-        return self.fields.get("microbatch", 0)
+        """Which micro-batch of the step on this rank; its place in the file where the run does not say."""
+        return self.fields.get("microbatch", self.at)
 
     @property
     def minibatch(self) -> int | None:
@@ -267,12 +267,15 @@ class Trace:
         return tuple(sorted({shard.header.get("rank", 0) for shard in self.shards}))
 
     @cached_property
-    def _index(self) -> dict[int, list[tuple[int, int, Shard, int]]]:
-        found: dict[int, list[tuple[int, int, Shard, int]]] = {}
-        for shard in self.shards:
+    def _index(self) -> dict[int, dict[tuple[Any, ...], tuple[Shard, int]]]:
+        """Where the parts of each step lie. A micro-batch that was recorded twice, by a run that was resumed, counts once: the later file."""
+        found: dict[int, dict[tuple[Any, ...], tuple[Shard, int]]] = {}
+        for number, shard in enumerate(self.shards):
             for at, fields in enumerate(shard.header["parts"]):
-                key = (shard.header.get("rank", 0), fields.get("microbatch", 0), shard, at)
-                found.setdefault(fields["step"], []).append(key)
+                named = "microbatch" in fields and fields.get("kind", "loss") == "loss"
+                place = (fields["microbatch"],) if named else (at, number)
+                key = (shard.header.get("rank", 0), not named, *place)
+                found.setdefault(fields["step"], {})[key] = (shard, at)
         return found
 
     @property
@@ -282,8 +285,8 @@ class Trace:
 
     def step(self, index: int) -> Step:
         """One step, by its number."""
-        entries = sorted(self._index[index], key=lambda entry: (entry[0], entry[1], entry[3]))
-        parts = [Part(shard, at, shard.header["parts"][at]) for _, _, shard, at in entries]
+        entries = self._index[index]
+        parts = [Part(shard, at, shard.header["parts"][at]) for shard, at in (entries[key] for key in sorted(entries))]
         losses = tuple(part for part in parts if part.kind == "loss")
         return Step(index, losses, tuple(part for part in parts if part.kind == "rollout"))
 

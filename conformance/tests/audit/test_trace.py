@@ -152,3 +152,19 @@ def test_there_must_be_a_trace(tmp_path: Path) -> None:
         read_trace(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="expected a trace"):
         read_trace(tmp_path)
+
+
+def test_a_micro_batch_that_a_resumed_run_recorded_again_counts_once(tmp_path: Path) -> None:
+    for folder, loss in (("first", -1.0), ("resumed", -2.0)):
+        parts = [{"step": 4, "microbatch": 0, "loss": loss}, {"step": 4, "kind": "rollout", "microbatch": 0}]
+        arrays = padded() | {"1.rewards": np.ones(2, np.float32)}
+        write(tmp_path / folder / "rank-0/4.safetensors", parts, arrays)
+    step = read_trace(tmp_path).step(4)
+    assert [part.loss for part in step.parts] == [-2.0]
+    assert len(step.rollouts) == 2
+
+
+def test_micro_batches_without_a_number_are_told_apart_by_their_place(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", [{"step": 0}, {"step": 0}], padded(0) | padded(1))
+    write(tmp_path / "b.safetensors", [{"step": 0}], padded())
+    assert [part.microbatch for part in read_trace(tmp_path).step(0).parts] == [0, 0, 1]
