@@ -68,20 +68,24 @@ def _reach(columns: list[tuple[NumPyArray, NumPyArray]], gate: Gate | None) -> f
 
 
 def _half(panel: Panel, at: int, side: int, values: NumPyArray, reach: float, gate: Gate | None) -> None:
-    """A histogram lying on the axis of its mini-batch, to one side of it."""
-    edges = np.linspace(-reach, reach, _BINS + 1)
+    """A histogram lying on the axis of its mini-batch, to one side of it; beyond the bound that this sign has it is solid."""
+    kind = "up" if side > 0 else "down"
+    bound = math.inf if gate is None else side * (gate.clip.high if side > 0 else gate.clip.low)
+    edges = _edges(reach, bound if abs(bound) < reach else 0.0)
     counts, _ = np.histogram(np.clip(values, -reach, reach), edges)
     if not counts.any():
         return
-    kind = "up" if side > 0 else "down"
-    bound = math.inf if gate is None else (gate.clip.high if side > 0 else gate.clip.low)
     for count, low, high in zip(counts / counts.max(), edges[:-1], edges[1:], strict=True):
-        width = at + side * 0.44 * float(count)
-        # what lies beyond the bound that this sign has is closed
-        split = float(np.clip(side * bound, low, high)) if math.isfinite(bound) else float(high if side > 0 else low)
-        inside, outside = ((low, split), (split, high)) if side > 0 else ((split, high), (low, split))
-        panel.box(at, width, *inside, f"{kind} soft")
-        panel.box(at, width, *outside, kind)
+        closed = side * (low + high) / 2 > abs(bound)
+        panel.box(at, at + side * 0.44 * float(count), low, high, kind if closed else f"{kind} soft")
+
+
+def _edges(reach: float, at: float) -> NumPyArray:
+    """The edges of bins of one width from -reach to reach, one of them `at` a bound; the bins at the ends may be narrower."""
+    step = 2 * reach / _BINS
+    inner = at + step * np.arange(-_BINS, _BINS + 1)
+    inner = inner[np.abs(inner) < reach - step / 4]
+    return np.concatenate([[-reach], inner, [reach]])
 
 
 def clipped(run: Analysis) -> Markup | None:
@@ -207,12 +211,13 @@ def advantages(run: Analysis) -> Markup | None:
         Axis(-reach, reach, linear(-reach, reach, lambda value: f"{value:g}".replace("-", "−"), 4)),
         "Advantages by group",
     )
+    small = 1.6 if len(shown) > 36 else 2.6
     for at, values in enumerate(shown):
         if not values.any():
             panel.box(at - 0.5, at + 0.5, -reach, reach, "silent")
         for value, count in zip(*np.unique(np.round(values, 6), return_counts=True), strict=True):
             kind = "up" if value > 0 else "down" if value < 0 else "still"
-            panel.dot(at, float(value), kind, round(min(5.5, 1.6 + 0.55 * math.sqrt(float(count))), 1))
+            panel.dot(at, float(value), kind, round(min(5.5, small + 0.55 * math.sqrt(float(count))), 1))
     silent = sum(not values.any() for values in groups) / len(groups)
     told = f"Groups from few to many successes; a dot is as large as the responses it stands for. {percent(silent)} of the groups have no signal."
     return _figure("Advantages by group", panel, told, (("up", "A > 0"), ("down", "A < 0"), ("silent", "no signal")))
