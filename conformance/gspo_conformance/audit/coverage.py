@@ -13,7 +13,6 @@ from ..words import plural
 from .shards import Broken
 from .trace import Step, Trace
 
-
 _MOST = 10_000
 
 
