@@ -196,7 +196,7 @@ def train(settings: Settings, out: Path, resume: bool = False) -> Iterator[Row]:
         policy, moments, row = iterate(policy, moments, settings, iteration)
         tested = iteration % settings.evaluate_every == 0 or iteration in (1, settings.iterations)
         row = {"iteration": iteration} | row | {"held_out": held_out_accuracy(policy) if tested else None}
-        record.add(row)
+        row = record.add(row)
         if iteration % settings.save_every == 0 or iteration == settings.iterations:
             save((policy, moments), settings, iteration, out / "checkpoint.npz")
         yield row

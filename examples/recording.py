@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -112,11 +113,20 @@ class Record:
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._path = path
 
-    def add(self, row: Row) -> None:
-        """Appends a row."""
+    def add(self, row: Row) -> Row:
+        """Appends a row, to six digits, and returns it."""
+        row = {name: to_six_digits(value) for name, value in row.items()}
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        return row
+
+
+def to_six_digits(value: Any) -> Any:
+    """A number, or a list of them."""
+    if isinstance(value, list):
+        return [to_six_digits(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def summary(steps: Sequence[Row]) -> Row:
@@ -184,14 +194,25 @@ def smooth(values: Sequence[float] | np.ndarray, over: int = 10) -> np.ndarray:
     return (total - before) / np.minimum(np.arange(1, len(total) + 1), over)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draws the figure of a run, or checks that it is drawn already."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws the figure of a run, or says whether it is drawn already."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("metrics", type=Path, help="the metrics.jsonl of a run")
     parser.add_argument("--out", type=Path, required=True, help="the figure, SVG")
-    found = parser.parse_args(arguments)
-    draw(read(found.metrics), Settings(), found.out)
+    parser.add_argument(
+        "--check", action="store_true", help="draw nothing; fail where the figure is not that of the run"
+    )
+    wanted = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / "curve.svg"
+        draw(read(wanted.metrics), Settings(), fresh)
+        if not wanted.check:
+            wanted.out.write_bytes(fresh.read_bytes())
+        elif wanted.out.read_bytes() != fresh.read_bytes():
+            sys.stdout.write(f"{wanted.out}: not the figure of {wanted.metrics}\n")
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

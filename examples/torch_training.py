@@ -147,7 +147,7 @@ def train(settings: Settings, out: Path, resume: bool = False) -> Iterator[Row]:
         row = {"iteration": iteration} | iterate(policy, optimizer, settings, iteration)
         tested = iteration % settings.evaluate_every == 0 or iteration in (1, settings.iterations)
         row["held_out"] = held_out_accuracy(policy) if tested else None
-        record.add(row)
+        row = record.add(row)
         if iteration % settings.save_every == 0 or iteration == settings.iterations:
             save(policy, optimizer, settings, iteration, out / "checkpoint.pt")
         yield row

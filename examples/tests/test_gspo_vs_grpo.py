@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +23,17 @@ def sevens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("sevens")
-def test_both_objectives_start_equal_and_the_first_steps_tell_them_apart() -> None:
-    runs = gspo_vs_grpo.measure(SMALL, seeds=2)
+def test_both_objectives_start_equal_and_the_first_steps_tell_them_apart(tmp_path: Path) -> None:
+    gspo_vs_grpo.measure_all(SMALL, 1, tmp_path / "numbers.json")
+    found = gspo_vs_grpo.measure_all(SMALL, 2, tmp_path / "numbers.json")
+    runs = found["runs"]
     assert len(runs) == 12
     for policy in gspo_vs_grpo.POLICIES:
         ours, theirs = (gspo_vs_grpo.chosen(runs, policy, objective) for objective in ("GSPO", "GRPO"))
         assert [run["reward"][0] for run in ours] == [run["reward"][0] for run in theirs]
         assert np.mean([run["clip_fraction"] for run in ours]) > np.mean([run["clip_fraction"] for run in theirs])
-    text = gspo_vs_grpo.table({"runs": runs, "seeds": 2, "seconds": 1.0, "settings": vars(SMALL)})
+    text = gspo_vs_grpo.table(found)
+    assert text.startswith("2 seeds; 2 rollouts of 4 x 8 responses")
     assert text.count("\n| mixture, replay |") == 3
 
 
