@@ -58,6 +58,10 @@ vectors: setup  ## recompute every golden vector and the table of clauses; fail 
 	$(BIN)/gspo vectors trace --check
 	$(BIN)/gspo trainers pages --check --out docs/trainers
 
+drawn: setup  ## draw the figures and write the gallery of mistakes anew; the tests hold them to it
+	$(BIN)/python docs/drawing/figures.py
+	$(BIN)/python docs/drawing/mistakes.py
+
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict
 
