@@ -127,9 +127,26 @@ def audit_advantages(rollouts: Rollouts, claim: Claim, group_size: int | None, l
             arrays = {name: values[complete] for name, values in arrays.items()}
         elif not complete.all():
             continue
-        if _differs(rollout, arrays, settings, claim, ledger):
+        if _uncertain(rollout, arrays, settings, claim, group_size):
+            ledger.miss(
+                "advantages: groups may be spread over steps; neither group_size nor whole rollouts were recorded"
+            )
+        elif _differs(rollout, arrays, settings, claim, ledger):
             bad.append(rollout)
     return bad
+
+
+def _uncertain(
+    rollout: Rollout,
+    arrays: Mapping[str, NumPyArray],
+    settings: Mapping[str, Any],
+    claim: Claim,
+    group_size: int | None,
+) -> bool:
+    """Whether members of its groups may be missing: nobody says how many there are, and no known way gives the advantages."""
+    if rollout.whole or group_size is not None or fits([rollout], settings, claim.precision):
+        return False
+    return not any(fits([rollout], found, claim.precision, mutant) for _, found, mutant in candidates(settings))
 
 
 def _complete(groups: NumPyArray, group_size: int | None) -> NumPyArray:

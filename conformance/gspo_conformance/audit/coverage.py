@@ -80,7 +80,7 @@ def coverage_findings(trace: Trace, coverage: Coverage) -> list[Finding]:
         told = f"{coverage.gaps[0]}{f', and {len(coverage.gaps) - 1} more such gaps' if len(coverage.gaps) > 1 else ''}"
         found.append(Finding("gap", "warning", "", told, "", "the loss of such a step cannot be told"))
     found += _ends(trace)
-    for rollout, taught, silent in coverage.lost():
+    for rollout, taught, silent in coverage.lost() if not trace.broken else ():
         found += _lost(rollout, taught, silent)
     return found
 

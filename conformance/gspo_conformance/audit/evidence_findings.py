@@ -57,7 +57,8 @@ def _stale(evidence: Evidence) -> Iterator[Finding]:
     moved = [one for one in evidence.first if one.std > JUMP * floor or abs(one.mean) > JUMP * floor]
     sure = [one for one in moved if one.step in sampler and sampler[one.step].std < NEAR * one.std]
     bad = sure or (moved if clean else [])
-    if not bad:
+    # Noise that comes and goes is not staleness: from its first step on it stays.
+    if not bad or len(bad) < 0.8 * sum(one.step >= bad[0].step for one in evidence.first):
         return
     told = (
         f"old_logp is stale since step {bad[0].step}: in {plural(len(bad), 'first mini-batch', 'first mini-batches')}, where new and "

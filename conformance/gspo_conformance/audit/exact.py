@@ -13,7 +13,6 @@ import numpy as np
 
 from gspo_core import Objective
 
-from ..mutants.reference import LossReference
 from ..mutants.tape import stop
 from ..mutants.whole import Reference
 from ..target import METRICS, Case
@@ -191,6 +190,3 @@ def _slack(found: Exact, name: str, value: float, precision: float) -> float:
     if name == "kl_penalty":
         return step * (1.0 + abs(value))
     return step * 4 * (1.0 + abs(value))
-
-
-__all__ = ["Exact", "LossReference", "NotComputable", "additive", "exact", "inputs_of", "metric"]

@@ -279,6 +279,3 @@ def _numbers(worst: Difference) -> str:
 
 def _fix(one: Explanation) -> str:
     return f"gspo explain {one.name}" if "." in one.name and not one.name.startswith(("advantage.", "step.")) else ""
-
-
-__all__ = ["Audit", "StepRow", "audit", "with_noise"]

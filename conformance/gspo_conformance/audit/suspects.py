@@ -17,7 +17,6 @@ from ..target import Case
 from ..tensors import NumPyArray
 from .claim import PRESETS
 from .exact import FOREIGN, NotComputable, exact, inputs_of
-from .shards import Broken
 from .steps import Recomputed, exact_gradient
 from .trace import Tokens
 
@@ -275,6 +274,3 @@ def _by_factor(few: Sequence[Recomputed], precision: float) -> Iterator[Explanat
         return
     told = f"every loss is {factors[0]:.6g} times what is claimed"
     yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")
-
-
-__all__ = ["Broken", "Explanation", "explain_gradient", "explain_loss", "explain_metric", "from_mutant", "without"]

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from gspo_conformance.audit import read_trace
 from gspo_conformance.audit.claim import claim_of
 from gspo_conformance.audit.judgement import Audit, audit
 from gspo_conformance.cli import main
+from gspo_conformance.formats import ROOT
 
 from .faults import CONTROLS, FAULTS, Fault, Run, truncate
 from .training import train
@@ -103,6 +105,9 @@ def test_the_command_reports_in_three_forms_and_ends_as_it_should(
     run.write(tmp_path / "bad")
     assert main(["audit", str(tmp_path / "bad"), "--format", "json"]) == 1
     record = json.loads(capsys.readouterr().out)
+    schema = json.loads((ROOT / "schemas" / "audit.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    assert list(Draft202012Validator(schema).iter_errors(record)) == []
     assert record["verdict"] == "differs"
     assert record["findings"][0]["rule"] == "aggregation.token-mean"
     assert main(["audit", str(tmp_path / "bad"), "--format", "html", "--out", str(tmp_path / "report")]) == 1

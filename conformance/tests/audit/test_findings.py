@@ -121,6 +121,21 @@ def test_a_group_that_no_loss_saw(tmp_path: Path) -> None:
     assert "group 2 of rollout 1" in one.message
 
 
+def test_groups_that_may_be_spread_over_steps_are_not_held_against_the_run(tmp_path: Path) -> None:
+    run = Run(TRL)
+    for file in run.files:
+        file.header["run"].pop("group_size")
+        keep = [at for at, fields in enumerate(file.header["parts"]) if fields.get("kind") != "rollout"]
+        file.header["parts"] = [file.header["parts"][at] for at in keep]
+        file.arrays = [file.arrays[at] for at in keep]
+        for fields in file.header["parts"]:
+            fields.pop("rollout")
+    run.write(tmp_path)
+    found = _audit(tmp_path)
+    assert found.verdict == "agrees"
+    assert any("groups may be spread over steps" in reason for reason in found.ledger.missing)
+
+
 def test_a_sampler_that_lies_one_place_beside_the_mask(tmp_path: Path) -> None:
     def shifted(_: Any, fields: dict[str, Any], arrays: dict[str, Any]) -> None:
         mask = arrays["mask"]
