@@ -14,10 +14,11 @@ from gspo_conformance.trainers.room import rooms
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
 # What no setting of the trainer mends: AReaL's only aggregation is the mean over tokens, OpenRLHF's eps is 1e-9,
-# EasyDeL makes one update of a rollout.
+# AgileRL's 1e-8, EasyDeL makes one update of a rollout.
 REMAINS = {
     "areal": {("error", "aggregation")},
     "openrlhf": {("warning", "eps")},
+    "agilerl": {("warning", "eps")},
     "easydel": {("error", "one-update"), ("warning", "clip-inverted")},
 }
 ROLL = ["roll-seed.yaml", "--dialect", "roll", "--trainer-version", "c0c0d2b1"]

@@ -108,7 +108,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
         ("leave_one_out", "none"): algo_core.compute_rloo_advantages,
     }
     estimator = estimators.get((asked["center"], asked["scale"]))
-    if estimator is None or (asked["scale"] == "std" and (asked["ddof"], asked["eps"]) != (1, 1e-6)):
+    form = (asked["ddof"], asked["eps"], asked.get("eps_placement", "std"))
+    if estimator is None or (asked["scale"] == "std" and form != (1, 1e-6, "std")):
         raise Skip("Tunix has the mean with the standard deviation (ddof 1, eps 1e-6) or alone, and RLOO")
     return {"advantages": _estimated(estimator, case)}
 
@@ -119,14 +120,13 @@ def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
 
 
 def _estimated(estimator: Any, case: Case) -> NumPyArray:
-    """The responses of a group side by side, as Tunix lays them, and back."""
+    """One call a group: a batch of Tunix has groups of one size, side by side."""
     groups, rewards = np.asarray(case.inputs["groups"]), np.asarray(case.inputs["rewards"], case.dtype)
-    order = np.argsort(groups, kind="stable")
-    sizes = set(np.unique(groups, return_counts=True)[1].tolist())
-    if len(sizes) != 1 or sizes == {1}:
-        raise Skip("the groups of Tunix have one size, and it is above 1")
     found = np.empty_like(rewards)
-    found[order] = estimator(rewards[order], sizes.pop())
+    for group, size in zip(*np.unique(groups, return_counts=True), strict=True):
+        if size == 1:
+            raise Skip("num_generations of Tunix is above 1")
+        found[groups == group] = estimator(rewards[groups == group], int(size))
     return found
 
 
@@ -152,7 +152,7 @@ CAPABILITIES = Capabilities(
     token_advantages=True,
     input_dtypes=frozenset({"bfloat16", "float16"}),
     inputs=frozenset({"logp", "old_logp", "advantages", "mask", "offsets", "ref_logp", "groups", "rewards"}),
-    parameters=frozenset({"objective", "advantages", "center", "scale", "ddof", "eps", "estimator"}),
+    parameters=frozenset({"objective", "advantages", "center", "scale", "ddof", "eps", "eps_placement", "estimator"}),
 )
 
 

@@ -1,0 +1,1 @@
+"""AgileRL: the policy losses of its `GRPO` agent, GSPO among them."""

@@ -1,0 +1,161 @@
+"""`GRPO._loss_fn` of an agent without a model: its own validation of the options, its own window, its own reduction."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from inspect import signature
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...target import Capabilities, Case, Skip
+from ...tensors import NumPyArray
+from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from ..stubs import stub
+from .dialect import DIALECT
+
+stub("accelerate", "transformers", "peft", "wandb", "pettingzoo", "PIL", "safetensors", "tokenizers", "huggingface_hub")
+
+
+def _algorithms() -> None:
+    """The package of the algorithms without its `__init__`, which imports them all."""
+    spec = find_spec("agilerl")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    sys.modules["agilerl.algorithms"] = ModuleType("agilerl.algorithms")
+    sys.modules["agilerl.algorithms"].__path__ = [f"{spec.submodule_search_locations[0]}/algorithms"]
+
+
+_algorithms()
+
+from agilerl.algorithms.grpo import GRPO
+from agilerl.utils.llm_utils import calculate_k3_kl, masked_whiten
+
+RELEASE = version("agilerl")
+# Without liger-kernel, as installed here, an agent takes its standard path.
+OPTIONS = {name: one.default for name, one in signature(GRPO.__init__).parameters.items()} | {"use_liger_loss": False}
+
+
+def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """The loss of one micro-batch that is the whole window."""
+    agent = _agent(tuple(sorted(settings.items())))
+    mask = tensor(case.inputs["mask"])
+    old = tensor(case.inputs["old_logp"], case.input_dtype)
+    rest = {}
+    if settings.get("old_logprobs_source") == "trainer":
+        rest["sampling_log_probs"] = tensor(case.inputs["behavior_logp"], case.input_dtype)
+    advantages = _window(agent, case, mask, tensor(_columns(case.inputs["advantages"])))
+
+    def loss(logp: Any) -> Any:
+        ref = tensor(case.inputs["ref_logp"], case.input_dtype) if "ref_logp" in case.inputs else logp.detach()
+        return agent._loss_fn(mask, logp, old, ref, advantages, **rest)[0]
+
+    return torch_loss(case, loss)
+
+
+@cache
+def _agent(settings: tuple[tuple[str, Any], ...]) -> Any:
+    """An agent with these options and everything else as `GRPO.__init__` has it, but no model."""
+    given = OPTIONS | dict(settings)
+    agent = GRPO.__new__(GRPO)
+    plain = "beta kl_clamp use_bias_correction_kl off_policy_token_mask_bounds off_policy_sequence_mask_threshold"
+    for name in (*plain.split(), "use_liger_loss", "vllm_importance_sampling_cap"):
+        setattr(agent, name, given[name])
+    agent.gradient_accumulation_steps, agent.device = 1, "cpu"
+    agent.clip_coef, agent.clip_coef_min, agent.clip_coef_max = agent._resolve_clip_coef(given["clip_coef"])
+    agent.loss_norm = agent._resolve_loss_norm(given["loss_norm"])
+    kinds = ("adv_norm", "group_size", "advantage_granularity", "whiten_advantages", "adv_clip_range")
+    kinds += ("filter_zero_adv", "adv_filter_eps", "turn_advantage_trajectory_fallback")
+    agent._setup_advantage_options(*(given[name] for name in kinds))
+    agent._setup_objective(given["loss_type"], given["importance_sampling_level"], given["use_kl_advantage_shaping"])
+    return agent
+
+
+def _window(agent: Any, case: Case, mask: Any, advantages: Any) -> Any:
+    """Counts the tokens of the window as `learn` does, and weighs advantages where episodes are to weigh alike."""
+    rows, normalizer = np.arange(len(mask)), case.parameters.get("normalizer")
+    if agent.loss_norm == "episode":
+        tokens = agent._row_episode_action_tokens(mask, rows)
+        return agent._episode_balanced_advantages(advantages, mask, rows, tokens)
+    agent._record_global_window_action_tokens(mask, rows)
+    if normalizer is not None:
+        if agent.loss_norm == "micro_batch":
+            raise Skip("loss_norm micro_batch divides by the responses of the micro-batch")
+        agent._window_action_tokens = float(normalizer)
+    return advantages
+
+
+def _columns(advantages: NumPyArray) -> NumPyArray:
+    return advantages[:, None] if advantages.ndim == 1 else advantages
+
+
+def group_advantages(case: Case) -> Mapping[str, Any]:
+    """`_calculate_advantage`, one call a group: a batch of AgileRL has groups of one size, side by side."""
+    asked = {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-6} | dict(case.parameters)
+    divided = asked["scale"] == "std" and (asked["ddof"], asked.get("eps_placement", "std")) == (1, "std")
+    if asked["center"] != "mean" or not (divided or asked["scale"] == "none"):
+        raise Skip("AgileRL subtracts the mean and divides by the standard deviation with ddof 1, or does not divide")
+    groups, rewards = tensor(case.inputs["groups"]), tensor(case.inputs["rewards"])
+    norm, found = "mean_std" if divided else "mean_only", torch.empty_like(rewards)
+    for group, size in zip(*(one.tolist() for one in groups.unique(return_counts=True)), strict=True):
+        if size == 1:
+            raise Skip("group_size of AgileRL is above 1")
+        agent, mine = _agent((("adv_norm", norm), ("group_size", size))), groups == group
+        found[mine] = agent._calculate_advantage(rewards[mine], asked["eps"])[:, 0]
+    return {"advantages": found.numpy()}
+
+
+def kl_penalty(case: Case) -> Mapping[str, Any]:
+    """`calculate_k3_kl`."""
+    if case.parameters["estimator"] != "k3":
+        raise Skip(f"AgileRL has no estimator {case.parameters['estimator']}")
+    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
+    return {"value": calculate_k3_kl(ref, logp).to(getattr(torch, case.dtype)).numpy()}
+
+
+def whiten(case: Case) -> Mapping[str, Any]:
+    """`masked_whiten`, and 0 where nothing is counted, which its losses never read."""
+    asked = {"center": True, "ddof": 1, "eps": 1e-8} | dict(case.parameters)
+    if (asked["ddof"], asked["eps"]) != (1, 1e-8) or "mask" not in case.inputs:
+        raise Skip("AgileRL whitens over a mask, with ddof 1 and eps 1e-8")
+    values, mask = tensor(case.inputs["values"]), tensor(case.inputs["mask"])
+    found = masked_whiten(values, mask.to(values.dtype), shift_mean=asked["center"])
+    return {"values": torch.where(mask.bool(), found, 0.0).numpy()}
+
+
+OPERATIONS = {"group_advantages": group_advantages, "kl_penalty": kl_penalty, "whiten": whiten}
+CAPABILITIES = Capabilities(
+    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
+    gradient=True,
+    token_advantages=True,
+    input_dtypes=frozenset({"bfloat16", "float16"}),
+    inputs=frozenset(
+        ["logp", "old_logp", "advantages", "mask", "ref_logp", "behavior_logp", "groups", "rewards", "values"],
+    ),
+    parameters=frozenset(
+        ["objective", "normalizer", "advantages", "center", "scale", "ddof", "eps", "eps_placement", "estimator"]
+    ),
+)
+
+
+def claims() -> TrainerTarget:
+    """Every objective that `loss_type` and `loss_norm` claim, in float32: the weights of the reduction are no other."""
+    return _target("agilerl", OPERATIONS, CAPABILITIES)
+
+
+def default() -> TrainerTarget:
+    """The class `GSPO` with a clip range, all else as it comes; the reference of its KL term is the policy itself."""
+    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
+    return _target("agilerl:default", {}, replace(alone, token_advantages=False), default=True)
+
+
+def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
+    versions = {"agilerl": RELEASE, "torch": torch.__version__}
+    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
