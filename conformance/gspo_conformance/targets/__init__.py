@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 BUILT_IN: dict[str, str] = {
@@ -45,9 +46,23 @@ def launch(name: str) -> Launch | None:
     """The processes of a target that is too slow for one, None for all others.
 
     JAX compiles every operation for every shape: most of the time of a run. One process per dtype shares
-    nothing that the other could use, and the compiler is told not to optimise programs that run once.
+    nothing that the other could use, the compiler is told not to optimise programs that run once, and what it
+    made is kept for the next run, in `$JAX_COMPILATION_CACHE_DIR` or ~/.cache/gspo/jax.
     """
-    return Launch(2, {"XLA_FLAGS": _quick_compilation()}) if name.partition(":")[0] == "jax" else None
+    if name.partition(":")[0] != "jax":
+        return None
+    return Launch(2, {"XLA_FLAGS": _quick_compilation(), **_kept_programs()})
+
+
+def _kept_programs() -> dict[str, str]:
+    """JAX's own cache of compiled programs, for programs as small as one operation; JAX tells versions and flags apart."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gspo" / "jax"
+    chosen = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder), **chosen} | {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT"))
+    }
 
 
 def _quick_compilation() -> str:

@@ -198,7 +198,7 @@ def _version(room: Room, record: Record) -> Iterable[str]:
 
 def _configurations(record: Record) -> Iterable[str]:
     faithful, default = record["settings"]["faithful"], record["settings"]["default"]
-    keys = list(dict.fromkeys([*(faithful or {}), *default]))
+    keys = list(dict.fromkeys([*(faithful or {}), *(default or {})]))
     yield "| setting | the paper's objective | GSPO as it comes |"
     yield "|---|---|---|"
     for key in keys:

@@ -7,7 +7,7 @@ when, how many vectors passed, and, for each cause that the room knows, how far 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ def summary(choice: Choice, claims: Run, default: Run, known: Mapping[str, Known
         "suite": dict(claims.suite),
         "implementation": dict(claims.implementation),
         "settings": {
-            "faithful": _settings(dialect, version.name),
-            "default": dialect.gspo(PAPER["surrogate"], version.name),
+            "faithful": _written(lambda: dialect.write(PAPER, version.name)),
+            "default": _written(lambda: dialect.gspo(PAPER["surrogate"], version.name)),
         },
         "claims": variant(claims, known["claims"]),
         "default": variant(default, known["default"]),
@@ -103,9 +103,9 @@ def factors(results: Sequence[Result], vector: Vector) -> dict[str, Any] | None:
     return {"lengths": [n for n, _ in kept], "gradient": [x for _, x in kept], "loss": _short(loss), "leaks": leaks}
 
 
-def _settings(dialect: Any, version: str) -> dict[str, Any] | None:
+def _written(settings: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     try:
-        return dialect.write(PAPER, version)
+        return settings()
     except Inexpressible:
         return None
 
