@@ -35,14 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, recomputes, reports."""
-    from ..audit.claim import claim_of
-    from ..audit.judgement import audit, with_noise
+    from ..audit import audit_trace
     from ..audit.report import render
-    from ..audit.trace import read_trace
 
-    trace = read_trace(arguments.trace)
-    claim = claim_of(trace, objective=arguments.objective, config=arguments.config, dialect=arguments.dialect)
-    found = with_noise(audit(trace, claim))
+    options = {"objective": arguments.objective, "config": arguments.config, "dialect": arguments.dialect}
+    found = audit_trace(arguments.trace, **options)
     report = render(found, arguments.format, verbose=arguments.verbose)
     if arguments.out is None:
         print(report, end="")
