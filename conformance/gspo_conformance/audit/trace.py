@@ -12,7 +12,7 @@ None where it is missing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -297,11 +297,11 @@ class Trace:
 
 def read_trace(path: Path) -> Trace:
     """The trace in a folder (or in one file): every header is read and checked, no array."""
-    files = _files(path)
-    shards, broken = [], []
-    for file in files:
+    shards: list[Shard] = []
+    broken: list[Broken] = []
+    for file in _files(path):
         try:
-            shards.append(read_shard(file))
+            shards.append(_sharing(read_shard(file), shards))
         except Broken as error:
             broken.append(error)
     if not shards:
@@ -312,6 +312,14 @@ def read_trace(path: Path) -> Trace:
         run = {**shard.header.get("run", {}), **run}
     ends = {shard.header.get("rank", 0): shard.header["end"] for shard in shards if "end" in shard.header}
     return Trace(path, run, tuple(shards), tuple(broken), ends)
+
+
+def _sharing(shard: Shard, before: list[Shard]) -> Shard:
+    """The shard, holding the same `run` as the one before where they are equal: a long trace repeats it in every file."""
+    last = before[-1].header.get("run") if before else None
+    if last is None or shard.header.get("run") != last:
+        return shard
+    return replace(shard, header={**shard.header, "run": last})
 
 
 def _files(path: Path) -> list[Path]:
