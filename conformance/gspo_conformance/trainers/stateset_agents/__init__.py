@@ -1,0 +1,1 @@
+"""StateSet Agents: `training.objectives`, the losses and advantages of its native trainers."""
