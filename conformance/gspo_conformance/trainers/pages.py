@@ -94,7 +94,7 @@ def index(found: Sequence[tuple[Room, Sequence[Record]]]) -> str:
             "$ gspo check verl verl:default",
             "```",
             "",
-            f"{when} [How a trainer is added](../extend/trainer.md).",
+            f"{when} [How a trainer is added](../howto/trainer.md).",
             "",
         ]
     )
