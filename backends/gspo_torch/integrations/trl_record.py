@@ -20,6 +20,7 @@ from gspo_core.recording import guarded
 
 from ..record import TorchRecorder
 from .absent import import_trainer
+from .trl import objective_of
 
 _Trainer = TypeVar("_Trainer", bound=type)
 _PLAIN = (bool, int, float, str, type(None))
@@ -41,7 +42,7 @@ class RecordingMixin:
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        objective = getattr(self, "objective", None)
+        objective = _claimed(self)
         self.trace = _TrlRecorder(
             self._trace_path,
             rank=self.accelerator.process_index,
@@ -105,13 +106,14 @@ class _TrlRecorder(TorchRecorder):
         mask = inputs["completion_mask"]
         mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
         self.part(
-            objective=getattr(trainer, "objective", None),
-            loss=loss,
+            objective=_claimed(trainer),
+            # With other terms in it, the loss is not that of the objective.
+            loss=None if trainer.aux_loss_enabled or trainer._entropy_bonus_enabled else loss,
             normalizer=_normalizer(trainer, inputs, mask),
             metrics={name: value for name, value in metrics.items() if name.startswith(("clip_ratio/", "kl"))},
             logp=logp,
             old_logp=logp if old is None else old,
-            behavior_logp=inputs.get("sampling_per_token_logps"),
+            behavior_logp=inputs.get("sampling_per_token_logps", _policy_that_sampled(trainer, logp, old)),
             ref_logp=inputs.get("ref_per_token_logps"),
             mask=mask,
             advantages=inputs["advantages"],
@@ -120,6 +122,24 @@ class _TrlRecorder(TorchRecorder):
         )
         if self.gradient and self.recording and logp.requires_grad:
             self.watch(logp)
+
+
+def _claimed(trainer: Any) -> Any:
+    """The objective, where the trainer has one, or where its settings mean more than `gspo lint` reads from them."""
+    own = getattr(trainer, "objective", None)
+    if own is not None or trainer.args.off_policy_mask_threshold is None:
+        return own
+    try:
+        return objective_of(trainer.args)
+    except ValueError:
+        return None
+
+
+def _policy_that_sampled(trainer: Any, logp: Tensor, old: Tensor | None) -> Tensor | None:
+    """TRL's off-policy mask takes the old policy for the sampler where nobody scored with the sampler."""
+    if trainer.args.off_policy_mask_threshold is None:
+        return None
+    return logp if old is None else old
 
 
 def _normalizer(trainer: Any, inputs: dict[str, Any], mask: Tensor) -> Any:

@@ -6,8 +6,9 @@ A module that every worker imports (`VERL_USE_EXTERNAL_MODULES=mine`) wraps the 
 
     verl_record.record("gspo", "trace", every=10)
 
-What is recorded is what verl's own function was given and what it returned, and, as the run's claim, the
-configuration that it was called with. Rewards and groups never reach it, so advantages are taken as they come.
+What is recorded is what verl's own function was given and what it returned, and, as the run's claim, the configuration
+that it was called with. Rewards and groups never reach it, so advantages are taken as they come; a KL term is
+added elsewhere, and not part of the claim.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class VerlRecorder(TorchRecorder):
             if isinstance(value, (int, float)):
                 settings.setdefault(_ACTOR + name, value)
         settings.setdefault(_ACTOR + "loss_agg_mode", given.get("loss_agg_mode", "token-mean"))
+        settings[_ACTOR + "use_kl_loss"] = False
 
 
 def _normalizer(given: Mapping[str, Any]) -> float | None:

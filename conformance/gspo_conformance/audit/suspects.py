@@ -63,7 +63,7 @@ def explain_loss(parts: Sequence[Recomputed], precision: float) -> list[Explanat
     if not few:
         return []
     found = [*_groups_dropped(few, precision), *_by_mutants(few, precision)]
-    return found or [*_by_objectives(few, precision), *_by_factor(few, precision)]
+    return found or [*_by_objectives(few, precision), *_by_factor(few, precision), *_by_precision(few, precision)]
 
 
 Only = frozenset[str] | None
@@ -274,3 +274,15 @@ def _by_factor(few: Sequence[Recomputed], precision: float) -> Iterator[Explanat
         return
     told = f"every loss is {factors[0]:.6g} times what is claimed"
     yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")
+
+
+def _by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """No difference larger than the rounding of bfloat16: that of the arithmetic, if nothing else fits."""
+    shortest = 2.0**-8
+    fits = (
+        abs((one.part.loss or 0.0) - one.expected) <= one.truth.tolerance(shortest / 4, one.normalizer) for one in few
+    )
+    if precision < shortest and all(fits):
+        told = "no difference is larger than rounding to bfloat16 explains: the loss may be computed in bfloat16 or float16"
+        effect = "1.0003 and 0.9997 are both 1.0 in bfloat16: the clip range does not exist in it"
+        yield Explanation("low-precision", "GSPO-NUM-1", told, effect)

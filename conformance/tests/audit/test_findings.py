@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gspo_core as gspo
 from gspo_conformance.audit import read_trace
@@ -160,6 +161,19 @@ def test_the_precision_of_the_run_decides_what_is_a_difference(tmp_path: Path) -
     (one,) = _changed(tmp_path / "float32", claimed).errors
     assert one.rule == "factor"
     assert "1.00195 times" in one.message
+
+
+def test_a_loss_in_bfloat16_is_recognised(tmp_path: Path) -> None:
+    def short(_: Any, fields: dict[str, Any], arrays: dict[str, Any]) -> None:
+        d = torch.from_numpy(arrays["logp"] - arrays["old_logp"]).bfloat16()
+        mask, a = torch.from_numpy(arrays["mask"]), torch.from_numpy(arrays["advantages"]).bfloat16()
+        s = torch.exp((d * mask).sum(1) / mask.sum(1))
+        loss = -torch.minimum(s * a, s.clamp(1 - 3e-4, 1 + 4e-4) * a).mean() / 2
+        fields["loss"], fields["metrics"] = loss.item(), {}
+        arrays.pop("gradient")
+
+    (one,) = _changed(tmp_path, short).errors
+    assert one.rule == "low-precision"
 
 
 def test_words_of_a_trace_stay_words(tmp_path: Path) -> None:
