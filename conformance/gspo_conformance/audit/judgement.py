@@ -274,7 +274,7 @@ def _what(series: Series) -> str:
 
 
 def _numbers(worst: Difference) -> str:
-    return f"{worst.got:.6g} where {worst.expected:.6g} is due (off by {worst.size:.3g}, rounding explains {worst.tolerance:.1g}) at {worst.place}"
+    return f"{worst.got + 0.0:.6g} where {worst.expected + 0.0:.6g} is due (off by {worst.size:.3g}, rounding explains {worst.tolerance:.1g}) at {worst.place}"
 
 
 def _fix(one: Explanation) -> str:

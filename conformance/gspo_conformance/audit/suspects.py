@@ -199,7 +199,7 @@ def _by_objectives(few: Sequence[Recomputed], precision: float) -> Iterator[Expl
     for told, other in _neighbours(few[0].objective):
         with suppress(NotComputable):
             if all(_right_loss(one, _loss_of(other, one), precision) for one in few):
-                yield Explanation("objective", "", f"the loss with {told}")
+                yield Explanation("objective", "", f"it is the loss with {told}")
 
 
 def _loss_of(objective: Objective, one: Recomputed) -> float:
