@@ -15,11 +15,13 @@ from .sequences import Layout, Sequences, bind_sequences
 from .validation import (
     check_array,
     check_choice,
+    check_finite,
     check_floating,
     check_integer,
     check_number,
     check_same_namespace,
     check_shape,
+    reads_values,
 )
 
 MODES = (
@@ -70,7 +72,7 @@ def as_aggregation(mode: Any) -> Aggregation:
     if isinstance(mode, Aggregation):
         return mode
     if not isinstance(mode, str):
-        raise TypeError(f"aggregation: expected an Aggregation or a mode name, got {type(mode).__name__}")
+        raise TypeError(f"mode: expected an Aggregation or the name of a mode, got {type(mode).__name__}")
     return Aggregation(mode)
 
 
@@ -173,6 +175,11 @@ def _given(aggregation: Aggregation, normalizer: Any, count: Array) -> Array:
     xp = check_array("normalizer", normalizer)
     check_same_namespace(namespace_of(count), normalizer=normalizer)
     check_shape("normalizer", normalizer, (), "one number")
+    if not xp.isdtype(normalizer.dtype, "integral"):
+        check_floating("normalizer", normalizer)
+        check_finite("normalizer", normalizer)
+    if reads_values(normalizer) and normalizer < 0:
+        raise ValueError(f"normalizer: expected a number >= 0, got {normalizer}")
     return xp.astype(normalizer, count.dtype)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .arrays import Array, clamp
 from .sequences import Layout
-from .validation import check_choice, check_number
+from .validation import check_choice, check_flag, check_number
 
 LEVELS = ("token", "sequence", "geometric")
 ACTIONS = ("clamp", "mask", "reject")
@@ -38,6 +38,7 @@ class Correction:
         check_choice("level", self.level, LEVELS)
         check_choice("action", self.action, ACTIONS)
         check_choice("numerator", self.numerator, NUMERATORS)
+        check_flag("negative_only", self.negative_only)
         for name in ("low", "high"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), low=0.0)

@@ -97,7 +97,11 @@ class Objective:
     @classmethod
     def from_json(cls, text: str) -> Objective:
         """The inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        try:
+            fields = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"text: expected the JSON of an objective, got {repr(text)[:60]}: {error}") from None
+        return cls.from_dict(fields)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Objective:
@@ -109,7 +113,7 @@ class Objective:
             Aggregation() if aggregation is None else _build("aggregation", Aggregation, aggregation)
         )
         values["penalty"] = None if penalty is None else _penalty(penalty)
-        values["correction"] = tuple(_build("correction", Correction, item) for item in values.get("correction", ()))
+        values["correction"] = tuple(_build("correction", Correction, item) for item in _corrections(values))
         return cls(**values)
 
     @classmethod
@@ -191,10 +195,20 @@ class Objective:
 
 def _known(name: str, cls: type[Any], fields: Any) -> dict[str, Any]:
     values = _object(name, fields)
-    known = tuple(field.name for field in dataclasses.fields(cls))
+    known = dataclasses.fields(cls)
     for field in values:
-        check_choice(f"{name} field", field, known)
+        check_choice(f"{name} field", field, tuple(one.name for one in known))
+    for one in known:
+        if one.default is dataclasses.MISSING and one.name not in values:
+            raise ValueError(f"{name} field: expected {one.name!r}, which is missing")
     return values
+
+
+def _corrections(values: dict[str, Any]) -> list[Any]:
+    found = values.get("correction", ())
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"correction: expected a list, got {type(found).__name__}")
+    return list(cast("list[Any]", found))
 
 
 def _object(name: str, fields: Any) -> dict[str, Any]:

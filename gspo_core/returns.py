@@ -14,7 +14,15 @@ from .backend import backend_of, device_of
 from .groups import Spread, Whole, divide_by_spread, moments, spread_of
 from .scan import State, affine, longest_segment, segmented_scan
 from .sequences import Layout, Packed, Sequences, bind_sequences
-from .validation import check_array, check_finite, check_floating, check_number, check_same_namespace, check_shape
+from .validation import (
+    check_array,
+    check_finite,
+    check_flag,
+    check_floating,
+    check_number,
+    check_same_namespace,
+    check_shape,
+)
 
 
 class GaeResult(NamedTuple):
@@ -104,6 +112,7 @@ def whiten_counted(values: Array, counted: Array, *, center: bool, ddof: float, 
     """`whiten` for checked values."""
     check_number("ddof", ddof, low=0.0)
     check_number("eps", eps, low=0.0)
+    check_flag("center", center)
     xp, batch = namespace_of(values), Whole()
     stats = moments(values, counted, batch)
     spread = spread_of(stats, batch, ddof)

@@ -19,6 +19,7 @@ from .validation import (
     check_array,
     check_choice,
     check_finite,
+    check_flag,
     check_no_nan,
     check_number,
     check_same_namespace,
@@ -107,6 +108,8 @@ def normalize_rewards(
     check_choice("method", method, METHODS)
     check_number("ddof", ddof, low=0.0)
     check_number("eps", eps, low=0.0)
+    check_flag("shift", shift)
+    check_flag("scale", scale)
     _check_statistics(method, groups, running)
     rewards, everyone = prepare(rewards, groups, None)
     if method is None:

@@ -87,7 +87,7 @@ def bind(objective: Objective, sequences: Sequences | Array, advantages: Array, 
     check_same_namespace(xp, sequences=layout.counted, **tokens, advantages=advantages, groups=groups)
     _check_needed(objective, tokens["ref_logp"], tokens["behavior_logp"])
     for name, values in tokens.items():
-        if values is not None:
+        if values is not None or name == "old_logp":
             check_floating(name, values)
             check_shape(name, values, layout.token_shape, "like logp")
     check_groups(groups, layout)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from .arrays import Array, clamp, namespace_of
+from .arrays import Array, clamp, compute_dtype, namespace_of
 from .validation import check_array, check_floating, check_number, check_same_namespace, check_shape
 
 StopGradient: TypeAlias = Callable[[Array], Array]
@@ -285,10 +285,14 @@ def clipped_surrogate(ratio: Array, advantages: Array, clip: Clip) -> Array:
     array([ 0.5,  1.3, -0.8, -1.5])
     """
     xp = check_array("ratio", ratio)
+    if not isinstance(clip, Clip):
+        raise TypeError(f"clip: expected a Clip, got {type(clip).__name__}")
     check_same_namespace(xp, advantages=advantages)
     check_floating("ratio", ratio)
     check_floating("advantages", advantages)
     check_shape("advantages", advantages, tuple(ratio.shape), "like ratio")
+    dtype = compute_dtype(ratio, advantages)
+    ratio, advantages = xp.astype(ratio, dtype), xp.astype(advantages, dtype)
     clipped = clip.clipped(ratio, advantages)
     open_ = _open(clipped, advantages)
     return xp.where(open_, ratio, clip._bound(clipped, ratio)) * advantages  # pyright: ignore[reportPrivateUsage]

@@ -6,6 +6,7 @@ reading is free (`Backend.can_inspect`), and only while `value_checks` is on.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from .arrays import Array, Namespace, namespace_of
 from .backend import backend_of
 
 _switch = {"value_checks": True}
+_LARGEST = sys.float_info.max
 
 
 @contextmanager
@@ -59,16 +61,17 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -
 
 
 def check_floating(name: str, array: Array) -> None:
-    """A real floating-point dtype; bfloat16 and float16 count, although the standard does not list them."""
-    xp = namespace_of(array)
-    if array.dtype == xp.bool or xp.isdtype(array.dtype, ("integral", "complex floating")):
-        raise TypeError(f"{name}: expected a real floating-point dtype, got {array.dtype}")
-    backend_of(array).check_dtype(name, array.dtype)
+    """A real floating-point dtype up to float64; bfloat16 and float16 count, although the standard does not list them."""
+    xp = check_array(name, array)
+    dtype = array.dtype
+    if not (xp.isdtype(dtype, "real floating") or str(dtype) == "bfloat16") or getattr(dtype, "itemsize", 8) > 8:
+        raise TypeError(f"{name}: expected a real floating-point dtype, got {dtype}")
+    backend_of(array).check_dtype(name, dtype)
 
 
 def check_integer(name: str, array: Array) -> None:
     """An integer dtype."""
-    xp = namespace_of(array)
+    xp = check_array(name, array)
     if not xp.isdtype(array.dtype, "integral"):
         raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
 
@@ -108,16 +111,22 @@ def check_number(name: str, value: Any, *, low: float | None = None, strict: boo
     """A finite Python number, at least `low` (above it where `strict`)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name}: expected a finite number, got {repr(value)[:60]}")
     if low is not None and (value < low or (strict and value == low)):
         raise ValueError(f"{name}: expected a number {'>' if strict else '>='} {low:g}, got {value!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """`value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    if (value is not None and not isinstance(value, str)) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {repr(value)[:200]}")
 
 
 def _count(xp: Namespace, bad: Array) -> int:

@@ -45,7 +45,7 @@ def test_replace_accepts_short_forms() -> None:
 def test_from_json_names_what_is_unknown_or_missing() -> None:
     with pytest.raises(ValueError, match="surrogate kind: expected one of 'clip'"):
         gspo.Objective.from_json('{"ratio": "token", "surrogate": {"kind": "ppo"}}')
-    with pytest.raises(TypeError, match="ratio"):
+    with pytest.raises(ValueError, match="objective field: expected 'ratio', which is missing"):
         gspo.Objective.from_json('{"surrogate": {"kind": "unclipped"}}')
     with pytest.raises(TypeError, match="objective: expected a JSON object, got list"):
         gspo.Objective.from_json("[]")

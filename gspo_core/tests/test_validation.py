@@ -121,6 +121,50 @@ def test_an_objective_cannot_be_built_wrong(build: Any, message: str) -> None:
         build()
 
 
+MANY = np.asarray(["mean", "std"])
+ONES = np.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: gspo.gspo_loss(**GOOD, clip=0.2), TypeError, r"^clip: expected a Clip, got float"),
+        (lambda: gspo.clipped_surrogate(ONES, ONES, 0.2), TypeError, r"^clip: expected a Clip, got float"),
+        (lambda: gspo.clipped_surrogate(ONES, None, gspo.Clip(0.1, 0.1)), TypeError, r"^advantages: expected an array"),
+        (lambda: gspo.kl_penalty(ONES, None), TypeError, r"^ref_logp: expected an array, got NoneType"),
+        (lambda: gspo.token_ratio(GOOD["logp"], None, GOOD["sequences"]), TypeError, r"^old_logp: expected an array"),
+        (lambda: gspo.gspo_loss(**GOOD | {"old_logp": None}), TypeError, r"^old_logp: expected an array, got NoneType"),
+        (lambda: gspo.aggregate(GOOD["logp"], GOOD["sequences"], 2), TypeError, r"^mode: expected an Aggregation or"),
+        (lambda: gspo.group_advantages(ONES, np.ones(2, int), scale=MANY), ValueError, r"^scale: expected one of"),
+        (lambda: gspo.kl_penalty(ONES, ONES, np.asarray([])), ValueError, r"^estimator: expected one of"),
+        (lambda: gspo.Aggregation(MANY), ValueError, r"^mode: expected one of"),
+        (lambda: gspo.clip_rewards(ONES.astype(np.longdouble), 0.0, 1.0), TypeError, r"^rewards: expected a real"),
+        (lambda: gspo.whiten(ONES.astype(object)), TypeError, r"^values: expected a real floating-point dtype"),
+        (lambda: gspo.whiten(ONES, center=MANY), TypeError, r"^center: expected True or False, got ndarray"),
+        (lambda: gspo.whiten(ONES, ddof=10**400), ValueError, r"^ddof: expected a finite number, got 1000"),
+        (lambda: gspo.normalize_rewards(ONES, shift=0), TypeError, r"^shift: expected True or False, got int"),
+        (lambda: gspo.Correction(negative_only=1), TypeError, r"^negative_only: expected True or False, got int"),
+        (lambda: gspo.gspo_loss(**GOOD, normalizer=np.asarray(1j)), TypeError, r"^normalizer: expected a real"),
+        (lambda: gspo.gspo_loss(**GOOD, normalizer=np.asarray(np.nan)), ValueError, r"^normalizer: expected finite"),
+        (lambda: gspo.gspo_loss(**GOOD, normalizer=np.asarray(-1)), ValueError, r"^normalizer: expected a number >= 0"),
+        (lambda: gspo.Objective.from_json("[" * 100_000), ValueError, r"^text: expected the JSON of an objective"),
+        (lambda: gspo.Objective.from_json("{"), ValueError, r"^text: expected the JSON of an objective"),
+        (lambda: gspo.Objective.from_dict({"ratio": "token", "surrogate": {"kind": "clip", "low": 1}}), ValueError,
+         r"^surrogate field: expected 'high', which is missing"),
+        (lambda: gspo.Objective.from_dict(gspo.Objective.gspo().to_dict() | {"correction": True}), TypeError,
+         r"^correction: expected a list, got bool"),
+    ],
+)  # fmt: skip
+def test_what_fuzzing_found_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_half_precision_ratio_of_no_dimensions_is_widened_like_any_other() -> None:
+    half = np.asarray(0.5, np.float16)
+    assert gspo.clipped_surrogate(half, half, gspo.Clip(0.1, 0.2)).dtype == np.float32
+
+
 def test_value_checks_can_be_turned_off() -> None:
     arguments = GOOD | {"logp": _nan(GOOD["logp"])}
     with gspo.value_checks(False):
