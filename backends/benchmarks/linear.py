@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import linear_paths
 
 # How many times the logits a path holds at its peak, about. What would not fit is listed as not run.
-COPIES = {"naive": 3, "trl logits": 3, "trl fused": 9}
+COPIES = {"naive": 3, "trl logits": 3}
 MEMORY = 10 << 30
 
 

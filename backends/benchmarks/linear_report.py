@@ -70,7 +70,7 @@ def _size(row: Row) -> tuple[Any, ...]:
 def _heading(size: tuple[Any, ...]) -> str:
     vocabulary, width, batch, length, clipped = size
     share = f", {clipped:.0%} of the responses clipped" if clipped else ""
-    return f"{batch} responses of {length:,} tokens, V = {vocabulary:,}, D = {width}{share}"
+    return f"{_count(batch, 'response')} of {length:,} tokens, V = {vocabulary:,}, D = {width}{share}"
 
 
 def _table(rows: list[Row]) -> list[str]:
