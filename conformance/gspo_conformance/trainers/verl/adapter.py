@@ -41,7 +41,9 @@ RELEASE = version("verl")
 # The engine hands over unpadded nested tensors; the cases are padded already.
 losses.no_padding_2_padding = lambda values, data: values
 INPUTS = frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp", "groups", "rewards", "values"})
-GIVEN = frozenset({"objective", "normalizer", "center", "scale", "ddof", "eps", "gamma", "lam", "estimator"})
+GIVEN = frozenset(
+    {"objective", "normalizer", "center", "scale", "ddof", "eps", "eps_placement", "gamma", "lam", "estimator"}
+)
 
 
 class Batch(dict[str, Any]):
@@ -97,14 +99,16 @@ def _batch(case: Case) -> dict[str, Any]:
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_grpo_outcome_advantage`, or RLOO's."""
     center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
-    if case.parameters.get("ddof", 1) != 1:
-        raise Skip("verl's standard deviation has ddof 1")
+    if case.parameters.get("ddof", 1) != 1 or case.parameters.get("eps_placement", "std") != "std":
+        raise Skip("verl's standard deviation has ddof 1, and eps is added to it")
     if center == "leave_one_out" and scale == "none":
         return {"advantages": _outcome(core_algos.compute_rloo_outcome_advantage, case)}
     if center != "mean" or scale not in ("std", "none"):
         raise Skip(f"verl has no outcome advantage with center {center} and scale {scale}")
-    options = {"epsilon": case.parameters.get("eps", 1e-6), "norm_adv_by_std_in_grpo": scale == "std"}
-    return {"advantages": _outcome(core_algos.compute_grpo_outcome_advantage, case, **options)}
+    if scale == "std" and case.parameters.get("eps", 1e-6) != 1e-6:
+        raise Skip("verl adds 1e-6 to the standard deviation, and no key changes it")
+    by_std = {"norm_adv_by_std_in_grpo": scale == "std"}
+    return {"advantages": _outcome(core_algos.compute_grpo_outcome_advantage, case, **by_std)}
 
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
