@@ -34,7 +34,7 @@
 
     const draw = () => {
       const d = state.positions.map((x) => x * state.scale), A = state.sign * state.size;
-      sliders.forEach((one, t) => { one.querySelector("input").value = state.positions[t]; told[t].textContent = number(d[t]); });
+      sliders.forEach((one, t) => { const input = one.querySelector("input"); input.value = state.positions[t]; input.setAttribute("aria-valuetext", number(d[t])); told[t].textContent = number(d[t]); });
       cards.forEach((one) => one.draw(d, A));
     };
     const shapes = Object.entries(SHAPES).map(([name, shape]) => {
