@@ -8,11 +8,12 @@ EXTRAS := torch,jax,conformance,docs,dev
 TARGETS ?= numpy torch jax
 TRAINERS ?= verl@0.9.0 verl trl areal openrlhf ms-swift
 JOBS ?= 2
+FUZZ ?= 100000
 export JAX_PLATFORMS ?= cpu
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check trainers test lint format types unit vectors docs bench build pin clean
+.PHONY: help setup check trainers test lint format types unit vectors docs bench build pin clean fuzz matrix lock
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -61,6 +62,9 @@ vectors: setup  ## recompute every golden vector and the table of clauses; fail 
 drawn: setup  ## draw the figures and write the gallery of mistakes anew; the tests hold them to it
 	$(BIN)/python docs/drawing/figures.py
 	$(BIN)/python docs/drawing/mistakes.py
+
+fuzz: setup  ## FUZZ random cases (100000), nightly: new ones each time, a failure prints the smallest
+	FUZZ=$(FUZZ) $(BIN)/pytest -q conformance/tests/fuzz
 
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict

@@ -169,3 +169,20 @@ def test_the_command_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "did you mean 'verl'" in capsys.readouterr().err
     assert main(["lint", file, "--dialect", "verl", "--trainer-version", "0.9.9"]) == 2
     assert "unknown version of verl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epsilon=", "epsilon = None: trl cannot mean that"),
+        ("epsilon=wide", "epsilon = 'wide': trl cannot mean that"),
+        ("epsilon=-1", "epsilon = -1: trl cannot mean that: ValueError: low: expected a number >= 0"),
+        ("epsilon=1e999", "epsilon = inf: trl cannot mean that"),
+        ("beta=x", "beta = 'x': trl cannot mean that"),
+    ],
+)
+def test_a_value_that_no_setting_can_have_is_named(
+    setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", setting, "num_generations=8", "--dialect", "trl"]) == 2
+    assert message in capsys.readouterr().err

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, reports, and returns 1 where something was found that fails."""
-    from ..lint.rules import findings
+    from ..lint.reading import read_settings
 
     room = find_room(arguments.dialect)
     version = arguments.trainer_version or room.default
@@ -41,10 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(choices(version, room.dialect.versions, f"version of {room.name}"))
     configuration = read_configuration(arguments.configuration)
     try:
-        reading = room.dialect.read(configuration.settings, version)
+        reading, found = read_settings(room.dialect, configuration.settings, version)
     except Inexpressible as reason:
         raise UsageError(str(reason)) from None
-    found = findings(reading)
     print(render(reading, found, configuration, arguments.format), end="")
     failing = SEVERITIES[: SEVERITIES.index(arguments.fail_on) + 1]
     return int(any(one.severity in failing for one in found))

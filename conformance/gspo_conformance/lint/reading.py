@@ -1,0 +1,50 @@
+"""A dialect's reading of settings that may be anything: an objective that the core accepts, or an error that names the setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from gspo_core import Objective
+
+from ..connection import describe
+from ..trainers.dialect import Dialect, Finding, Inexpressible, Reading
+from ..words import UsageError, cut
+from .formula import formula
+from .rules import findings
+
+_SUSPECTS = 500
+
+
+def read_settings(dialect: Dialect, settings: Mapping[str, Any], version: str) -> tuple[Reading, list[Finding]]:
+    """What the settings mean and what there is to say about it; a value that no setting can have is a `UsageError`."""
+    try:
+        return _read(dialect, settings, version)
+    except (Inexpressible, UsageError):
+        raise
+    except Exception as error:
+        culprit = _culprit(dialect, settings, version)
+        what = f"{cut(culprit)} = {cut(repr(settings[culprit]))}" if culprit else "these settings"
+        raise UsageError(f"{what}: {dialect.name} cannot mean that: {cut(describe(error), 200)}") from None
+
+
+def _read(dialect: Dialect, settings: Mapping[str, Any], version: str) -> tuple[Reading, list[Finding]]:
+    reading = dialect.read(settings, version)
+    Objective.from_dict(dict(reading.objective))
+    found = findings(reading)
+    formula(reading.objective)
+    return reading, found
+
+
+def _culprit(dialect: Dialect, settings: Mapping[str, Any], version: str) -> str:
+    """The setting without which the others can be read; empty where there is no single one."""
+    for name in islice(settings, _SUSPECTS):
+        try:
+            _read(dialect, {key: value for key, value in settings.items() if key != name}, version)
+        except Inexpressible:
+            return name
+        except Exception:  # another setting is at fault, or one more
+            continue
+        return name
+    return ""
