@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write("".join(f"{name}: not that of {NAME}.json\n" for name in wrong))
         return int(bool(wrong))
     torch.set_num_threads(1)
-    settings = Settings(iterations=wanted.iterations, prompts=32, group=8, learning_rate=1e-3, width=32)
+    settings = Settings(iterations=wanted.iterations, prompts=32, group=8, learning_rate=1e-3, warm_up=0.2, width=32)
     found = measure_all(settings, wanted.seeds, wanted.out / f"{NAME}.json")
     write(found, wanted.out)
     sys.stdout.write(table(found))

@@ -5,7 +5,7 @@
     python examples/jax_training.py --out runs/jax --resume  # go on where it was interrupted
 
 The run is that of torch_training.py, written as pure functions on a tree of parameters: three compiled programs, which
-answer, score and update. As there, supervised steps on 1,000 answers come first, until one held-out question in five is
+answer, score and update. As there, supervised steps on 1,000 answers come first, until two held-out questions in five are
 answered, because a group of wrong answers has no advantages; everything from there on is learnt from rewards.
 
 The folder of the run gets metrics.jsonl, checkpoint.npz and curve.svg. The same seed gives the same curve, resumed or not.

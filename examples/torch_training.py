@@ -4,9 +4,9 @@
     python examples/torch_training.py --out runs/torch          # some minutes on a laptop's CPU
     python examples/torch_training.py --out runs/torch --resume # go on where it was interrupted
 
-Rewards alone cannot start from nothing: a random model is right once in twenty thousand answers, and a group of wrong
-answers has no advantages. So some two hundred supervised steps on 1,000 answers come first, until one held-out question
-in five is answered. Everything from there on is learnt from rewards; the answers to nine in ten of the questions are
+Rewards alone cannot start from nothing: a random model is right once in some thousand answers, and a group of wrong
+answers has no advantages. So some two hundred supervised steps on 1,000 answers come first, until two held-out questions
+in five are answered. Everything from there on is learnt from rewards; the answers to nine in ten of the questions are
 never shown.
 
 Each iteration is a rollout: responses are sampled in groups, a response's advantage is its reward against those of its
@@ -32,20 +32,21 @@ import arithmetic
 import gspo_torch as gspo
 from recording import Record, Row, Settings, command_line, draw, progress, summary
 
+HEADS, LAYERS = 4, 2
+
 
 class Block(nn.Module):
     """Causal self-attention and a multilayer perceptron, each on a normalised copy of what it adds to."""
 
-    def __init__(self, width: int, heads: int = 4) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = heads
         self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.qkv(self.before_attention(x)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         return x + self.mlp(self.before_mlp(x))
 
@@ -53,11 +54,11 @@ class Block(nn.Module):
 class Policy(nn.Module):
     """A decoder-only transformer over the symbols of an addition."""
 
-    def __init__(self, width: int, layers: int = 2) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.symbols = nn.Embedding(len(arithmetic.SYMBOLS), width)
         self.places = nn.Parameter(0.1 * torch.randn(arithmetic.PROMPT + arithmetic.ANSWER, width))
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(LAYERS)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(arithmetic.SYMBOLS)))
 
     def forward(self, tokens: Tensor) -> Tensor:
