@@ -99,6 +99,7 @@ class GroupIndex:
 
 def index_groups(groups: Array) -> GroupIndex:
     """The sorted view of group ids `[n]`."""
+    check_integer("groups", groups)
     xp, size = namespace_of(groups), groups.shape[0]
     order = None if _is_sorted(groups) else xp.argsort(groups, stable=True)
     ids = groups if order is None else xp.take(groups, order, axis=0)

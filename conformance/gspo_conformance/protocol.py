@@ -30,6 +30,7 @@ MAX_HELLO = 2**20
 MAX_BRACKETS = 2**20
 MAX_AXES, MAX_SIZE = 32, 2**40
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_DTYPES = ("bool", "int64", "float32", "float64")
 _KINDS = ("outputs", "skipped", "error")
 
 
@@ -204,6 +205,7 @@ def _decode_input(value: Any, where: str) -> Any:
         return [_decode_inputs(part, f"{where}[{i}]") for i, part in enumerate(value)]
     _object(value, where)
     _fields(value, f"{where}.", {"dtype": _text, "shape": _shape, "data": _list})
+    _expect(value["dtype"] in _DTYPES, value["dtype"], f"{where}.dtype", f"one of {', '.join(_DTYPES)}")
     array = _array(value["data"], f"{where}.data").astype(value["dtype"])
     return _reshape(array, value["shape"], where)
 

@@ -345,3 +345,11 @@ def test_a_python_target_that_does_not_load_says_why(module: Path) -> None:
     found = served(module, "import nonexistent_package")
     assert found.failure == "target 'subject:target': subject imports 'nonexistent_package', which is not installed"
     assert found.exit_code == 3
+
+
+@pytest.mark.parametrize("dtype", ["loat32", "O", "S2000000000", "float128", ""])
+def test_a_question_has_one_of_four_dtypes(dtype: str) -> None:
+    message = protocol.run_message(1, case_of(SUITE[0], "float32", EVERYTHING))
+    next(iter(message["case"]["inputs"].values()))["dtype"] = dtype
+    with pytest.raises(ProtocolError, match="dtype: expected one of bool, int64, float32, float64"):
+        protocol.read_case(message)

@@ -140,6 +140,7 @@ ONES = np.ones(2)
         (lambda: gspo.Aggregation(MANY), ValueError, r"^mode: expected one of"),
         (lambda: gspo.clip_rewards(ONES.astype(np.longdouble), 0.0, 1.0), TypeError, r"^rewards: expected a real"),
         (lambda: gspo.whiten(ONES.astype(object)), TypeError, r"^values: expected a real floating-point dtype"),
+        (lambda: gspo.informative_groups(ONES, None), TypeError, r"^groups: expected an array, got NoneType"),
         (lambda: gspo.whiten(ONES, center=MANY), TypeError, r"^center: expected True or False, got ndarray"),
         (lambda: gspo.whiten(ONES, ddof=10**400), ValueError, r"^ddof: expected a finite number, got 1000"),
         (lambda: gspo.normalize_rewards(ONES, shift=0), TypeError, r"^shift: expected True or False, got int"),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
+collect_ignore = ["parsers.py"]  # needs atheris
 CASES = int(os.environ.get("FUZZ", "0"))
 SAMPLE, SHARES = 1100, 220
 _COUNTS: dict[str, int] = {}
