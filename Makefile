@@ -69,9 +69,12 @@ fuzz: setup  ## FUZZ random cases (100000), nightly: new ones each time, a failu
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: setup  ## measure, into docs/benchmarks; trainers that are set up take part, PEERS=PYTHON has TRL and Liger
-	$(BIN)/python backends/benchmarks/linear.py --out docs/benchmarks $(if $(PEERS),--peers $(PEERS))
+bench: setup  ## measure, into docs/benchmarks; trainers that are set up take part; PEERS=PYTHON has TRL and Liger, TUNIX=PYTHON Tunix
 	$(BIN)/python backends/benchmarks/loss.py --out docs/benchmarks
+	$(BIN)/python backends/benchmarks/linear.py --out docs/benchmarks $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python backends/benchmarks/jax_loss.py --out docs/benchmarks $(if $(TUNIX),--peers $(TUNIX))
+	$(BIN)/python backends/benchmarks/jax_linear.py --out docs/benchmarks $(if $(TUNIX),--peers $(TUNIX))
+	$(BIN)/python backends/benchmarks/wire.py --out docs/benchmarks
 
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation
