@@ -12,7 +12,7 @@ import traceback
 from typing import BinaryIO
 
 from .connection import Broken, Outputs, Reply, Skipped, describe
-from .protocol import ProtocolError, decode, encode, hello_message, read_case, reply_message
+from .protocol import VERSION, ProtocolError, decode, encode, hello_message, read_case, reply_message
 from .target import Skip, Target
 from .words import HarnessError
 
@@ -20,8 +20,12 @@ from .words import HarnessError
 def main() -> int:
     """Reads questions from stdin until `stop` or the end of it."""
     spec, questions, answers = sys.argv[1], sys.stdin.buffer, _claim_stdout()
-    if decode(questions.readline()).get("cmd") != "start":
+    first = decode(questions.readline())
+    if first.get("cmd") != "start":
         return _write(answers, {"error": {"message": "expected the message `start` first", "traceback": ""}}, 1)
+    if first.get("version") != VERSION:
+        told = f"version: this program speaks {VERSION}, the suite {first.get('version')!r}"
+        return _write(answers, {"error": {"message": told, "traceback": ""}}, 1)
     try:
         from .resolve import load
 
