@@ -47,6 +47,12 @@ def test_a_named_objective_keeps_its_own_clip_range() -> None:
     assert reading.objective["ratio"] == "gspo_token"
 
 
+def test_log_probabilities_in_half_precision_are_an_error() -> None:
+    reading = DIALECT.read({"logprob_dtype": "bf16"}, VERSION)
+    assert "dtype" in {one.rule for one in findings(reading) if one.severity == "error"}
+    assert "dtype" not in {one.rule for one in findings(DIALECT.read({"logprob_dtype": "fp32"}, VERSION))}
+
+
 def test_overrides_come_last_nested_or_flat() -> None:
     nested = DIALECT.read({"objective_overrides": {"clip_low": 0.1, "advantage": "group_mean"}}, VERSION)
     flat = DIALECT.read({OVERRIDES + "clip_low": 0.1, OVERRIDES + "advantage": "group_mean"}, VERSION)

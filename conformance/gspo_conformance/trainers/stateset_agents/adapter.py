@@ -39,12 +39,13 @@ KINDS = {value: key for key, value in RATIOS.items()}
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
-    """`policy_loss` of per-token log-probabilities, with the counts of the whole step where they are given."""
+    """`policy_loss` of per-token log-probabilities, float32 or wider, with the counts of the whole step where they are given."""
+    case = replace(case, input_dtype=None)
     objective = _objective(tuple(sorted(settings.items(), key=str)))
     inputs = {"mask": tensor(case.inputs["mask"]), "advantages": tensor(case.inputs["advantages"])}
-    inputs["logp_old"] = tensor(case.inputs["old_logp"], case.input_dtype)
+    inputs["logp_old"] = tensor(case.inputs["old_logp"])
     if "ref_logp" in case.inputs:
-        inputs["logp_ref"] = tensor(case.inputs["ref_logp"], case.input_dtype)
+        inputs["logp_ref"] = tensor(case.inputs["ref_logp"])
     counts = _counts(objective, case)
     return torch_loss(
         case, lambda logp: objectives.policy_loss(logp_cur=logp, objective=objective, **inputs, **counts).loss
@@ -142,7 +143,7 @@ CAPABILITIES = Capabilities(
 
 
 def claims() -> TrainerTarget:
-    """Every objective that the fields of `PolicyObjective` claim."""
+    """Every objective that the fields of `PolicyObjective` claim; log-probabilities are float32 unless `logprob_dtype` says otherwise."""
     return _target("stateset_agents", OPERATIONS, CAPABILITIES)
 
 

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "num_iterations": 1,
     "mini_batch_size": 1,
     "rescore_old_log_probs": True,
+    "logprob_dtype": None,
 }
 FIELDS: dict[str, Any] = {
     "advantage": "group_norm",
@@ -57,6 +58,7 @@ AGGREGATIONS = {
     "token_mean": "token_mean",
     "seq_sum_const": "sequence_mean_token_sum",
 }
+DTYPES = {None: "float32", "fp32": "float32", "half": "float16"}
 ADVANTAGES: dict[str, dict[str, Any]] = {
     "group_norm": {"center": "mean", "scale": "std", "ddof": 0},
     "group_mean": {"center": "mean", "scale": "none"},
@@ -80,6 +82,7 @@ class StateSetAgents:
         "advantages": "objective_overrides without advantage",
         "scale": "objective_overrides without advantage",
         "updates": "num_iterations=4",
+        "dtype": "logprob_dtype=None",
     }
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
@@ -105,6 +108,7 @@ class StateSetAgents:
             objective=objective,
             advantages=None if advantages is None else advantages | {"eps": fields["advantage_eps"]},
             estimator=str(fields["advantage"]),
+            dtype=DTYPES.get(every["logprob_dtype"], str(every["logprob_dtype"])),
             updates_per_rollout=int(every["num_iterations"]),
             settings=every,
             given=frozenset(given),
