@@ -79,6 +79,12 @@ bench: setup  ## measure, into docs/benchmarks; trainers that are set up take pa
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation
 
+matrix: setup  ## the wheel with every Python here and the oldest and newest packages; MATRIX=--frameworks for PyTorch and JAX
+	$(BIN)/python .ci/matrix.py $(MATRIX)
+
+lock: setup  ## requirements.lock from constraints.txt, with hashes; LOCK='--wheel FILE' for what the index lacks
+	$(BIN)/python .ci/lock.py $(LOCK)
+
 pin: setup  ## write the installed versions to constraints.txt
 	{ head -1 constraints.txt; $(BIN)/pip freeze --all --exclude-editable \
 		| grep -viE '^(pip|setuptools)=' | sed 's/+cpu//'; } > constraints.new

@@ -17,7 +17,6 @@ Backends are found by the root module of the array's namespace, through the entr
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import array_api_compat
@@ -98,6 +97,8 @@ def _root_module(xp: Namespace) -> str:
 
 
 def _load(root: str) -> Backend:
+    from importlib.metadata import entry_points  # takes longer to import than the whole of this package
+
     for entry in entry_points(group=_ENTRY_POINT_GROUP):
         if entry.name == root:
             return entry.load()

@@ -61,6 +61,23 @@ def test_importing_the_core_loads_no_framework() -> None:
     assert not _loaded("import gspo_core") & (FRAMEWORKS | OURS - {"gspo_core"})
 
 
+def test_importing_the_core_loads_little_of_the_standard_library() -> None:
+    """It is imported before anything is computed, so it takes less than 50 ms (backends/benchmarks/start_up.py)."""
+    slow = {
+        "argparse",
+        "asyncio",
+        "email",
+        "logging",
+        "multiprocessing",
+        "pathlib",
+        "subprocess",
+        "tempfile",
+        "typing_extensions",
+    }
+    found = _loaded("import gspo_core")
+    assert not found & (slow | {"unittest", "urllib", "zipfile"})
+
+
 def test_a_loss_on_numpy_loads_no_other_framework() -> None:
     code = "import numpy as np, gspo_core as g; o = np.ones((1, 2)); g.gspo_loss(-o, -o, o[:, 0], o)"
     assert not _loaded(code) & {"torch", "jax"}
