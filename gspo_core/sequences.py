@@ -12,13 +12,15 @@ from typing import Any, TypeAlias
 
 from .arrays import Array, Namespace, namespace_of
 from .backend import Backend, backend_of, device_of
-from .validation import check_array, check_binary, check_integer, check_shape, reads_values
+from .validation import check_array, check_binary, check_integer, check_shape, check_size, reads_values
 
 
 def _as_boolean(name: str, mask: Array) -> Array:
     xp = namespace_of(mask)
     if mask.dtype == xp.bool:
         return mask
+    if not xp.isdtype(mask.dtype, ("integral", "real floating")):
+        raise TypeError(f"{name}: expected booleans, or 0 and 1, got {mask.dtype}")
     check_binary(name, mask)
     return mask != 0
 
@@ -153,6 +155,8 @@ class Packed:
             if self.mask.ndim != 1:
                 raise ValueError(f"mask: expected 1 dimension [N], got shape {tuple(self.mask.shape)}")
             object.__setattr__(self, "mask", _as_boolean("mask", self.mask))
+        if self.max_length is not None:
+            check_size("max_length", self.max_length)
         if reads_values(self.offsets):
             self._check_offsets()
 

@@ -56,6 +56,8 @@ def check_same_namespace(xp: Namespace, **arrays: Any) -> None:
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:
     """`array.shape == shape`; nothing is broadcast."""
+    if not hasattr(array, "shape"):
+        check_array(name, array)
     if tuple(array.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)} ({meaning}), got {tuple(array.shape)}")
 
@@ -115,6 +117,14 @@ def check_number(name: str, value: Any, *, low: float | None = None, strict: boo
         raise ValueError(f"{name}: expected a finite number, got {repr(value)[:60]}")
     if low is not None and (value < low or (strict and value == low)):
         raise ValueError(f"{name}: expected a number {'>' if strict else '>='} {low:g}, got {value!r}")
+
+
+def check_size(name: str, value: Any) -> None:
+    """A Python integer, at least 0."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name}: expected an integer >= 0, got {repr(value)[:60]}")
 
 
 def check_flag(name: str, value: Any) -> None:
