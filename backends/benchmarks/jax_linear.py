@@ -97,7 +97,7 @@ def table(result: dict[str, Any]) -> str:
     """One Markdown table per size."""
     here = result["machine"]
     lines = [
-        f"{here['device']}, {here['cores']} cores, JAX {here['jax']}; best of {here['rounds']} rounds, load average {here['load']:.1f} at the end."
+        f"{here['device']}, {here['cores']} cores, JAX {here['jax']}; best of {here['rounds']}, load average {here['load']:.1f} at the end."
     ]
     for size, rows in groupby(result["rows"], key=lambda row: tuple(row[name] for name in case(1, 1, 1, 1))):
         lines += ["", f"**{_heading(*size)}**", "", *_table(list(rows))]
