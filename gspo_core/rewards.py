@@ -20,6 +20,7 @@ from .validation import (
     check_choice,
     check_finite,
     check_flag,
+    check_floating,
     check_no_nan,
     check_number,
     check_same_namespace,
@@ -173,8 +174,8 @@ def soft_overlong_penalty(lengths: Array, max_length: int, cache: int) -> Array:
     xp = check_array("lengths", lengths)
     if lengths.ndim != 1 or lengths.shape[0] == 0:
         raise ValueError(f"lengths: expected shape [n] with at least one response, got {tuple(lengths.shape)}")
-    if lengths.dtype == xp.bool or xp.isdtype(lengths.dtype, "complex floating"):
-        raise TypeError(f"lengths: expected a real number dtype, got {lengths.dtype}")
+    if not xp.isdtype(lengths.dtype, "integral"):
+        check_floating("lengths", lengths)
     check_number("cache", cache, low=0.0, strict=True)
     check_number("max_length", max_length, low=cache)
     floats = xp.astype(lengths, compute_dtype(lengths))

@@ -196,7 +196,8 @@ def _numbers(flat: NumPyArray) -> list[Any]:
     return [number if math.isfinite(number) else names.get(number, "nan") for number in flat.tolist()]
 
 
-def _decode_inputs(inputs: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _decode_inputs(inputs: Any, where: str) -> dict[str, Any]:
+    _object(inputs, where)
     return {name: _decode_input(value, f"{where}.{name}") for name, value in inputs.items()}
 
 

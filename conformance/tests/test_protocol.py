@@ -353,3 +353,10 @@ def test_a_question_has_one_of_four_dtypes(dtype: str) -> None:
     next(iter(message["case"]["inputs"].values()))["dtype"] = dtype
     with pytest.raises(ProtocolError, match="dtype: expected one of bool, int64, float32, float64"):
         protocol.read_case(message)
+
+
+def test_a_part_of_a_question_is_an_object() -> None:
+    message = protocol.run_message(1, case_of(SUITE[0], "float32", EVERYTHING))
+    message["case"]["inputs"]["parts"] = [None]
+    with pytest.raises(ProtocolError, match=r"case\.inputs\.parts\[0\]: expected an object, got None"):
+        protocol.read_case(message)

@@ -143,6 +143,7 @@ ONES = np.ones(2)
         (lambda: gspo.informative_groups(ONES, None), TypeError, r"^groups: expected an array, got NoneType"),
         (lambda: gspo.token_kl_rewards(ONES, GOOD["logp"], None, GOOD["sequences"], coefficient=0.1), TypeError,
          r"^ref_logp: expected an array, got NoneType"),
+        (lambda: gspo.soft_overlong_penalty(ONES.astype(object), 4, 2), TypeError, r"^lengths: expected a real"),
         (lambda: gspo.Padded(np.zeros((4, 0), "V4")), TypeError, r"^mask: expected booleans, or 0 and 1, got \|V4"),
         (lambda: gspo.Padded(np.zeros((1, 2), complex)), TypeError, r"^mask: expected booleans, or 0 and 1, got complex"),
         (lambda: gspo.Packed(np.asarray([0, 3]), max_length=2.5), TypeError, r"^max_length: expected an integer"),
