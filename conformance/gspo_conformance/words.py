@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _CONTROL = re.compile(
@@ -43,9 +43,9 @@ def printable(words: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", words)
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, default: Callable[[Any], Any] | None = None) -> str:
     """JSON for people too: letters as they are, what a terminal would obey by its number."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=default)
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 

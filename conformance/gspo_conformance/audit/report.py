@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import Any
 from ..lint.formula import formula
 from ..reports.markup import printable
 from ..trainers.dialect import Finding
-from ..words import plural
+from ..words import json_text, plural
 from .judgement import Audit
 
 FORMATS = ("text", "json", "html")
@@ -22,7 +21,7 @@ _WIDTH = 110
 def render(found: Audit, form: str, *, verbose: bool = False) -> str:
     """The report in one of `FORMATS`; text names the three findings that matter most unless `verbose`."""
     if form == "json":
-        return json.dumps(record(found), indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+        return json_text(record(found), default=_plain)
     if form == "html":
         from .page import page
 

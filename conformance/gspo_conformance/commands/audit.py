@@ -15,7 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..words import UsageError
+from ..files import write_whole
+from ..reports import prepare
 
 FORMATS = ("text", "json", "html")
 
@@ -52,9 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write(folder: Path, form: str, report: str) -> None:
     path = folder / f"audit.{'txt' if form == 'text' else form}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(report, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
+    prepare(folder)
+    write_whole(path, report)
     print(f"wrote {path}", file=sys.stderr)

@@ -12,11 +12,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from gspo_conformance.cli import main
 from gspo_conformance.formats import load_vectors
 from gspo_conformance.judge import Judged
 from gspo_conformance.reports import file_name, render, write
 from gspo_conformance.reports.reading import read
 from gspo_conformance.run import FAIL, Result, Run
+from gspo_core import Objective
 
 PAYLOADS = {
     "script": "\"'><script>alert(1)</script>",
@@ -166,3 +168,51 @@ def test_a_target_does_not_choose_the_folder(name: str, tmp_path: Path) -> None:
     for path in write([Run(name)], tmp_path / "out", "json"):
         assert path.parent == tmp_path / "out"
     assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["target"] == name
+
+
+@pytest.mark.parametrize("kind", PAYLOADS)
+def test_what_a_trace_says_is_shown_and_not_obeyed(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = PAYLOADS[kind]
+    run = {
+        "objective": Objective.gspo().to_dict(),
+        "trainer": {"name": evil[:100], "version": evil[:100], "settings": {evil: evil}},
+    }
+    part = {"step": 0, "loss": 0.5, "metrics": {evil[:80]: 0.5, "clip_fraction": 0.9}}
+    header = {"version": 1, "rank": 0, "run": run, "parts": [part], "end": {"reason": "error", "message": evil}}
+    arrays = {
+        "0.logp": np.zeros((2, 2), np.float32),
+        "0.old_logp": np.full((2, 2), 0.1, np.float32),
+        "0.advantages": np.asarray([1.0, -1.0], np.float32),
+        "0.mask": np.ones((2, 2), bool),
+    }
+    folder = tmp_path / "trace"
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(_shard(header, arrays))
+    (folder / f"{evil.replace(chr(0), '').replace('/', '')[:60]}.safetensors").write_bytes(b"broken")
+    assert main(["audit", str(folder), "--format", "html", "--out", str(tmp_path / "out")]) in (0, 1)
+    page = Page((tmp_path / "out" / "audit.html").read_text(encoding="utf-8"))
+    assert not page.tags & {"script", "img", "iframe", "object", "embed", "base", "form"}
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "srcdoc", "action")]
+    assert all((value or "").startswith(("https://", "#")) for name, value in page.attributes if name == "href")
+    for words in (["audit", str(folder), "-v"], ["audit", str(folder), "--format", "json"], ["noise", str(folder)]):
+        capsys.readouterr()
+        assert main(words) in (0, 1, 2)
+        assert not set("".join(capsys.readouterr())) & OBEYED
+
+
+def _shard(header: dict[str, object], arrays: dict[str, np.ndarray]) -> bytes:
+    """A file of a trace by hand."""
+    entries: dict[str, object] = {"__metadata__": {"gspo_trace": json.dumps(header)}}
+    body = b""
+    for name, array in arrays.items():
+        kind = {"f": "F32", "b": "BOOL"}[array.dtype.kind]
+        entries[name] = {
+            "dtype": kind,
+            "shape": list(array.shape),
+            "data_offsets": [len(body), len(body) + array.nbytes],
+        }
+        body += array.tobytes()
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + body
