@@ -17,6 +17,7 @@ collect_ignore_glob = [
     "backends/benchmarks/*",
     "backends/tests/jax/eight_devices*.py",
     "conformance/gspo_conformance/trainers/*/adapter.py",
+    "conformance/gspo_conformance/trainers/liger/head.py",
     "conformance/tests/traces/*",
     "docs/drawing/*",
     "examples/configs/*",
