@@ -47,6 +47,10 @@ TITLES = {
     "areal": "AReaL `ppo_actor_loss_fn`",
     "openrlhf": "OpenRLHF `PolicyLoss`",
     "ms_swift": "ms-swift `_compute_loss_and_metrics`",
+    "skyrl": "SkyRL `_forward_backward_micro`",
+    "slime": "slime `loss_function`",
+    "nemo_rl": "NeMo-RL `ClippedPGLossFn`",
+    "unsloth": "Unsloth `grpo_compute_loss`, uncompiled",
     "stream": "copying the bytes",
 }
 Row = dict[str, Any]

@@ -36,7 +36,7 @@ def table(run: dict[str, Any], titles: dict[str, str]) -> str:
         )
         lines.append("|---|---:|---:|---:|---:|---:|")
         lines += [_row(row, titles) for row in shown(list(rows))]
-    versions = sorted({row["version"] for row in run["rows"] if row["version"]})
+    versions = sorted({row["version"] for row in run["rows"] if row["version"]}, key=str.lower)
     return "\n".join([*lines, "", f"Versions: {', '.join(versions)}.", ""])
 
 
@@ -62,13 +62,20 @@ def plot(run: dict[str, Any], titles: dict[str, str], path: Path) -> None:
     """Bars of the ratios, per size."""
     sizes = [(size, shown(list(rows))) for size, rows in groupby(run["rows"], key=_size)]
     plt.rcParams["svg.hashsalt"] = "gspo"
-    figure, panels = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 2.6), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1,
+        len(sizes),
+        figsize=(3.6 * len(sizes), 0.8 + 0.26 * len(sizes[0][1])),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for panel, ((batch, length), rows) in zip(panels[0], sizes, strict=True):
         names = [titles[row["path"]].replace("`", "") for row in rows]
         ratios = [row["ratio"] for row in rows]
         panel.barh(names, ratios, color=["C0" if row["path"] == "gspo_torch" else "0.7" for row in rows])
         panel.bar_label(panel.containers[0], fmt="%.1f", padding=2)
-        panel.set(title=f"B = {batch}, T = {length:,}", xlabel="time, gspo_torch = 1", xlim=(0, 1.2 * max(ratios)))
+        panel.set(title=f"B = {batch}, T = {length:,}", xlabel="time, gspo_torch = 1", xscale="log", xlim=(0.04, 300))
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].invert_yaxis()
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
