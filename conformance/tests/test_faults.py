@@ -165,11 +165,18 @@ target = FunctionTarget("signalled", answer, Capabilities.everything())
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_a_run_with_reports_that_say_so(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     (tmp_path / "signalled.py").write_text(SIGNALLED, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SIGNAL", name)
+    # A shell starts what runs in the background with Ctrl-C ignored; here it has to count.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     words = ["check", "signalled:target", "--in-process", "-k", "ratio/sequence-*", "--format", "junit", "--out", "out"]
     assert main(words) == 3
     assert "interrupted" in capsys.readouterr().out
