@@ -25,6 +25,23 @@ _KINDS: dict[str, type[Any]] = {
     "vespo": Vespo,
 }
 PAPER_CLIP = Clip(3e-4, 4e-4)
+PRESETS = (
+    "gspo",
+    "gspo_token",
+    "grpo",
+    "ppo",
+    "dr_grpo",
+    "dapo",
+    "rloo",
+    "reinforce_pp",
+    "gmpo",
+    "cispo",
+    "sapo",
+    "luspo",
+    "decoupled",
+    "vespo",
+    "minirl",
+)
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,7 @@ from typing import Any
 import numpy as np
 
 import gspo_core as gspo
-
-PRESETS = (
-    "gspo",
-    "gspo_token",
-    "grpo",
-    "ppo",
-    "dr_grpo",
-    "dapo",
-    "rloo",
-    "reinforce_pp",
-    "gmpo",
-    "cispo",
-    "sapo",
-    "luspo",
-    "decoupled",
-    "vespo",
-    "minirl",
-)
+from gspo_core.objective import PRESETS
 
 
 def preset(name: str) -> gspo.Objective:

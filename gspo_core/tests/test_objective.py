@@ -7,8 +7,9 @@ import json
 import pytest
 
 import gspo_core as gspo
+from gspo_core.objective import PRESETS
 
-from .batches import PRESETS, axes, preset
+from .batches import axes, preset
 
 
 @pytest.mark.parametrize("objective", [pytest.param(objective, id=name) for name, objective in axes().items()])

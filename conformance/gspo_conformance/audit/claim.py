@@ -9,30 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gspo_core import Objective
+from gspo_core.objective import PRESETS
 
+from ..files import read_text
 from ..lint.configuration import MAX_BYTES, read_configuration
 from ..trainers.dialect import Inexpressible, Reading
 from ..trainers.room import find_room, rooms
 from ..words import UsageError, choices
 from .trace import Trace
 
-PRESETS = (
-    "gspo",
-    "gspo_token",
-    "grpo",
-    "ppo",
-    "dr_grpo",
-    "dapo",
-    "rloo",
-    "reinforce_pp",
-    "gmpo",
-    "cispo",
-    "sapo",
-    "luspo",
-    "decoupled",
-    "vespo",
-    "minirl",
-)
 _U = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -91,9 +76,7 @@ def parse_objective(text: str) -> Objective:
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"--objective: {choices(name, PRESETS, 'preset')}, a file of JSON, or JSON")
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: expected an objective of at most {MAX_BYTES} bytes")
-        name = path.read_text(encoding="utf-8", errors="replace")
+        name = read_text(path, "an objective", MAX_BYTES)
     try:
         fields = json.loads(name)
     except (ValueError, RecursionError) as error:

@@ -11,11 +11,11 @@ import numpy as np
 
 from gspo_core import Aggregation, Objective
 from gspo_core.aggregation import MODES
+from gspo_core.objective import PRESETS
 
 from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
-from .claim import PRESETS
 from .exact import FOREIGN, NotComputable, exact, inputs_of
 from .steps import Recomputed, exact_gradient
 from .trace import Tokens
