@@ -1,4 +1,4 @@
-"""Files written whole or not at all: under a temporary name, to the disk, then renamed."""
+"""Files read with a limit, and files written whole or not at all: under a temporary name, to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ import os
 import tempfile
 from pathlib import Path
 
-from .words import HarnessError
+from .words import HarnessError, UsageError, cut
+
+
+def read_text(path: Path, what: str, at_most: int) -> str:
+    """The file that somebody named: a file, of no more than `at_most` bytes, in UTF-8. Else a `UsageError`."""
+    shown = cut(str(path), 400)
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{shown}: expected {what}, got what is no file")
+        if path.stat().st_size > at_most:
+            raise UsageError(f"{shown}: expected {what} of at most {at_most} bytes")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{shown}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{shown}: expected {what}, in UTF-8") from None
+    except ValueError as error:
+        raise UsageError(f"{shown!r}: {error}") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -100,7 +100,7 @@ def test_the_range_that_is_asked_for_does_what_it_promises(noise) -> None:
         (("--std", "0.05", "--clip=-1"), "--clip: low: expected"),
         (("--std", "0.05", "--dtype", "bf15"), "--dtype: unknown 'bf15'; did you mean 'bf16'?"),
         (("--std", "0.05", "--positive", "2"), "--positive: expected a share, got 2.0"),
-        (("--std", "0.05", "--lengths", "nowhere.txt"), "--lengths: cannot read nowhere.txt"),
+        (("--std", "0.05", "--lengths", "nowhere.txt"), "nowhere.txt: No such file"),
         (("--std", "0.05", "--length", "5", "--lengths", "f"), "--length or --lengths: expected one of the two"),
     ],
 )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_core import Clip
 
+from ..files import read_text
 from ..noise.forecast import Forecast
 from ..noise.model import Mismatch, lengths_of
 from ..noise.precision import DTYPES
@@ -137,13 +138,7 @@ def _lengths(arguments: argparse.Namespace) -> Any:
         return _numbers("--length", arguments.length or "512,4096,32768")
     if arguments.length:
         raise UsageError("--length or --lengths: expected one of the two, got both")
-    try:
-        if arguments.lengths.stat().st_size > _MOST:
-            raise UsageError(f"--lengths: {arguments.lengths}: expected at most {_MOST:,} bytes")
-        text = arguments.lengths.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--lengths: cannot read {arguments.lengths}: {error}") from None
-    return _numbers(f"--lengths {arguments.lengths}", text)
+    return _numbers(f"--lengths {arguments.lengths}", read_text(arguments.lengths, "lengths", _MOST))
 
 
 def _numbers(option: str, text: str) -> list[float]:

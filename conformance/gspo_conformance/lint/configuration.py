@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import read_text
 from ..words import UsageError, cut
 
 MAX_BYTES = 1_000_000
@@ -60,7 +61,7 @@ def _exists(word: str) -> bool:
 
 
 def _read_file(path: Path) -> Configuration:
-    text = _text(path)
+    text = read_text(path, "a configuration", MAX_BYTES)
     kind = path.suffix.lower()
     try:
         if kind in (".yaml", ".yml"):
@@ -74,21 +75,6 @@ def _read_file(path: Path) -> Configuration:
         return _from_shell(_short_lines(text), str(path))
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path}: not readable as {kind[1:] or 'a script'}: {_line(error)}") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: expected a configuration, got what is no file")
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: expected a configuration of at most {MAX_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{cut(str(path), 400)}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected a text file in UTF-8") from None
-    except ValueError as error:
-        raise UsageError(f"{cut(str(path), 400)!r}: {error}") from None
 
 
 def _short_lines(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jsonschema import Draft202012Validator
 
+from ..files import read_text
 from ..formats import ROOT
 from ..judge import Judged, Stored
 from ..protocol import decode_output
@@ -29,7 +30,7 @@ MAX_BYTES = 2**28
 
 def read(path: Path) -> Run:
     """The run of a record. One that was cut short is incomplete, and says so."""
-    entries = [_entry(line) for line in _text(path).splitlines() if line]
+    entries = [_entry(line) for line in read_text(path, "the record of a run", MAX_BYTES).splitlines() if line]
     first = entries[0] if entries else None
     if not first or first.get("type") != "header":
         raise UsageError(f"{path}: expected the record of a run, whose first line is its header")
@@ -47,19 +48,6 @@ def read(path: Path) -> Run:
     )
     _end(path, run, entries[-1] or {}, len(entries))
     return run
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: expected the record of a run, got what is no file")
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: expected a record of at most {MAX_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected the record of a run, in UTF-8") from None
 
 
 def _entry(line: str) -> dict[str, Any] | None:
