@@ -38,6 +38,12 @@ class TrainerTarget:
     capabilities: Capabilities
     default: bool = False
 
+    def as_documented(self, **changes: Any) -> TrainerTarget:
+        """The target `NAME:default`, asked for the policy loss of GSPO alone; `changes` are those of its capabilities."""
+        alone = {"operations": frozenset({"policy_loss"}), "parameters": frozenset({"objective"}), **changes}
+        capabilities = replace(self.capabilities, **alone)
+        return replace(self, name=f"{self.name}:default", operations={}, capabilities=capabilities, default=True)
+
     def run(self, case: Case) -> Mapping[str, Any]:
         """The outputs of the trainer's own code."""
         if case.operation == "step":
@@ -90,10 +96,16 @@ def per_token(case: Case) -> NumPyArray:
     return np.where(case.inputs["mask"] != 0, advantages, 0).astype(case.dtype)
 
 
-def rewards_differ(case: Case) -> bool:
-    """Whether some group has two rewards; where none has, advantages are 0 whatever ddof and eps are."""
+def check_std(case: Case, trainer: str, eps: float) -> None:
+    """A skip where another standard deviation is asked for than ddof 1 plus `eps`, and a group has two rewards.
+
+    Where none has, advantages are 0 whatever the divisor.
+    """
+    asked = {"ddof": 1, "eps": 1e-6, "eps_placement": "std"} | dict(case.parameters)
     rewards, groups = case.inputs["rewards"], case.inputs["groups"]
-    return any(np.ptp(rewards[groups == group]) > 0 for group in np.unique(groups))
+    differ = any(np.ptp(rewards[groups == group]) > 0 for group in np.unique(groups))
+    if differ and (asked["ddof"], asked["eps"], asked["eps_placement"]) != (1, eps, "std"):
+        raise Skip(f"{trainer}'s standard deviation has ddof 1, and {eps:g} is added to it")
 
 
 def tensor(values: NumPyArray, dtype: str | None = None) -> Any:

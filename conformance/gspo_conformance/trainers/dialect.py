@@ -6,7 +6,7 @@ the trainer's adapter writes with it; neither needs the trainer installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -68,6 +68,12 @@ class Reading:
     def with_findings(self, *findings: Finding) -> Reading:
         """The same reading with more to say."""
         return replace(self, findings=(*self.findings, *findings))
+
+
+def given_keys(settings: Mapping[str, Any], known: Container[str], prefix: str) -> dict[str, Any]:
+    """The settings whose key is known, as it is or behind `prefix`."""
+    whole = {key: key if key in known else prefix + key for key in settings}
+    return {whole[key]: value for key, value in settings.items() if whole[key] in known}
 
 
 class Dialect(Protocol):

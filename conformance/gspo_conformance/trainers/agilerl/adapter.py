@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -147,15 +146,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that `loss_type` and `loss_norm` claim, in float32: the weights of the reduction are no other."""
-    return _target("agilerl", OPERATIONS, CAPABILITIES)
+    versions = {"agilerl": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("agilerl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """The class `GSPO` with a clip range, all else as it comes; the reference of its KL term is the policy itself."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("agilerl:default", {}, replace(alone, token_advantages=False), default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"agilerl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented(token_advantages=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -275,19 +274,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that the keys can express: those whose aggregation is the mean over tokens."""
-    return _target("areal", OPERATIONS, CAPABILITIES)
+    versions = {"areal": RELEASE if SOURCE else version("areal"), "torch": torch.__version__}
+    return TrainerTarget("areal", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`importance_sampling_level: sequence` and a clip range, all else as it comes."""
-    alone = {
-        "operations": frozenset({"policy_loss"}),
-        "parameters": frozenset({"objective"}),
-        "token_advantages": False,
-    }
-    return _target("areal:default", {}, replace(CAPABILITIES, **alone), default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"areal": RELEASE if SOURCE else version("areal"), "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented(token_advantages=False)

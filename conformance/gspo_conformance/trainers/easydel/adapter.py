@@ -140,7 +140,8 @@ def claims() -> TrainerTarget:
 
     Old log-probabilities are given, which the trainer itself never does.
     """
-    return _target("easydel", policy_loss, CAPABILITIES)
+    versions = {"easydel": RELEASE, "jax": jax.__version__}
+    return TrainerTarget("easydel", versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
 
 
 def _as_trained(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -151,10 +152,4 @@ def _as_trained(settings: Settings, case: Case) -> Mapping[str, Any]:
 
 def default() -> TrainerTarget:
     """`GSPOConfig` with a clip range, and the batch as its trainer makes it: without old log-probabilities."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("easydel:default", _as_trained, alone, default=True)
-
-
-def _target(name: str, loss: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"easydel": RELEASE, "jax": jax.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, loss, {}, capabilities, default)
+    return replace(claims().as_documented(), loss=_as_trained)

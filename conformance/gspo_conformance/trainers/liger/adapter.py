@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -75,15 +74,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims, in float32: Liger's log-probabilities have no other dtype."""
-    return _target("liger", {"kl_penalty": kl_penalty}, CAPABILITIES)
+    versions = {"liger-kernel": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("liger", versions, DIALECT, RELEASE, policy_loss, {"kl_penalty": kl_penalty}, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`importance_sampling_level="sequence"`, all else as it comes: `loss_type="dapo"`, `beta=0.04`."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("liger:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"liger-kernel": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..trl.dialect import written_aggregation, written_penalty
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -91,7 +92,7 @@ class Liger:
             raise Inexpressible("Liger counts every response of the micro-batch, empty ones too")
         loss, keys = _written_loss(objective)
         level = "sequence" if objective["ratio"] == "sequence" else "token"
-        return {"loss_type": loss, "importance_sampling_level": level, **keys, **_written_penalty(objective)}
+        return {"loss_type": loss, "importance_sampling_level": level, **keys, **written_penalty(objective, "Liger")}
 
     def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
         """`importance_sampling_level="sequence"` and a clip range."""
@@ -160,22 +161,8 @@ def _written_clip(objective: Mapping[str, Any], keys: dict[str, Any]) -> tuple[s
     unpadded = objective["ratio"] == "sequence" and objective["penalty"] is None
     if mode == "sequence_mean_token_sum" and constant == 1 and unpadded:
         return "luspo", keys
-    if mode == "sequence_mean_token_sum" and constant == int(constant):
-        return "dr_grpo", keys | {"max_completion_length": int(constant)}
-    names = {"sequence_mean_token_mean": "grpo", "token_mean": "dapo"}
-    if mode not in names:
-        raise Inexpressible(f"no loss_type of Liger aggregates by {mode} with the constant {constant:g}")
-    return names[mode], keys
-
-
-def _written_penalty(objective: Mapping[str, Any]) -> dict[str, Any]:
-    penalty = objective["penalty"]
-    if penalty is None:
-        return {"beta": 0.0}
-    plain = penalty["aggregation"] is None and penalty["log_ratio_clamp"] is None and penalty["value_clamp"] is None
-    if penalty["estimator"] != "k3" or not plain or penalty["importance"] not in (None, objective["ratio"]):
-        raise Inexpressible("Liger's KL term is k3, plain or weighted by the ratio of its own level")
-    return {"beta": penalty["coefficient"], "use_bias_correction_kl": penalty["importance"] is not None}
+    loss, length = written_aggregation(mode, constant, "Liger")
+    return loss, keys | length
 
 
 DIALECT = Liger()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from swift.rl_core.data import GRPOBatch
 from swift.rlhf_trainers.grpo_trainer import GRPOTrainer
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
 from .dialect import DIALECT
 
 PartialState()
@@ -105,22 +104,14 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     scales = {"std": "group", "batch_std": "batch", "none": "none"}
     if center not in estimators or scale not in scales:
         raise Skip(f"ms-swift has no advantages with center {center} and scale {scale}")
-    _fixed(case, scale)
+    if scale != "none":
+        check_std(case, "ms-swift", 1e-4)
     return {"advantages": _computed(case, estimators[center], scales[scale])}
 
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_advantages` with `rloo`."""
     return {"advantages": _computed(case, "rloo", "none")}
-
-
-def _fixed(case: Case, scale: str) -> None:
-    """The standard deviation has ddof 1 and eps 1e-4; neither matters where all rewards of a group are equal."""
-    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
-    spread = any(np.ptp(rewards[groups == group]) > 0 for group in set(groups.tolist()))
-    other = case.parameters.get("ddof", 1) != 1 or case.parameters.get("eps", 1e-6) != 1e-4
-    if scale != "none" and other and spread:
-        raise Skip("ms-swift's standard deviation has ddof 1, and 1e-4 is added to it")
 
 
 def _computed(case: Case, estimator: str, scale: str) -> Any:
@@ -150,19 +141,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims."""
-    return _target("ms_swift", OPERATIONS, CAPABILITIES)
+    versions = {"ms-swift": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("ms_swift", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`importance_sampling_level: sequence` and a clip range, all else as it comes; the reference of its KL term is the policy itself."""
-    alone = {
-        "operations": frozenset({"policy_loss"}),
-        "parameters": frozenset({"objective"}),
-        "token_advantages": False,
-    }
-    return _target("ms_swift:default", {}, replace(CAPABILITIES, **alone), default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"ms-swift": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented(token_advantages=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -49,7 +48,7 @@ from nemo_rl.algorithms.loss.loss_functions import ClippedPGLossConfig, ClippedP
 from nemo_rl.algorithms.utils import calculate_kl
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, rewards_differ, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
 from .dialect import DIALECT, LOSS
 
 GAE = {
@@ -116,9 +115,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     own = "leave_one_out_std" if alone else "std"
     if center not in ("mean", "leave_one_out") or scale not in (own, "none"):
         raise Skip(f"NeMo-RL has no advantages with center {center} and scale {scale}")
-    other = (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6)
-    if scale != "none" and other and rewards_differ(case):
-        raise Skip("NeMo-RL's standard deviation has ddof 1, and 1e-6 is added to it")
+    if scale != "none":
+        check_std(case, "NeMo-RL", 1e-6)
     return {"advantages": _estimated(case, alone, scale != "none")}
 
 
@@ -205,15 +203,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that the keys of `loss_fn` claim."""
-    return _target("nemo_rl", OPERATIONS, CAPABILITIES)
+    versions = {"nemo-rl": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("nemo_rl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """The two keys of GSPO and a clip range, all else as it comes; the reference of its KL term is the policy itself."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("nemo_rl:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"nemo-rl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from ..dialect import PAPER, Inexpressible, Reading, given_keys
 from .correction import read_correction, write_correction
 from .findings import findings_of
 
@@ -65,7 +65,7 @@ class NemoRl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys of the loss without their prefix are accepted too."""
-        given = {key: value for key, value in _prefixed(settings).items() if key in DEFAULTS}
+        given = given_keys(settings, DEFAULTS, LOSS)
         every = _derived(DEFAULTS | given)
         own = {key.removeprefix(LOSS): value for key, value in every.items()}
         mode = "token_mean" if own["token_level_loss"] else "sequence_mean_token_mean"
@@ -104,10 +104,6 @@ class NemoRl:
         """`sequence_level_importance_ratios` with `token_level_loss: false`, and a clip range."""
         keys = {"sequence_level_importance_ratios": True, "token_level_loss": False}
         return {LOSS + key: value for key, value in (keys | _bounds(clip)).items()}
-
-
-def _prefixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key if key in DEFAULTS or LOSS + key not in DEFAULTS else LOSS + key: v for key, v in settings.items()}
 
 
 def _derived(every: Mapping[str, Any]) -> dict[str, Any]:

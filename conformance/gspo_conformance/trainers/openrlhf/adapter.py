@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
@@ -52,7 +51,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
 from .dialect import ACTOR, DIALECT
 
 RELEASE = version("openrlhf")
@@ -91,28 +90,13 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     if (center, scale) not in estimators:
         raise Skip(f"OpenRLHF has no advantages with center {center} and scale {scale}")
     if scale == "std":
-        _fixed(case)
+        check_std(case, "OpenRLHF", 1e-9)
     return {"advantages": _outcome(case, estimators[center, scale])}
 
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_advantages_and_returns` with `rloo`."""
     return {"advantages": _outcome(case, "rloo")}
-
-
-def _fixed(case: Case) -> None:
-    """The standard deviation has ddof 1 and eps 1e-9; neither matters where all rewards of a group are equal."""
-    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
-    spread = any(np.ptp(rewards[groups == group]) > 0 for group in set(groups.tolist()))
-    own = (1, 1e-9, "std")
-    other = (
-        tuple(
-            case.parameters.get(name, value) for name, value in zip(("ddof", "eps", "eps_placement"), own, strict=True)
-        )
-        != own
-    )
-    if other and spread:
-        raise Skip("OpenRLHF's standard deviation has ddof 1, and 1e-9 is added to it")
 
 
 def _outcome(case: Case, estimator: str) -> Any:
@@ -197,15 +181,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that `policy_loss_type` and `loss_agg_mode` claim."""
-    return _target("openrlhf", OPERATIONS, CAPABILITIES)
+    versions = {"openrlhf": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("openrlhf", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`--actor.policy_loss_type gspo`, all else as it comes."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("openrlhf:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"openrlhf": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from inspect import signature
 from tempfile import mkdtemp
 from types import SimpleNamespace
@@ -330,15 +330,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that the keys can express."""
-    return _target("roll", OPERATIONS, CAPABILITIES)
+    versions = {"roll": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("roll", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """The loss keys of ROLL's page on GSPO; the reference of its KL term is the policy itself, so that the term is 0."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("roll:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"roll": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented()

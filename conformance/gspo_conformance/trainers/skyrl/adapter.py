@@ -34,7 +34,7 @@ from skyrl.train.trainer import RayPPOTrainer
 from skyrl.train.utils.trainer_utils import zero_variance_filter
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, rewards_differ, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
 from .dialect import ALGORITHM, DIALECT
 
 logger.remove()
@@ -170,9 +170,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
         return leave_one_out_advantages(case)
     if center != "mean" or scale not in ("std", "none"):
         raise Skip(f"SkyRL has no advantages with center {center} and scale {scale}")
-    other = (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6)
-    if scale == "std" and other and rewards_differ(case):
-        raise Skip("SkyRL's standard deviation has ddof 1, and 1e-6 is added to it")
+    if scale == "std":
+        check_std(case, "SkyRL", 1e-6)
     _single(case)
     return {"advantages": _outcome(case, "grpo", grpo_norm_by_std=scale == "std")}
 
@@ -295,15 +294,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that a `policy_loss_type` claims."""
-    return _target("skyrl", OPERATIONS, CAPABILITIES)
+    versions = {"skyrl": RELEASE, "torch": torch.__version__}
+    return SkyRlTarget("skyrl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`policy_loss_type: gspo`, all else as it comes; the reference of its KL term is the policy itself, so that the term is 0."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("skyrl:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"skyrl": RELEASE, "torch": torch.__version__}
-    return SkyRlTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..dialect import PAPER, Finding, Inexpressible, Reading, given_keys
 from .correction import CORRECTION, read_correction, write_correction
 from .correction import DEFAULTS as CORRECTIONS
 
@@ -68,7 +68,7 @@ class SkyRl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys without the prefix of the algorithm are accepted too."""
-        given = {key: value for key, value in _prefixed(settings).items() if key in DEFAULTS}
+        given = given_keys(settings, DEFAULTS, ALGORITHM)
         every = DEFAULTS | given
         own = {key.removeprefix(ALGORITHM): value for key, value in every.items()}
         ratio, surrogate, weights = _surrogate(own)
@@ -108,11 +108,6 @@ class SkyRl:
         """`policy_loss_type: gspo` and a clip range."""
         keys = {"policy_loss_type": "gspo", "eps_clip_low": clip["low"], "eps_clip_high": clip["high"]}
         return {ALGORITHM + key: value for key, value in keys.items()}
-
-
-def _prefixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    known = {key: key if key in DEFAULTS else ALGORITHM + key for key in settings}
-    return {known[key]: value for key, value in settings.items()}
 
 
 def _surrogate(own: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:

@@ -65,7 +65,7 @@ from slime.utils import ppo_utils
 from slime.utils.distributed_utils import distributed_masked_whiten
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, rewards_differ, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, check_std, tensor, torch_loss
 from .dialect import DEFAULTS, DIALECT
 
 FIXED = {
@@ -190,9 +190,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     scale = case.parameters.get("scale", "std")
     if case.parameters.get("center", "mean") != "mean" or scale not in ("std", "none"):
         raise Skip(f"slime has no advantages with center {case.parameters.get('center')} and scale {scale}")
-    other = (case.parameters.get("ddof", 1), case.parameters.get("eps", 1e-6)) != (1, 1e-6)
-    if scale == "std" and other and rewards_differ(case):
-        raise Skip("slime's standard deviation has ddof 1, and 1e-6 is added to it")
+    if scale == "std":
+        check_std(case, "slime", 1e-6)
     _single(case)
     rewards, groups = case.inputs["rewards"], case.inputs["groups"]
     _, sizes = np.unique(groups, return_counts=True)
@@ -301,15 +300,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that an `--advantage-estimator` claims."""
-    return _target("slime", OPERATIONS, CAPABILITIES)
+    versions = {"slime": RELEASE, "torch": torch.__version__}
+    return SlimeTarget("slime", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`--advantage-estimator gspo` and a clip range, all else as it comes."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("slime:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"slime": RELEASE, "torch": torch.__version__}
-    return SlimeTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented()

@@ -144,15 +144,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that the fields of `PolicyObjective` claim; log-probabilities are float32 unless `logprob_dtype` says otherwise."""
-    return _target("stateset_agents", OPERATIONS, CAPABILITIES)
+    versions = {"stateset-agents": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("stateset_agents", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`GSPOConfig` with a clip range, all else as it comes; old log-probabilities are those of the first of its iterations."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("stateset_agents:default", {}, replace(alone, token_advantages=False), default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"stateset-agents": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented(token_advantages=False)

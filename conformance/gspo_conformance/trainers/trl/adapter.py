@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from tempfile import gettempdir
@@ -101,14 +100,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims."""
-    return _target("trl", CAPABILITIES)
+    versions = {"trl": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("trl", versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`importance_sampling_level="sequence"`, all else as it comes: `loss_type="dapo"`."""
-    return _target("trl:default", replace(CAPABILITIES, token_advantages=False), default=True)
-
-
-def _target(name: str, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"trl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, {}, capabilities, default)
+    return claims().as_documented(token_advantages=False)

@@ -96,7 +96,7 @@ class Trl:
             raise Inexpressible("TRL computes correction weights before the loss, not in it")
         loss, keys = _written_surrogate(objective)
         level = "token" if objective["ratio"] == "product" else objective["ratio"]
-        return {"loss_type": loss, "importance_sampling_level": level, **keys, **_written_penalty(objective)}
+        return {"loss_type": loss, "importance_sampling_level": level, **keys, **written_penalty(objective, "TRL")}
 
     def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
         """`importance_sampling_level="sequence"` and a clip range."""
@@ -189,7 +189,10 @@ def _written_surrogate(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any
         raise Inexpressible("TRL counts every response, empty ones too")
     if kind == "clip" and ratio in LEVELS and cap is None:
         keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
-        return _written_aggregation(mode, constant, keys)
+        if mode == "sequence_mean_token_sum" and constant == 1:
+            return "luspo", keys
+        loss, length = written_aggregation(mode, constant, "TRL")
+        return loss, keys | length
     if kind == "sapo" and ratio in LEVELS and cap is None and mode == OTHERS["sapo"]:
         return kind, {"sapo_temperature_pos": surrogate["tau_pos"], "sapo_temperature_neg": surrogate["tau_neg"]}
     if kind == "cispo" and ratio in LEVELS and cap is None and mode == OTHERS["cispo"] and surrogate["low"] is None:
@@ -205,24 +208,24 @@ def _written_surrogate(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any
     raise Inexpressible(f"no loss_type of TRL has the surrogate {kind} on the {ratio} ratio with {mode}")
 
 
-def _written_aggregation(mode: str, constant: float, keys: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    if mode == "sequence_mean_token_sum" and constant == 1:
-        return "luspo", keys
+def written_aggregation(mode: str, constant: float, trainer: str) -> tuple[str, dict[str, Any]]:
+    """The clipped loss that aggregates so without padding in its mean, and the length it divides by."""
     if mode == "sequence_mean_token_sum" and constant == int(constant):
-        return "dr_grpo", keys | {"max_completion_length": int(constant)}
+        return "dr_grpo", {"max_completion_length": int(constant)}
     names = {"sequence_mean_token_mean": "grpo", "token_mean": "dapo"}
     if mode not in names:
-        raise Inexpressible(f"no loss_type of TRL aggregates by {mode} with the constant {constant:g}")
-    return names[mode], keys
+        raise Inexpressible(f"no loss_type of {trainer} aggregates by {mode} with the constant {constant:g}")
+    return names[mode], {}
 
 
-def _written_penalty(objective: Mapping[str, Any]) -> dict[str, Any]:
+def written_penalty(objective: Mapping[str, Any], trainer: str) -> dict[str, Any]:
+    """The KL term of TRL, and of those that took it over: k3, plain or with a weight."""
     penalty = objective["penalty"]
     if penalty is None:
         return {"beta": 0.0}
     plain = penalty["aggregation"] is None and penalty["log_ratio_clamp"] is None and penalty["value_clamp"] is None
     if penalty["estimator"] != "k3" or not plain or penalty["importance"] not in (None, objective["ratio"]):
-        raise Inexpressible("TRL's KL term is k3, plain or weighted by the ratio of its own level")
+        raise Inexpressible(f"{trainer}'s KL term is k3, plain or weighted by the ratio of its own level")
     return {"beta": penalty["coefficient"], "use_bias_correction_kl": penalty["importance"] is not None}
 
 

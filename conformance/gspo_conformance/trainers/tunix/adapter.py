@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -158,21 +157,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that `loss_algo` and `loss_agg_mode` claim, in float32: the loss casts to nothing else."""
-    return _target("tunix", OPERATIONS, CAPABILITIES)
+    versions = {"google-tunix": RELEASE, "jax": jax.__version__}
+    return TrainerTarget("tunix", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`loss_algo="gspo-token"` and a clip range, all else as it comes; the reference of its KL term is the policy itself."""
-    alone = replace(
-        CAPABILITIES,
-        operations=frozenset({"policy_loss"}),
-        parameters=frozenset({"objective"}),
-        layouts=frozenset({"padded"}),
-        token_advantages=False,
-    )
-    return _target("tunix:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"google-tunix": RELEASE, "jax": jax.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented(layouts=frozenset({"padded"}), token_advantages=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
@@ -89,14 +88,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims."""
-    return _target("unsloth", CAPABILITIES)
+    versions = {"unsloth-zoo": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("unsloth", versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`importance_sampling_level="sequence"`, all else as it comes: `loss_type="dapo"`."""
-    return _target("unsloth:default", replace(CAPABILITIES, token_advantages=False), default=True)
-
-
-def _target(name: str, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"unsloth-zoo": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, {}, capabilities, default)
+    return claims().as_documented(token_advantages=False)

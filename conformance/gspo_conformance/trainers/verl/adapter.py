@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -151,15 +150,10 @@ CAPABILITIES = Capabilities(
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_mode` claims."""
-    return _target("verl", OPERATIONS, CAPABILITIES)
+    versions = {"verl": RELEASE, "torch": torch.__version__}
+    return TrainerTarget("verl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
     """`loss_mode: gspo`, all else as it comes."""
-    alone = replace(CAPABILITIES, operations=frozenset({"policy_loss"}), parameters=frozenset({"objective"}))
-    return _target("verl:default", {}, alone, default=True)
-
-
-def _target(name: str, operations: Any, capabilities: Capabilities, *, default: bool = False) -> TrainerTarget:
-    versions = {"verl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget(name, versions, DIALECT, RELEASE, policy_loss, operations, capabilities, default)
+    return claims().as_documented()

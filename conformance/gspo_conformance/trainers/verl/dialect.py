@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..dialect import PAPER, Finding, Inexpressible, Reading, given_keys
 
 ACTOR = "actor_rollout_ref.actor."
 DEFAULTS: dict[str, Any] = {
@@ -66,7 +66,7 @@ class Verl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys without the prefix of the actor are accepted too."""
-        given = {key: value for key, value in _prefixed(settings).items() if key in DEFAULTS}
+        given = given_keys(settings, DEFAULTS, ACTOR)
         every = DEFAULTS | given
         mode = every[ACTOR + "policy_loss.loss_mode"]
         surrogate, ratio = _surrogate(mode, every)
@@ -106,10 +106,6 @@ class Verl:
             ACTOR + "clip_ratio_low": clip["low"],
             ACTOR + "clip_ratio_high": clip["high"],
         }
-
-
-def _prefixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key if key in DEFAULTS or ACTOR + key not in DEFAULTS else ACTOR + key: v for key, v in settings.items()}
 
 
 def _surrogate(mode: str, every: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
