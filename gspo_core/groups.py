@@ -17,8 +17,8 @@ from .arrays import Array, Namespace, compute_dtype, namespace_of
 from .backend import backend_of, device_of
 from .scan import add, longest_segment, merge_moments, segmented_scan
 from .validation import (
+    as_boolean,
     check_array,
-    check_binary,
     check_finite,
     check_floating,
     check_integer,
@@ -244,10 +244,7 @@ def _valid(xp: Namespace, rewards: Array, valid: Array | None) -> Array:
     if valid is None:
         return xp.ones_like(rewards, dtype=xp.bool)
     check_shape("valid", valid, tuple(rewards.shape), "one flag per response")
-    if valid.dtype == xp.bool:
-        return valid
-    check_binary("valid", valid)
-    return valid != 0
+    return as_boolean("valid", valid)
 
 
 def _spread(unit: Array, squares: Array, freedom: Array) -> Spread:

@@ -69,8 +69,7 @@ class Objective:
     def __post_init__(self) -> None:
         check_choice("ratio", self.ratio, RATIOS)
         object.__setattr__(self, "aggregation", as_aggregation(self.aggregation))
-        corrections = (self.correction,) if isinstance(self.correction, Correction) else tuple(self.correction or ())
-        object.__setattr__(self, "correction", corrections)
+        object.__setattr__(self, "correction", _as_tuple(self.correction))
         self._check_types()
         if self.log_ratio_cap is not None:
             check_number("log_ratio_cap", self.log_ratio_cap)
@@ -219,6 +218,15 @@ def _known(name: str, cls: type[Any], fields: Any) -> dict[str, Any]:
         if one.default is dataclasses.MISSING and one.name not in values:
             raise ValueError(f"{name} field: expected {one.name!r}, which is missing")
     return values
+
+
+def _as_tuple(corrections: Any) -> tuple[Correction, ...]:
+    if isinstance(corrections, Correction):
+        return (corrections,)
+    try:
+        return tuple(corrections or ())
+    except TypeError:
+        raise TypeError(f"correction: expected Correction entries, got {type(corrections).__name__}") from None
 
 
 def _corrections(values: dict[str, Any]) -> list[Any]:

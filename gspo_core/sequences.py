@@ -12,17 +12,7 @@ from typing import Any, TypeAlias
 
 from .arrays import Array, Namespace, namespace_of
 from .backend import Backend, backend_of, device_of
-from .validation import check_array, check_binary, check_integer, check_shape, check_size, reads_values
-
-
-def _as_boolean(name: str, mask: Array) -> Array:
-    xp = namespace_of(mask)
-    if mask.dtype == xp.bool:
-        return mask
-    if not xp.isdtype(mask.dtype, ("integral", "real floating")):
-        raise TypeError(f"{name}: expected booleans, or 0 and 1, got {mask.dtype}")
-    check_binary(name, mask)
-    return mask != 0
+from .validation import as_boolean, check_array, check_integer, check_shape, check_size, reads_values
 
 
 class Layout:
@@ -101,7 +91,7 @@ class Padded:
         check_array("mask", self.mask)
         if self.mask.ndim != 2 or self.mask.shape[0] == 0:
             raise ValueError(f"mask: expected shape [B, T] with at least one sequence, got {tuple(self.mask.shape)}")
-        object.__setattr__(self, "mask", _as_boolean("mask", self.mask))
+        object.__setattr__(self, "mask", as_boolean("mask", self.mask))
 
     def bind(self, token_shape: tuple[int, ...], name: str = "logp") -> _Rows:
         """These sequences over an array of `token_shape`; raises where the two do not fit."""
@@ -154,7 +144,7 @@ class Packed:
             check_array("mask", self.mask)
             if self.mask.ndim != 1:
                 raise ValueError(f"mask: expected 1 dimension [N], got shape {tuple(self.mask.shape)}")
-            object.__setattr__(self, "mask", _as_boolean("mask", self.mask))
+            object.__setattr__(self, "mask", as_boolean("mask", self.mask))
         if self.max_length is not None:
             check_size("max_length", self.max_length)
         if reads_values(self.offsets):

@@ -109,6 +109,17 @@ def check_binary(name: str, array: Array) -> None:
         raise ValueError(f"{name}: expected only 0 and 1, got {_count(xp, bad)} other values, {_first(xp, bad)}")
 
 
+def as_boolean(name: str, flags: Array) -> Array:
+    """`flags` as booleans: they are, or are numbers 0 and 1."""
+    xp = namespace_of(flags)
+    if flags.dtype == xp.bool:
+        return flags
+    if not xp.isdtype(flags.dtype, ("integral", "real floating")):
+        raise TypeError(f"{name}: expected booleans, or 0 and 1, got {flags.dtype}")
+    check_binary(name, flags)
+    return flags != 0
+
+
 def check_number(name: str, value: Any, *, low: float | None = None, strict: bool = False) -> None:
     """A finite Python number, at least `low` (above it where `strict`)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
