@@ -1,0 +1,388 @@
+"""A recorder writes what it was given, in the order of the steps, into whole files, and never raises into the training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import gspo_core as gspo
+from gspo_core import recording
+from gspo_core.recording import Recorder, Stored, guarded, json_number, layout_arrays, shard_head, write_shard
+
+Part = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+class Notes(Recorder):
+    """A recorder of NumPy arrays, whose copies arrive when the test says so."""
+
+    arrived = True
+
+    def keep(self, name: str, array: Any) -> Any:
+        return np.array(array, dtype=float)
+
+    def store(self, kept: np.ndarray) -> Stored:
+        return Stored("F64", kept.shape, kept.tobytes())
+
+    def scalar(self, kept: np.ndarray) -> float:
+        return float(kept)
+
+    def ready(self, kept: Any) -> bool:
+        assert all(isinstance(one, np.ndarray) for one in kept)
+        return self.arrived
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Part]]:
+    """The header of a file, and its parts with their arrays, as the library of the format reads them."""
+    with safe_open(path, "numpy") as file:
+        header = json.loads(file.metadata()["gspo_trace"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    parts = [
+        (fields, {name.split(".", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{at}.")})
+        for at, fields in enumerate(header["parts"])
+    ]
+    assert sum(len(part[1]) for part in parts) == len(arrays)
+    return header, parts
+
+
+def _files(folder: Path, rank: int = 0) -> dict[str, tuple[dict[str, Any], list[Part]]]:
+    return {path.stem: _read(path) for path in sorted((folder / f"rank-{rank}").glob("*"))}
+
+
+def _places(folder: Path) -> list[tuple[Any, ...]]:
+    """Where each part of a trace stands: step, micro-batch, rollout, mini-batch, kind."""
+    names = ("step", "microbatch", "rollout", "minibatch", "kind")
+    return [tuple(part[0].get(name) for name in names) for _, parts in _files(folder).values() for part in parts]
+
+
+def _train(recorder: Recorder, steps: int, calls: int = 1) -> None:
+    for _ in range(steps):
+        for call in range(calls):
+            recorder.part(logp=np.full(3, recorder.step_index + call / 10))
+        recorder.advance()
+
+
+# Files
+
+
+def test_a_file_is_the_arrays_behind_an_aligned_header_and_the_library_of_the_format_reads_it(tmp_path: Path) -> None:
+    arrays = {"0.a": np.arange(6.0).reshape(2, 3), "0.b": np.zeros((0, 4)), "1.a": np.asarray(7.0)}
+    stored = {name: Stored("F64", array.shape, array.tobytes()) for name, array in arrays.items()}
+    for long in range(8):
+        header = {"parts": [{"note": "x" * long}, {}]}
+        head = shard_head(header, stored)
+        assert int.from_bytes(head[:8], "little") == len(head) - 8
+        assert len(head) % 8 == 0
+        path = tmp_path / "deep" / "er" / f"{long}.safetensors"
+        write_shard(path, header, stored)
+        assert path.read_bytes() == head + b"".join(one.content for one in stored.values())
+        found, parts = _read(path)
+        assert found == header
+        np.testing.assert_equal(
+            [part[1] for part in parts], [{"a": arrays["0.a"], "b": arrays["0.b"]}, {"a": arrays["1.a"]}]
+        )
+    assert len(list(tmp_path.rglob("*.*"))) == 8
+    assert len(head) < 500, "as short as JSON can be"
+
+
+def test_the_size_of_what_is_stored_is_in_bytes() -> None:
+    assert Stored("F64", (3,), np.arange(3.0).data).size == 24
+    assert Stored("BF16", (3,), bytearray(6)).size == 6
+
+
+def test_readers_see_the_whole_of_a_file_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    write_shard(path, {"parts": []}, {})
+    before = path.read_bytes()
+    bad = {"0.a": Stored("F64", (1,), bytes(8)), "0.b": Stored("F64", (1,), memoryview(bytes(16))[::2])}
+    for target in (path, tmp_path / "other.safetensors"):
+        with pytest.raises((BufferError, ValueError)):
+            write_shard(target, {"parts": [{}]}, bad)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_a_header_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_shard(tmp_path / "one.safetensors", {"parts": [float("nan")]}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_json_has_not_have_names() -> None:
+    found = [json_number(value) for value in (0.5, -2.0, 0.0, float("inf"), -float("inf"), float("nan"))]
+    assert found == [0.5, -2.0, 0.0, "inf", "-inf", "nan"]
+
+
+def test_sequences_are_a_mask_or_offsets() -> None:
+    mask, offsets, flags = np.ones((2, 3), bool), np.asarray([0, 2, 3]), np.asarray([True, False, True])
+    assert layout_arrays(mask)["mask"] is mask
+    assert list(layout_arrays(gspo.Padded(mask))) == ["mask"]
+    assert layout_arrays(gspo.Padded(mask))["mask"] is mask
+    assert list(layout_arrays(gspo.Packed(offsets))) == ["offsets"]
+    packed = layout_arrays(gspo.Packed(offsets, mask=flags))
+    assert packed["offsets"] is offsets
+    assert packed["mask"] is flags
+    with pytest.raises(ValueError, match=r"^sequences: parts of responses"):
+        layout_arrays(gspo.Padded(mask, context="a group of ranks"))
+
+
+# Steps
+
+
+def test_what_was_given_is_there(tmp_path: Path) -> None:
+    objective, other = gspo.Objective.gspo(), gspo.Objective.grpo()
+    logp, mask = np.asarray([[-1.0, -2.0]]), np.asarray([[True, False]])
+    with Notes(tmp_path, rank=3, trainer={"name": "mine"}, group_size=None) as recorder:
+        recorder.part(
+            objective=objective, loss=-0.5, metrics={"a": 1.0, "b": np.inf}, logp=logp, sequences=gspo.Padded(mask)
+        )
+        recorder.part(objective=objective, normalizer=2, logp=logp, sequences=None)
+        recorder.part(objective=other, logp=logp, ref_logp=None)
+        recorder.step(logp=-logp)
+    files = _files(tmp_path, rank=3)
+    header, parts = files["000000000"]
+    run = {"every": 1, "trainer": {"name": "mine"}, "objective": objective.to_dict()}
+    assert {name: header[name] for name in ("version", "rank", "run")} == {"version": 1, "rank": 3, "run": run}
+    assert [part[0] for part in parts] == [
+        {"step": 0, "microbatch": 0, "loss": -0.5, "metrics": {"a": 1.0, "b": "inf"}},
+        {"step": 0, "microbatch": 1, "normalizer": 2.0},
+        {"step": 0, "microbatch": 2, "objective": other.to_dict()},
+        {"step": 0, "microbatch": 3},
+    ]
+    expected = [{"logp": logp, "mask": mask}, {"logp": logp}, {"logp": logp}, {"logp": -logp}]
+    np.testing.assert_equal([part[1] for part in parts], expected)
+    assert files["end"][0] == {"version": 1, "rank": 3, "run": run, "parts": [], "end": {"reason": "closed", "step": 1}}
+    assert list(files) == ["000000000", "end"]
+
+
+def test_every_step_is_a_file_and_a_step_without_a_loss_is_none(tmp_path: Path) -> None:
+    recorder = Notes(tmp_path, first_step=41)
+    recorder.advance()
+    _train(recorder, 2, calls=2)
+    recorder.step()
+    recorder.close()
+    assert _places(tmp_path) == [(41, 0, None, None, None), (41, 1, None, None, None),
+                                 (42, 0, None, None, None), (42, 1, None, None, None)]  # fmt: skip
+    assert list(_files(tmp_path)) == ["000000041", "000000042", "end"]
+    values = [part[1]["logp"][0] for _, parts in _files(tmp_path).values() for part in parts]
+    assert values == [41, 41.1, 42, 42.1]
+
+
+def test_one_step_in_so_many_is_recorded_and_all_are_counted(tmp_path: Path) -> None:
+    with Notes(tmp_path, every=3) as recorder:
+        seen = []
+        for _ in range(7):
+            seen.append(recorder.recording)
+            _train(recorder, 1)
+    assert seen == [True, False, False] * 2 + [True]
+    assert [place[0] for place in _places(tmp_path)] == [0, 3, 6]
+    assert _files(tmp_path)["end"][0]["end"]["step"] == 7
+
+
+def test_a_rollout_is_recorded_with_all_its_mini_batches_or_not_at_all(tmp_path: Path) -> None:
+    rewards, groups, advantages = np.asarray([1.0, 0.0]), np.asarray([0, 0]), np.asarray([0.5, -0.5])
+    with Notes(tmp_path, every=2) as recorder:
+        for _ in range(3):
+            recorder.rollout(rewards=rewards, groups=groups, advantages=advantages)
+            _train(recorder, 2)
+    assert _places(tmp_path) == [
+        (0, 0, 0, 0, "rollout"), (0, 0, 0, 0, None), (1, 0, 0, 1, None),
+        (4, 0, 2, 0, "rollout"), (4, 0, 2, 0, None), (5, 0, 2, 1, None),
+    ]  # fmt: skip
+    (_, arrays), *_ = _files(tmp_path)["000000000"][1]
+    np.testing.assert_equal(arrays, {"rewards": rewards, "groups": groups, "advantages": advantages})
+
+
+def test_a_rollout_without_rewards_only_counts(tmp_path: Path) -> None:
+    with Notes(tmp_path) as recorder:
+        recorder.rollout(groups=np.zeros(2))
+        _train(recorder, 1)
+    assert _places(tmp_path) == [(0, 0, 0, 0, None)]
+
+
+def test_what_stands_beside_a_call_goes_with_the_next_alone(tmp_path: Path) -> None:
+    with Notes(tmp_path, every=2) as recorder:
+        recorder.beside(behavior_logp=np.ones(3))
+        recorder.beside(rewards=np.zeros(3))
+        _train(recorder, 1, calls=2)
+        recorder.beside(rewards=np.ones(3))
+        _train(recorder, 2)
+    names = [sorted(part[1]) for _, parts in _files(tmp_path).values() for part in parts]
+    assert names == [["behavior_logp", "logp", "rewards"], ["logp"], ["logp"]]
+
+
+# When copies arrive
+
+
+def test_steps_are_written_when_their_copies_arrive_and_at_most_two_wait(tmp_path: Path) -> None:
+    recorder, written = Notes(tmp_path), []
+    recorder.arrived = False
+    for _ in range(5):
+        _train(recorder, 1)
+        written.append(len(_files(tmp_path)))
+    assert written == [0, 0, 1, 2, 3]
+    recorder.arrived = True
+    _train(recorder, 1)
+    assert len(_files(tmp_path)) == 6
+    recorder.arrived = False
+    recorder.part(logp=np.zeros(3))
+    recorder.close()
+    assert [place[0] for place in _places(tmp_path)] == list(range(7))
+
+
+def test_a_backend_that_does_not_say_is_always_ready_and_must_say_the_rest(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    assert recorder.ready([object()])
+    for method in (lambda: recorder.keep("logp", 1), lambda: recorder.store(1), lambda: recorder.scalar(1)):
+        with pytest.raises(NotImplementedError):
+            method()
+
+
+# Budgets
+
+
+def test_what_is_written_is_counted_and_never_more_than_the_budget(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Notes(tmp_path / "free") as free:
+        _train(free, 3)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "free" / "rank-0").glob("0*"))]
+    assert free.written == sum(sizes)
+    assert not caplog.records
+    for missing, kept in ((0, 3), (1, 2)):
+        folder = tmp_path / str(missing)
+        with Notes(folder, max_bytes=sum(sizes) - missing) as recorder:
+            _train(recorder, 3)
+        assert [place[0] for place in _places(folder)] == list(range(kept))
+        assert recorder.written == sum(sizes[:kept])
+    end = _files(tmp_path / "1")["end"][0]["end"]
+    assert (end["reason"], end["step"]) == ("budget", 3)
+    told = f"{sum(sizes[:2])} bytes written, {sizes[2]} more would exceed max_bytes {sum(sizes) - 1}"
+    assert end["message"] == told
+    (record,) = caplog.records
+    assert record.getMessage() == f"recording of {tmp_path / '1' / 'rank-0'} ended at step 3: {told}"
+
+
+def test_a_large_step_is_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "BUNDLE", 2 * 24)
+    with Notes(tmp_path) as recorder:
+        _train(recorder, 1, calls=6)
+        _train(recorder, 1, calls=5)
+        _train(recorder, 1, calls=2)
+    files = _files(tmp_path)
+    assert {name: len(parts) for name, (_, parts) in files.items()} == {
+        "000000000-0": 3, "000000000-1": 3, "000000001-0": 3, "000000001-1": 2, "000000002": 2, "end": 0,
+    }  # fmt: skip
+    assert [place[:2] for place in _places(tmp_path)] == [(0, i) for i in range(6)] + [(1, i) for i in range(5)] + [
+        (2, 0),
+        (2, 1),
+    ]
+
+
+def test_the_budget_ends_a_step_in_the_middle_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "BUNDLE", 1)
+    with Notes(tmp_path / "free") as free:
+        _train(free, 1, calls=3)
+    with Notes(tmp_path / "held", max_bytes=free.written // 3 + 1) as recorder:
+        _train(recorder, 1, calls=3)
+    assert list(_files(tmp_path / "held")) == ["000000000-0", "end"]
+
+
+# Failures
+
+
+def test_the_first_failure_ends_the_recording_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Notes):
+        def keep(self, name: str, array: Any) -> Any:
+            if name == "ref_logp":
+                raise KeyError("x" * 5000)
+            return super().keep(name, array)
+
+    with Failing(tmp_path) as recorder:
+        _train(recorder, 1)
+        recorder.part(logp=np.zeros(1), ref_logp=np.zeros(1))
+        assert not recorder.recording
+        _train(recorder, 2)
+        recorder.fail(ValueError("a second"))
+    assert [place[0] for place in _places(tmp_path)] == [0]
+    end = _files(tmp_path)["end"][0]["end"]
+    assert (end["reason"], end["step"]) == ("error", 1)
+    assert end["message"].startswith("KeyError: 'xxx")
+    assert len(end["message"]) == 2000
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"recording of {tmp_path / 'rank-0'} ended at step 1: KeyError('xxx")
+
+
+def test_a_guarded_method_returns_what_it_returns_or_nothing(tmp_path: Path) -> None:
+    class Guarded(Notes):
+        @guarded
+        def halved(self, number: float, *, times: int = 1) -> float:
+            """A method with a name and arguments."""
+            return number / 2**times if times else 1 / 0
+
+    recorder = Guarded(tmp_path)
+    assert (recorder.halved(8.0), recorder.halved(8.0, times=2)) == (4.0, 2.0)
+    assert Guarded.halved.__name__ == "halved"
+    assert recorder.halved(8.0, times=0) is None
+    assert recorder.ended == "error"
+
+
+def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "rank-0").write_text("no folder")
+    with Notes(tmp_path) as recorder:
+        _train(recorder, 1)
+    assert recorder.ended == "error"
+    failed, unmarked = (record.getMessage() for record in caplog.records)
+    assert failed.startswith(f"recording of {tmp_path / 'rank-0'} ended at step 1: ")
+    assert unmarked.startswith(f"the end mark of {tmp_path / 'rank-0'} was not written: ")
+
+
+def test_the_end_is_written_once(tmp_path: Path) -> None:
+    recorder = Notes(tmp_path)
+    _train(recorder, 1)
+    recorder.end("stopped", "by the test")
+    recorder.end("again")
+    recorder.close()
+    mark = {"reason": "stopped", "step": 1, "message": "by the test"}
+    assert _files(tmp_path)["end"][0]["end"] == mark
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every: expected a positive integer, got 0"),
+        ({"every": 1.5}, "every: expected a positive integer, got 1.5"),
+        ({"max_bytes": 0}, "max_bytes: expected a positive integer, got 0"),
+        ({"max_bytes": "1"}, "max_bytes: expected a positive integer, got '1'"),
+    ],
+)
+def test_bad_options_are_refused_before_the_training(tmp_path: Path, options: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Notes(tmp_path, **options)
+
+
+def test_a_trace_of_the_same_rank_is_not_continued(tmp_path: Path) -> None:
+    with Notes(tmp_path, rank=1) as recorder:
+        _train(recorder, 1)
+    with pytest.raises(
+        FileExistsError, match=f"^path: expected no trace of this rank yet, found one in {tmp_path / 'rank-1'}"
+    ):
+        Notes(tmp_path, rank=1)
+    assert Notes(tmp_path, rank=2, every=1, max_bytes=1).recording
+
+
+def test_a_run_without_a_loss_is_an_end_mark(tmp_path: Path) -> None:
+    with Notes(tmp_path) as recorder:
+        recorder.advance()
+    assert list(_files(tmp_path)) == ["end"]
+    assert _files(tmp_path)["end"][0]["end"]["step"] == 0
