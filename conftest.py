@@ -21,7 +21,7 @@ collect_ignore_glob = [
     "conformance/tests/traces/*",
     "docs/drawing/*",
     "examples/configs/*",
-    *(f"examples/{name}.py" for name in ("trl_trainer", "tunix_loss", "verl_loss")),
+    *(f"examples/{name}.py" for name in ("easydel_loss", "trl_trainer", "tunix_loss", "verl_loss")),
 ]
 
 pytest_collect_file = Sybil(
