@@ -6,8 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 import gspo_core as gspo
+
+# For many small shapes, each of which JAX compiles for a tenth of a second; it is held to the same numbers elsewhere.
+EAGER = pytest.mark.parametrize("xp", ["numpy", "strict", "torch"], indirect=True)
 from gspo_core.objective import PRESETS
 
 
