@@ -10,9 +10,10 @@ import pytest
 
 import gspo_core as gspo
 
+from gspo_core.objective import PRESETS
+
 # For many small shapes, each of which JAX compiles for a tenth of a second; it is held to the same numbers elsewhere.
 EAGER = pytest.mark.parametrize("xp", ["numpy", "strict", "torch"], indirect=True)
-from gspo_core.objective import PRESETS
 
 
 def preset(name: str) -> gspo.Objective:
