@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import gspo_core as gspo
-
 from gspo_core.objective import PRESETS
 
 # For many small shapes, each of which JAX compiles for a tenth of a second; it is held to the same numbers elsewhere.
