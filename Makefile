@@ -13,7 +13,7 @@ export JAX_PLATFORMS ?= cpu
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check trainers test lint format types unit vectors docs bench build pin clean fuzz matrix lock
+.PHONY: help setup check trainers test lint format types unit vectors docs bench build pin clean fuzz matrix lock mutation
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,9 @@ drawn: setup  ## draw the figures and write the gallery of mistakes anew; the te
 fuzz: setup  ## FUZZ random cases (100000), nightly: new ones each time, a failure prints the smallest
 	FUZZ=$(FUZZ) $(BIN)/pytest -q conformance/tests/fuzz
 
+mutation: setup  ## change gspo_core in one small way after the other: a test or a vector must notice; an hour; MUTATION='--module ratio'
+	$(BIN)/python .ci/mutation.py $(MUTATION)
+
 docs: setup  ## the site, into site/
 	$(BIN)/mkdocs build --strict
 
@@ -91,4 +94,4 @@ pin: setup  ## write the installed versions to constraints.txt
 	mv constraints.new constraints.txt
 
 clean:  ## remove everything that was generated, .venv included
-	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .mutation
