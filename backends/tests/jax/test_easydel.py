@@ -260,7 +260,8 @@ def test_trainers_are_built_with_the_step_inside_alone() -> None:
 
 def test_an_absent_trainer_gives_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "easydel", None)
+    for name in ("easydel", "easydel.infra.loss_utils"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         ImportError, match=r"gspo_jax.integrations.easydel: expected easydel .* pip install easydel==0.3.0"
     ):
