@@ -1,0 +1,111 @@
+"""The closed form of the gradient: with any normaliser, with nothing to divide by, and found together with the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gspo_core as gspo
+from gspo_core.gradient import step_gradient
+from gspo_core.loss import step_loss, step_solution
+from gspo_core.step import prepare
+
+from .batches import Batch, axes
+
+AXES = axes()
+AXES["dual"] = gspo.Objective("sequence", gspo.Clip(0.02, 0.01, 1.05))
+AXES["dual-token"] = gspo.Objective("token", gspo.Clip(0.2, 0.3, 1.2), log_ratio_cap=0.5)
+OBJECTIVES = [pytest.param(objective, id=name) for name, objective in AXES.items()]
+
+
+def _arrays(values: Any, dtype: str | None = None) -> np.ndarray:
+    return np.array(values, dtype=dtype)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_and_gradient_found_together_are_those_found_apart(objective: gspo.Objective, layout: str) -> None:
+    step = prepare(objective, **getattr(Batch(), layout)(_arrays, per_token=objective.allows_token_advantages))
+    (loss, metrics), gradient = step_solution(step)
+    alone = step_loss(step)
+    np.testing.assert_allclose(loss, alone.loss, rtol=1e-13)
+    np.testing.assert_allclose(gradient, step_gradient(step), rtol=1e-13)
+    np.testing.assert_equal(metrics, alone.metrics)
+
+
+@pytest.mark.parametrize("normalizer", [0.25, 1, 40.0, np.asarray(0.125)])
+@pytest.mark.parametrize(
+    "objective", [p for p in OBJECTIVES if p.id in ("gspo", "grpo", "dapo", "luspo", "dr_grpo", "vespo")]
+)
+def test_loss_and_gradient_are_divided_by_the_normalizer(objective: gspo.Objective, normalizer: Any) -> None:
+    arguments = Batch().padded(_arrays)
+    one = (
+        gspo.policy_loss(objective, **arguments, normalizer=1.0),
+        gspo.policy_gradient(objective, **arguments, normalizer=1.0),
+    )
+    loss, gradient = (
+        function(objective, **arguments, normalizer=normalizer) for function in (gspo.policy_loss, gspo.policy_gradient)
+    )
+    np.testing.assert_allclose(float(loss.loss), float(one[0].loss) / float(normalizer), rtol=1e-13)
+    np.testing.assert_allclose(gradient, one[1] / float(normalizer), rtol=1e-13)
+    assert {name: float(value) for name, value in loss.metrics.items()} == {
+        name: float(value) for name, value in one[0].metrics.items()
+    }
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_in_which_nothing_counts_has_no_gradient(objective: gspo.Objective) -> None:
+    """Not NaN, not a warning: 0 throughout, for every axis and every way to count."""
+    for count in ("all", "non_empty"):
+        aggregation = gspo.Aggregation(objective.aggregation.mode, count)
+        quiet = objective.replace(aggregation=aggregation)
+        arguments = Batch().padded(_arrays)
+        arguments["sequences"] = gspo.Padded(np.zeros_like(arguments["sequences"].mask))
+        assert not gspo.policy_gradient(quiet, **arguments).any()
+        assert float(gspo.policy_loss(quiet, **arguments).loss) == 0.0
+
+
+def test_a_penalty_with_an_aggregation_of_its_own_is_divided_by_its_own_count() -> None:
+    """`normalizer` replaces the M of the surrogate, never that of a penalty which counts for itself."""
+    own = gspo.Penalty("k2", 0.5, aggregation=gspo.Aggregation("token_mean"))
+    objective = gspo.Objective.gspo().replace(penalty=own)
+    arguments = Batch().padded(_arrays)
+    silent = arguments | {"advantages": np.zeros(5)}
+    z = (arguments["logp"] - arguments["ref_logp"])[arguments["sequences"].mask]
+    for normalizer in (None, 7.0):
+        out = gspo.policy_loss(objective, **silent, normalizer=normalizer)
+        np.testing.assert_allclose(float(out.loss), 0.5 * (z**2 / 2).mean(), rtol=1e-13)
+        np.testing.assert_allclose(float(out.metrics["kl_penalty"]), (z**2 / 2).mean(), rtol=1e-13)
+        slopes = gspo.policy_gradient(objective, **silent, normalizer=normalizer)
+        np.testing.assert_allclose(slopes[arguments["sequences"].mask], 0.5 * z / z.size, rtol=1e-13)
+    with pytest.raises(
+        ValueError,
+        match=r"^objective: expected one aggregation for loss and penalty, got Aggregation\(mode='token_mean'",
+    ):
+        gspo.policy_loss_sum(objective, **arguments)
+    same = objective.replace(penalty=gspo.Penalty("k2", 0.5, aggregation=objective.aggregation))
+    parts = gspo.policy_loss_sum(same, **arguments)
+    np.testing.assert_allclose(
+        float(parts.sum / parts.count), float(gspo.policy_loss(same, **arguments).loss), rtol=1e-13
+    )
+
+
+@pytest.mark.parametrize("action", ["mask", "reject", "clamp"])
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_the_interval_of_a_correction_is_closed(level: str, action: str) -> None:
+    """A weight of exactly 1 passes [1, 2] and [0, 1], and neither [1.5, 2] nor [0, 0.5]."""
+    arguments = {name: np.full((1, 2), -1.0) for name in ("logp", "old_logp", "behavior_logp")}
+    arguments |= {"advantages": np.ones(1), "sequences": np.ones((1, 2), bool)}
+    for low, high, kept in (
+        (1.0, 2.0, 1.0),
+        (0.0, 1.0, 1.0),
+        (1.5, 2.0, 1.5),
+        (0.0, 0.5, 0.5),
+        (None, 0.5, 0.5),
+        (1.5, None, 1.5),
+    ):
+        objective = gspo.Objective("sequence", gspo.Unclipped(), correction=gspo.Correction(level, action, low, high))
+        expected = kept if action == "clamp" or kept == 1 else 0.0
+        assert -float(gspo.policy_loss(objective, **arguments).loss) == expected, (low, high)
