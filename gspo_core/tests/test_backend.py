@@ -220,18 +220,21 @@ def test_a_backend_is_found_by_the_root_module_once_and_by_its_entry(monkeypatch
     assert asked == ["gspo_core.backends"], "NumPy needs no entry"
 
 
-def test_a_framework_without_autodiff_needs_no_entry_and_one_with_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+def _array_of(module: str) -> Any:
+    """An array of a framework that is not installed."""
+    return type("Array", (), {"__array_namespace__": lambda self, api_version=None: SimpleNamespace(__name__=module)})()
 
+
+def test_a_framework_without_autodiff_needs_no_entry_and_one_with_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ())
-    assert type(backend_of(strict.asarray([1.0]))) is Backend
-    with pytest.raises(
-        ImportError, match=r"^torch: expected a backend in the entry-point group 'gspo_core\.backends', found none; "
-    ):
-        backend_of(torch.ones(1))
-    mine = Backend()
-    register_backend("torch", mine)
-    assert backend_of(torch.ones(1)) is mine
+    assert type(backend_of(_array_of("array_api_compat.cupy"))) is Backend
+    for root, module in (("torch", "array_api_compat.torch"), ("jax", "jax.numpy")):
+        told = rf"^{root}: expected a backend in the entry-point group 'gspo_core\.backends', found none; .*gspo\[{root}\]'$"
+        with pytest.raises(ImportError, match=told):
+            backend_of(_array_of(module))
+        mine = Backend()
+        register_backend(root, mine)
+        assert backend_of(_array_of(module)) is mine
 
 
 # The fallback's arithmetic

@@ -75,6 +75,7 @@ ANY_VALUE = (
     "kl_penalty",
     *(name for name in GOOD if name.endswith("ratio")),
 )
+BUILT_IN = {"NoneType", "bool", "complex", "float", "int", "list", "str"}
 
 
 def _wrong(name: str, argument: str, good: Any) -> Iterator[Any]:
@@ -128,7 +129,13 @@ def test_every_public_function_of_arrays_and_class_of_options_is_here() -> None:
 
 
 @pytest.mark.parametrize(("name", "argument", "wrong"), CASES)
-def test_the_error_begins_with_the_name_of_the_argument(name: str, argument: str, wrong: Any) -> None:
+def test_the_error_names_the_argument_and_what_came(name: str, argument: str, wrong: Any) -> None:
     named = "(sequences|mask)" if argument == "sequences" else argument
-    with pytest.raises((TypeError, ValueError), match=rf"^{named}: expected .*, got "):
+    with pytest.raises((TypeError, ValueError), match=rf"^{named}: expected .*, got ") as caught:
         getattr(gspo, name)(**GOOD[name] | {argument: wrong})
+    told = str(caught.value)
+    came = told.rpartition(", got ")[2]
+    assert came not in BUILT_IN or came in {
+        type(one).__name__ for one in (wrong, *(wrong if isinstance(wrong, list) else ()))
+    }
+    assert "(None)" not in told, "shapes say what they are for"

@@ -161,6 +161,9 @@ def test_reinforce_pp_with_a_baseline(xp: Any) -> None:
     centred = [1 / 2, -1 / 4, -1 / 2, 1 / 4, 0, 0]
     tokens = [value for value, length in zip(centred, mask.sum(1), strict=True) for _ in range(length)]
     np.testing.assert_allclose(found[mask], np.asarray(exact.whitened(exact.exact(tokens)), float), atol=1e-6)
+    packed = gspo.Packed(xp(np.arange(0, 19, 3)), mask=xp(mask.reshape(-1)))
+    flat = xp.numpy(reinforce_pp_advantages(xp(rewards.reshape(-1)), packed, groups=xp(groups)))
+    np.testing.assert_allclose(flat, found.reshape(-1), atol=1e-6)
     lifted = rewards.copy()
     lifted[[0, 2], mask.sum(1)[[0, 2]] - 1] += 8
     moved = xp.numpy(reinforce_pp_advantages(xp(lifted), xp(mask), groups=xp(groups)))
