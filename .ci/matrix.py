@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MINORS = (11, 12, 13, 14)
 NUMPY = {11: "2.0.0", 12: "2.0.0", 13: "2.1.0", 14: "2.3.3"}  # the first with wheels for that Python
 OLDEST = {"array-api-compat": "1.11", "jsonschema": "4.20", "mpmath": "1.3.0"}
-FRAMEWORKS = {"torch": ("2.4.0", "2.13.0"), "jax": ("0.10.0", "0.10.2")}
+FRAMEWORKS = {"torch": ("2.7.0", "2.13.0"), "jax": ("0.10.0", "0.10.2")}
 FAST = ("test_validation.py", "test_objective.py", "test_signatures.py")
 AREAS = ("ratio", "surrogate", "aggregation", "advantage", "penalty", "packing", "mask")
 

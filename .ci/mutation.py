@@ -102,8 +102,9 @@ def run(pending: list[Mutant], jobs: int) -> None:
         text, start = sources[mutant["module"]], mutant["start"]
         return text[:start] + mutant["after"].encode() + text[start + mutant["length"] :]
 
-    tests = [ROOT / ".ci" / "trials.py", *sorted(CORE.rglob("*.py"))]
-    cache = CACHE / f"checks-{sha256(b''.join(path.read_bytes() for path in tests)).hexdigest()[:16]}.json"
+    support = [path for path in CORE.glob("tests/*.py") if not path.name.startswith("test_")]
+    text = b"".join(path.read_bytes() for path in (*sorted(CORE.glob("*.py")), *sorted(support)))
+    cache = CACHE / f"checks-{sha256(text).hexdigest()[:16]}.json"
     keeper = Keeper(len(pending), "functions")
     if os.fork() == 0:
         import pytest
@@ -114,7 +115,7 @@ def run(pending: list[Mutant], jobs: int) -> None:
         sys.exit("the tests could not be collected")
     known = results()
     again = [mutant for mutant in pending if known[mutant["key"]]["verdict"] == "again"]
-    seconds = {name: check[0] for name, check in json.loads(cache.read_text()).items()}
+    seconds = {name: one["seconds"] for name, one in json.loads(cache.read_text()).items() if one["passes"]}
     keeper = Keeper(len(again), "what runs at import")
     for verdict in trials.forked((trials.fresh(one, source(one), seconds) for one in again), jobs):
         keeper(*verdict)

@@ -1,7 +1,8 @@
 """Tries mutants, each in a fork of a process that has everything loaded, so that most cost a tenth of a second.
 
-`Warm`: the tests are collected once, unmutated; the fork gives the mutated function another code object and runs the checks that enter
-this function until one fails. `fresh`: the fork imports everything anew, with the mutant in the source: for what runs at import only.
+`Warm`: the tests are collected once, unmutated; the fork gives the mutated function another code object, or the module other constants
+and defaults, and runs the checks that enter it until one fails. `fresh`: what survives and runs at import is tried once more in a fork that
+imports everything anew, with the mutant in the source.
 A check is a test of gspo_core/tests (the example of a docstring is one), or a golden vector put to the core on NumPy.
 """
 
@@ -18,30 +19,32 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from hashlib import sha256
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
 import pytest
 from _pytest.runner import runtestprotocol
+from grafts import CORE, Finder, graft, outer, run, swap
 
-ROOT = Path(__file__).resolve().parents[1]
-CORE = ROOT / "gspo_core"
 VECTOR = "vector:"
 SURVIVED, KILLED, AGAIN = 0, 1, 2
 # The text, the build and the imports of the repository: no line of mathematics matters to them.
 NOT_THESE = ("test_distribution.py", "test_walls.py", "test_specification.py", "test_public_names.py")
 # JAX starts threads, which do not survive a fork; a program that a test starts is not mutated.
 NOT_WITH = ("jax", "subprocess")
+# Long, and NumPy's numbers once more.
+REPEATED = {"test_frameworks.py": ("[strict",), "test_advantages.py": ("[strict", "[torch")}
 Mutant = dict[str, Any]
 
 
 class Check(NamedTuple):
-    """A test or a vector: its name, whether it passes now, the CPU seconds that it takes, and the functions that it enters."""
+    """A test or a vector: its name, whether it passes now, its text, the CPU seconds that it takes, and the functions that it enters."""
 
     name: str
     passes: Callable[[], bool]
+    stamp: str = ""
     seconds: float = 1.0
     enters: frozenset[str] = frozenset()
 
@@ -110,12 +113,17 @@ def attempt(checks: Iterable[Check], told: Told) -> int:
 
 def tests_of(items: Iterable[pytest.Item]) -> list[Check]:
     """The tests that may run in a fork."""
-    return [Check(item.nodeid, _runner(item)) for item in items if _usable(item)]
+    return [Check(item.nodeid, _runner(item), _stamp(item.path)) for item in items if _usable(item)]
+
+
+@functools.cache
+def _stamp(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _usable(item: pytest.Item) -> bool:
     function = getattr(item, "function", None)
-    if item.path.name in NOT_THESE or "jax" in item.name:
+    if item.path.name in NOT_THESE or any(word in item.name for word in ("jax", *REPEATED.get(item.path.name, ()))):
         return False
     return function is None or not any(word in inspect.getsource(function) for word in NOT_WITH)
 
@@ -174,35 +182,32 @@ class Watch:
         return found, time.process_time() - begin, frozenset(self.entered)
 
 
-def outer(module: str, qualname: str) -> str:
-    """The name of a function or method, for itself and for all that is defined in it."""
-    return f"{module}:{qualname.split('.<locals>')[0]}"
-
-
 def measured(checks: list[Check], cache: Path) -> list[Check]:
-    """The checks that pass without a mutant, with what they take and enter; remembered in `cache`."""
-    if not cache.exists():
-        watch = Watch()
-        found = {check.name: watch.during(check.passes) for check in checks}
-        control = cache.with_suffix(".control")
-        pid = _fork(lambda _: _control(checks, control), Told())
-        os.waitpid(pid, 0)
-        passing = set(json.loads(control.read_text()))
-        kept = {name: (seconds, sorted(enters)) for name, (passes, seconds, enters) in found.items() if passes}
-        cache.write_text(json.dumps({name: one for name, one in kept.items() if name in passing}))
-    known: dict[str, Any] = json.loads(cache.read_text())
-    for check in checks:
-        if check.name not in known:
-            sys.stderr.write(f"does not pass without a mutant, so not used: {check.name}\n")
+    """The checks that pass without a mutant, with what they take and enter; remembered in `cache` while their text is the same."""
+    known: dict[str, Any] = json.loads(cache.read_text()) if cache.exists() else {}
+    new = [check for check in checks if check.name not in known or known[check.name]["stamp"] != check.stamp]
+    watch, control = Watch(), cache.with_suffix(".control")
+    found = {check.name: (check, *watch.during(check.passes)) for check in new}
+    os.waitpid(_fork(lambda _: _control(new, control), Told()), 0)
+    passing = set(json.loads(control.read_text()))
+    for name, (check, passes, seconds, enters) in found.items():
+        if not passes or name not in passing:
+            sys.stderr.write(f"does not pass without a mutant, so not used: {name}\n")
+        fields = {"passes": passes and name in passing, "seconds": round(seconds, 4), "enters": sorted(enters)}
+        known[name] = {"stamp": check.stamp} | fields
+    cache.write_text(json.dumps(known))
     return [
-        check._replace(seconds=known[check.name][0], enters=frozenset(known[check.name][1]))
+        check._replace(seconds=known[check.name]["seconds"], enters=frozenset(known[check.name]["enters"]))
         for check in checks
-        if check.name in known
+        if known[check.name]["passes"]
     ]
 
 
 def _control(checks: list[Check], file: Path) -> int:
     """Every check in a fork as those of a mutant, where nothing is mutated."""
+    for path in CORE.glob("*.py"):
+        if path.stem != "__init__":
+            graft(path.stem, run(path.stem, path.read_bytes()))
     _forget()
     file.write_text(json.dumps([check.name for check in checks if check.passes()]))
     return SURVIVED
@@ -227,43 +232,51 @@ class Warm:
         checks = measured([*tests_of(session.items), *vectors()], self.cache)
         self.checks: dict[str, list[Check]] = defaultdict(list)
         for check in checks:
-            for name in check.enters:
+            # What enters nothing looks at the modules themselves, such as their signatures.
+            modules = {name.split(":")[0] for name in check.enters} or {path.stem for path in CORE.glob("*.py")}
+            for name in check.enters | modules:
                 self.checks[name].append(check)
         self.live, self.kills = _live(), Counter[str]()
         gc.freeze()
         for mutant, code, check, seconds in forked(self._tasks(), self.jobs):
             self.kills[check] += code == KILLED
-            again = code == AGAIN or (code == SURVIVED and mutant["swaps"] in self.early)
-            self.keep(mutant, AGAIN if again else code, check, seconds)
+            at_import = not mutant["swaps"] or mutant["swaps"] in self.early
+            self.keep(mutant, AGAIN if at_import and code == SURVIVED else code, check, seconds)
         return True
 
     def _tasks(self) -> Iterator[Task]:
         for mutant, source in self.mutants:
             mutant["swaps"], code = swap(mutant["module"], source)
-            yield mutant, self._work(mutant["swaps"], code)
+            yield mutant, self._work(mutant["module"], mutant["swaps"], code, source)
 
-    def _work(self, name: str, code: CodeType | None) -> Callable[[Told], int]:
-        if code is None or name not in self.live:
-            return lambda _: AGAIN
-        module = f"test_{name.split(':')[0]}.py"
-        # The tests of the module, then the others, then the vectors; what killed before and what is quick comes first.
-        checks = sorted(
-            self.checks[name],
-            key=lambda one: (one.name.startswith(VECTOR), -self.kills[one.name] if one.seconds < 0.1 else 0,
-                             module not in one.name, one.seconds),
-        )  # fmt: skip
+    def _work(self, module: str, name: str, code: CodeType | None, source: bytes) -> Callable[[Told], int]:
+        exchanged = code is not None and name in self.live
+        checks = self._ordered(module, self.checks[name if exchanged else module])
 
         def work(told: Told) -> int:
             gc.disable()
+            told.say("import")
+            made = None if exchanged else run(module, source)
             try:
-                for function in self.live[name]:
+                if made is not None:
+                    graft(module, made)
+                for function in self.live[name] if exchanged else ():
                     function.__code__ = code
-            except ValueError:  # another number of free variables
+            except (AttributeError, TypeError, ValueError):  # such as another number of free variables
                 return AGAIN
             _forget()
             return attempt(checks, told)
 
         return work
+
+    def _ordered(self, module: str, checks: list[Check]) -> list[Check]:
+        """The tests, then the vectors: what killed others before, the tests of the module, the quick ones first."""
+        own = f"test_{module}.py"
+        return sorted(
+            checks,
+            key=lambda one: (one.name.startswith(VECTOR), -self.kills[one.name] if one.seconds < 0.1 else 0,
+                             own not in one.name, one.seconds),
+        )  # fmt: skip
 
 
 def _live() -> dict[str, list[FunctionType]]:
@@ -286,72 +299,11 @@ def _forget() -> None:
     sys.modules["gspo_core.backend"]._BACKENDS.clear()
 
 
-def swap(module: str, source: bytes) -> tuple[str, CodeType | None]:
-    """The one function of a module that `source` changes, and its code; ("", None) where it changes more, or something else."""
-    ours = _original(module)
-    theirs = dict(_functions(compile(source, str(CORE / f"{module}.py"), "exec", dont_inherit=True)))
-    changed = [name for name, code in theirs.items() if _shape(code) != ours.get(name)]
-    if ours.keys() != theirs.keys() or len(changed) != 1:
-        return "", None
-    (name,) = changed
-    return outer(module, name), None if name.startswith("<") else theirs[name]
-
-
-@functools.cache
-def _original(module: str) -> dict[str, Any]:
-    file = CORE / f"{module}.py"
-    code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-    return {name: _shape(one) for name, one in _functions(code)}
-
-
-def _functions(code: CodeType) -> Iterator[tuple[str, CodeType]]:
-    """The functions and methods of a module, and under "<...>" what runs at import."""
-    yield f"<{code.co_qualname}>", code
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            if inner.co_flags & inspect.CO_OPTIMIZED:
-                yield inner.co_qualname, inner
-            else:
-                yield from _functions(inner)
-
-
-def _shape(code: CodeType) -> Any:
-    """What a code object does, wherever it stands in its file; of what runs at import, not the functions that it makes."""
-    runs_at_import = not code.co_flags & inspect.CO_OPTIMIZED
-    consts = [
-        (None if runs_at_import else _shape(one)) if isinstance(one, CodeType) else repr((type(one), one))
-        for one in code.co_consts
-    ]
-    return code.co_code, consts, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
-
-
 # Fresh
 
 
-class _Mutated(SourceFileLoader):
-    def __init__(self, name: str, path: str, source: bytes) -> None:
-        super().__init__(name, path)
-        self._source = source
-
-    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002
-        """From the mutant; nothing is cached."""
-        return self.source_to_code(self._source, self.path)
-
-
-class _Finder:
-    def __init__(self, module: str, source: bytes) -> None:
-        self.name, self.source = f"gspo_core.{module}", source
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
-        """The mutated module."""
-        if name != self.name or not (found := PathFinder.find_spec(name, path)) or not found.origin:
-            return None
-        found.loader = _Mutated(name, found.origin, self.source)
-        return found
-
-
 class Fresh:
-    """A pytest plug-in: runs the tests, those of one module first, then the vectors, until one fails."""
+    """A pytest plug-in: runs the tests, those of one module first, until one fails."""
 
     def __init__(self, module: str, told: Told, seconds: Mapping[str, float]) -> None:
         self.module, self.told, self.seconds, self.code = f"test_{module}.py", told, seconds, KILLED
@@ -364,12 +316,7 @@ class Fresh:
             return True
         tests = [check._replace(seconds=self.seconds.get(check.name, 1.0)) for check in tests_of(session.items)]
         tests = [check for check in tests if check.name in self.seconds]
-        tests.sort(key=lambda one: (self.module not in one.name, one.seconds))
-        self.code = attempt(tests, self.told)
-        if self.code == SURVIVED:
-            self.told.say(f"{VECTOR}none")
-            checks = [check for check in vectors() if check.name in self.seconds]
-            self.code = attempt(checks, self.told)
+        self.code = attempt(sorted(tests, key=lambda one: (self.module not in one.name, one.seconds)), self.told)
         return True
 
 
@@ -379,14 +326,17 @@ def fresh(mutant: Mutant, source: bytes, seconds: Mapping[str, float]) -> Task:
     def work(told: Told) -> int:
         told.say("import")
         signal.setitimer(signal.ITIMER_PROF, 120)
-        sys.meta_path.insert(0, _Finder(mutant["module"], source))
+        sys.meta_path.insert(0, Finder(mutant["module"], source))
         plugin = Fresh(mutant["module"], told, seconds)
-        pytest.main([*PYTEST, str(CORE)], plugins=[plugin])
+        files = [CORE / "tests" / f"test_{name}.py" for name in (mutant["module"], *AT_IMPORT)]
+        pytest.main([*PYTEST, *(str(path) for path in files if path.exists())], plugins=[plugin])
         return plugin.code
 
     return mutant, work
 
 
+# The tests of what is built at import: presets, defaults, tables.
+AT_IMPORT = ("objective", "signatures", "named", "validation")
 PYTEST = (
     "-q", "-s", "-x", "-p", "no:cacheprovider", "--no-header", "--no-summary", "--disable-warnings",
     "-W", "ignore::pytest.PytestAssertRewriteWarning",
