@@ -40,3 +40,8 @@ def clamp(values: Array, low: float | None, high: float | None) -> Array:
     xp = namespace_of(values)
     held = values if low is None else xp.where(values < low, low, values)
     return held if high is None else xp.where(held > high, high, held)
+
+
+def gather(values: Array, places: Array) -> Array:
+    """v_{p_1}, v_{p_2}, ... for `values` and `places` of one dimension."""
+    return namespace_of(values).take(values, places, axis=0)

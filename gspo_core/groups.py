@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from .arrays import Array, Namespace, compute_dtype, namespace_of
+from .arrays import Array, Namespace, compute_dtype, gather, namespace_of
 from .backend import backend_of, device_of
 from .scan import add, longest_segment, merge_moments, segmented_scan
 from .validation import (
@@ -77,16 +77,16 @@ class GroupIndex:
 
     def sort(self, values: Array) -> Array:
         """`values` in the order of the sorted ids."""
-        return values if self.order is None else namespace_of(values).take(values, self.order, axis=0)
+        return values if self.order is None else gather(values, self.order)
 
     def restore(self, values: Array) -> Array:
         """Sorted `values` back in the order of the caller."""
-        return values if self.rank is None else namespace_of(values).take(values, self.rank, axis=0)
+        return values if self.rank is None else gather(values, self.rank)
 
     def sum(self, values: Array) -> Array:
         """Σ_{j in group(i)} v_j for every member i, sorted."""
         (total,) = segmented_scan(add, (values,), self.before, self.longest)
-        return namespace_of(values).take(total, self.last, axis=0)
+        return gather(total, self.last)
 
     def extent(self, low: Array, high: Array) -> tuple[Array, Array]:
         """(min, max) over the group of every member, sorted."""
@@ -94,20 +94,20 @@ class GroupIndex:
         low, high = segmented_scan(
             lambda a, b: (xp.minimum(a[0], b[0]), xp.maximum(a[1], b[1])), (low, high), self.before, self.longest
         )
-        return xp.take(low, self.last, axis=0), xp.take(high, self.last, axis=0)
+        return gather(low, self.last), gather(high, self.last)
 
 
 def index_groups(groups: Array) -> GroupIndex:
     """The sorted view of group ids `[n]`."""
     check_integer("groups", groups)
     xp, size = namespace_of(groups), groups.shape[0]
-    order = None if _is_sorted(groups) else xp.argsort(groups, stable=True)
-    ids = groups if order is None else xp.take(groups, order, axis=0)
+    order = None if _is_sorted(groups) else xp.argsort(groups)
+    ids = groups if order is None else gather(groups, order)
     first = xp.searchsorted(ids, ids, side="left")
     last = xp.searchsorted(ids, ids, side="right") - 1
     place = xp.arange(size, dtype=first.dtype, device=device_of(groups))
     before = place - first
-    rank = None if order is None else xp.argsort(order, stable=True)
+    rank = None if order is None else xp.argsort(order)
     return GroupIndex(order, rank, before, last - place, last, longest_segment(before, size))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias
 
-from .arrays import Array, Namespace, namespace_of
+from .arrays import Array, Namespace, gather, namespace_of
 from .backend import Backend, backend_of, device_of
 from .validation import as_boolean, check_array, check_integer, check_shape, check_size, reads_values
 
@@ -207,7 +207,7 @@ class _Segments(Layout):
         return self.backend.segment_sum(values, self.offsets, self.max_length)
 
     def _spread(self, per_sequence: Array) -> Array:
-        return self.xp.take(per_sequence, self._owners(), axis=0)
+        return gather(per_sequence, self._owners())
 
 
 def _longest(packed: Packed, num_tokens: int) -> int:

@@ -101,6 +101,7 @@ def test_the_interval_of_a_correction_is_closed(level: str, action: str) -> None
     for low, high, kept in (
         (1.0, 2.0, 1.0),
         (0.0, 1.0, 1.0),
+        (1.0, 1.0, 1.0),
         (1.5, 2.0, 1.5),
         (0.0, 0.5, 0.5),
         (None, 0.5, 0.5),

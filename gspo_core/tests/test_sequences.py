@@ -61,3 +61,10 @@ def test_a_batch_of_width_zero_is_legal(xp: Any) -> None:
             objective, logp=empty, old_logp=empty, advantages=xp([1.0, 2.0]), sequences=xp(np.zeros((2, 0), bool))
         )
         assert float(out.loss) == 0.0
+    for found in (
+        gspo.whiten(empty, gspo.Padded(xp(np.zeros((2, 0), bool)))),
+        gspo.reinforce_returns(empty, xp(np.zeros((2, 0), bool))),
+        gspo.reinforce_pp_advantages(empty, xp(np.zeros((2, 0), bool)), groups=xp(np.asarray([0, 0]))),
+        *gspo.gae_advantages(empty, empty, xp(np.zeros((2, 0), bool))),
+    ):
+        assert xp.numpy(found).shape == (2, 0)
