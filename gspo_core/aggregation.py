@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .arrays import Array, Namespace, compute_dtype, namespace_of
+from .backend import backend_of
 from .sequences import Layout, Sequences, bind_sequences
 from .validation import (
     check_array,
@@ -192,7 +193,7 @@ def _group_weights(
     ids = xp.take(groups, order, axis=0)
     # Integers: cumulative sums, and so their differences, are exact.
     counts = xp.astype(xp.take(lengths, order, axis=0), xp.int32)
-    running = xp.cumulative_sum(counts, include_initial=True)
+    running = backend_of(counts).running_sum(counts)
     first, last = xp.searchsorted(ids, groups, side="left"), xp.searchsorted(ids, groups, side="right")
     totals = xp.astype(xp.take(running, last, axis=0) - xp.take(running, first, axis=0), lengths.dtype)
     members = xp.astype(last - first, lengths.dtype)

@@ -53,6 +53,10 @@ class Backend:
         gathered = xp.reshape(xp.take(values, flat, axis=0), positions.shape)
         return xp.sum(xp.where(inside, gathered, xp.zeros_like(gathered)), axis=1)
 
+    def running_sum(self, values: Array) -> Array:
+        """0, v_0, v_0 + v_1, ...: `[N + 1]` sums of `values` `[N]`."""
+        return namespace_of(values).cumulative_sum(values, include_initial=True)
+
     def select(self, values: Array, condition: Array) -> Array:
         """v where the condition holds, else 0, also where v is NaN or infinite (GSPO-NUM-5)."""
         xp = namespace_of(values)

@@ -80,7 +80,7 @@ def _clipped(step: Step, log_ratio: Array) -> Clipped:
     surrogate = step.objective.surrogate
     if isinstance(surrogate, Gmpo):
         clipped = surrogate.clipped_tokens(log_ratio, step.layout.spread(step.advantages))
-        return clipped._replace(dual=clipped.low & clipped.high)
+        return Clipped(clipped.low, clipped.high, clipped.low & clipped.high)
     unit = log_ratio if step.objective.per_sequence else at_tokens(step, log_ratio)
     return surrogate.clipped(step.xp.exp(unit), step.advantages)
 

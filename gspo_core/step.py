@@ -6,7 +6,9 @@ uncounted positions, and is float32 or float64.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
 
 from .aggregation import Weights, check_groups, token_weights
 from .arrays import Array, Namespace, compute_dtype
@@ -18,7 +20,8 @@ from .surrogate import Gmpo, StopGradient
 from .validation import check_array, check_finite, check_floating, check_same_namespace, check_shape
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Step:
     """The arguments of a loss, ready to compute with.
 
     `advantages` and `effective` have one value per unit of the surrogate; `effective` includes the
@@ -39,6 +42,10 @@ class Step(NamedTuple):
     def xp(self) -> Namespace:
         """The namespace of the arrays."""
         return self.layout.xp
+
+    def replace(self, **changes: Any) -> Step:
+        """The same step but for these."""
+        return dataclasses.replace(self, **changes)
 
     @property
     def stop(self) -> StopGradient:
@@ -116,7 +123,7 @@ def below_cap(step: Step, log_ratio: Array) -> Array:
     ones = xp.ones_like(log_ratio)
     if cap is None:
         return ones
-    uncapped = step._replace(objective=step.objective.replace(log_ratio_cap=None))
+    uncapped = step.replace(objective=step.objective.replace(log_ratio_cap=None))
     return xp.where(unit_log_ratio(uncapped) <= cap, ones, xp.zeros_like(ones))
 
 

@@ -72,9 +72,9 @@ def _of_union(step: Step, groups: jax.Array | None, normalizer: Any, axes: Axes)
     penalty = step.objective.penalty
     weights = _weights(step.objective.aggregation, step.weights, groups, normalizer, axes)
     if penalty is None or penalty.aggregation is None:
-        return step._replace(weights=weights, penalty_weights=weights)
+        return step.replace(weights=weights, penalty_weights=weights)
     own = _weights(penalty.aggregation, step.penalty_weights, groups, None, axes)
-    return step._replace(weights=weights, penalty_weights=own)
+    return step.replace(weights=weights, penalty_weights=own)
 
 
 def _weights(aggregation: Aggregation, own: Weights, groups: jax.Array | None, normalizer: Any, axes: Axes) -> Weights:

@@ -67,6 +67,10 @@ class TorchBackend(Backend):
         whole = torch.searchsorted(starts, parts, right=True) - 1
         return values.new_zeros(num_segments + 1).index_add(0, whole, partial)[:num_segments]
 
+    def running_sum(self, values: Tensor) -> Tensor:
+        """One call that every compiler since PyTorch 2.7 can follow."""
+        return torch.nn.functional.pad(values.cumsum(0, dtype=values.dtype), (1, 0))
+
     def all_reduce_sum(self, values: Tensor, group: Any) -> Tensor:
         """Σ over the ranks of `group`, a `ProcessGroup` or a one-dimensional `DeviceMesh`."""
         return values if group is None else _Sum.apply(values, group)

@@ -102,7 +102,7 @@ class Parts:
         offsets = torch.tensor(self.segments(tokens), device=logp.device)
         layout = Packed(offsets, max_length=tokens.stop - tokens.start).bind((tokens.stop - tokens.start,), "tokens")
         cut = {name: None if values is None else values[tokens] for name, values in self._arrays().items()}
-        part = step._replace(
+        part = step.replace(
             layout=layout,
             logp=logp.to(step.logp.dtype),
             old_logp=cut["old"],
@@ -111,7 +111,7 @@ class Parts:
             weights=_of(step.weights, first, last),
             penalty_weights=_of(step.penalty_weights, first, last),
         )
-        return part._replace(effective=self._effective(part, cut))
+        return part.replace(effective=self._effective(part, cut))
 
     def _effective(self, part: Step, cut: dict[str, Tensor | None]) -> Tensor:
         weights = cut["known"]

@@ -101,7 +101,7 @@ class Union:
         weights = [weights_of(aggregation, part, self._totals) for aggregation in _aggregations(self._objective)]
         if self._normalizer is not None:
             weights[0] = weights[0]._replace(count=self.normalizer.to(part.lengths.dtype))
-        return step._replace(weights=weights[0], penalty_weights=weights[-1])
+        return step.replace(weights=weights[0], penalty_weights=weights[-1])
 
 
 def reduce(
