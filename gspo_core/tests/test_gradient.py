@@ -10,7 +10,9 @@ import pytest
 import gspo_core as gspo
 from gspo_core.gradient import step_gradient
 from gspo_core.loss import step_loss, step_solution
-from gspo_core.step import prepare
+from gspo_core.metrics import TokenSums, step_metrics, token_sums
+from gspo_core.step import prepare, unit_log_ratio
+from gspo_core.surrogate import Clipped
 
 from .batches import Batch, axes
 
@@ -110,3 +112,33 @@ def test_the_interval_of_a_correction_is_closed(level: str, action: str) -> None
         objective = gspo.Objective("sequence", gspo.Unclipped(), correction=gspo.Correction(level, action, low, high))
         expected = kept if action == "clamp" or kept == 1 else 0.0
         assert -float(gspo.policy_loss(objective, **arguments).loss) == expected, (low, high)
+
+
+@pytest.mark.parametrize("objective", [p for p in OBJECTIVES if p.values[0].aggregation.mode != "token_sum"])
+def test_parts_carry_the_metrics_of_their_loss(objective: gspo.Objective) -> None:
+    arguments = Batch().padded(_arrays)
+    whole, parts = gspo.policy_loss(objective, **arguments), gspo.policy_loss_sum(objective, **arguments)
+    for name, value in whole.metrics.items():
+        np.testing.assert_allclose(float(parts.metrics[name]), float(value), rtol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["gspo", "grpo", "cispo", "gmpo", "kl-k3-None", "kl-k1-token-free", "dual"])
+def test_sums_over_tokens_that_are_elsewhere_are_taken_as_they_are_given(name: str) -> None:
+    """Whoever holds the tokens says what Σ (e^d - 1 - d) and the number of moved tokens are."""
+    step = prepare(AXES[name], **Batch().padded(_arrays))
+    mine, tokens = step_loss(step), token_sums(step)
+    for given in (TokenSums(tokens.divergence * 3, tokens.moved), TokenSums(tokens.divergence, tokens.moved * 0)):
+        for found in (step_loss(step, given), step_solution(step, given)[0]):
+            ratio = float(given.divergence / tokens.divergence)
+            np.testing.assert_allclose(
+                float(found.metrics["approx_kl"]), ratio * float(mine.metrics["approx_kl"]), rtol=1e-13
+            )
+            assert float(found.metrics["ratio_is_one"]) == float(given.moved == 0)
+            assert float(found.loss) == float(mine.loss)
+
+
+def test_clipped_units_that_are_known_are_not_looked_for_again() -> None:
+    step = prepare(AXES["gspo"], **Batch().padded(_arrays))
+    none, every = np.zeros(5, bool), np.ones(5, bool)
+    found = step_metrics(step, unit_log_ratio(step), None, None, Clipped(none, every, none))
+    assert (float(found["clip_fraction_high"]), float(found["clip_fraction"])) == (1.0, 1.0)

@@ -142,6 +142,7 @@ def test_groups_that_say_something(xp: Any) -> None:
     assert found.tolist() == np.isin(groups, [-2, 8])[order].tolist()
     bounded = xp.numpy(informative_groups(xp(rewards), xp(groups), low=0.5, high=0.99))
     assert bounded.tolist() == (groups == 8).tolist()
+    assert not xp.numpy(informative_groups(xp(rewards), xp(groups), high=0.5)).any()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 
 import gspo_core as gspo
 
+from .batches import EAGER
+
 
 def test_zero_length_and_length_one_segments_and_a_tail(xp: Any) -> None:
     """Hunts boundary detection that merges length-1 segments, and a tail taken for a sequence (P3, P4)."""
@@ -61,6 +63,11 @@ def test_a_batch_of_width_zero_is_legal(xp: Any) -> None:
             objective, logp=empty, old_logp=empty, advantages=xp([1.0, 2.0]), sequences=xp(np.zeros((2, 0), bool))
         )
         assert float(out.loss) == 0.0
+
+
+@EAGER
+def test_advantages_of_a_batch_of_width_zero_are_of_width_zero(xp: Any) -> None:
+    empty = xp(np.zeros((2, 0)))
     for found in (
         gspo.whiten(empty, gspo.Padded(xp(np.zeros((2, 0), bool)))),
         gspo.reinforce_returns(empty, xp(np.zeros((2, 0), bool))),
