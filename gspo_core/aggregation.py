@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .arrays import Array, Namespace, compute_dtype, namespace_of
+from .arrays import Array, Namespace, compute_dtype, gather, namespace_of
 from .backend import backend_of
 from .sequences import Layout, Sequences, bind_sequences
 from .validation import (
@@ -189,13 +189,13 @@ def _group_weights(
 ) -> tuple[Array, Array]:
     if groups is None:
         groups = xp.astype(xp.zeros_like(lengths), xp.int32)
-    order = xp.argsort(groups, stable=True)
-    ids = xp.take(groups, order, axis=0)
+    order = xp.argsort(groups)
+    ids = gather(groups, order)
     # Integers: cumulative sums, and so their differences, are exact.
-    counts = xp.astype(xp.take(lengths, order, axis=0), xp.int32)
+    counts = xp.astype(gather(lengths, order), xp.int32)
     running = backend_of(counts).running_sum(counts)
     first, last = xp.searchsorted(ids, groups, side="left"), xp.searchsorted(ids, groups, side="right")
-    totals = xp.astype(xp.take(running, last, axis=0) - xp.take(running, first, axis=0), lengths.dtype)
+    totals = xp.astype(gather(running, last) - gather(running, first), lengths.dtype)
     members = xp.astype(last - first, lengths.dtype)
     counted = xp.ones_like(totals) if aggregation.count != "non_empty" else xp.astype(totals > 0, lengths.dtype)
     return xp.astype(totals > 0, lengths.dtype) / _nonzero(totals), xp.round(xp.sum(counted / members))

@@ -21,7 +21,7 @@ from typing import Any
 
 import array_api_compat
 
-from .arrays import Array, Namespace, namespace_of
+from .arrays import Array, Namespace, gather, namespace_of
 
 _ENTRY_POINT_GROUP = "gspo_core.backends"
 _NEEDS_AN_ENTRY = ("torch", "jax")
@@ -50,7 +50,7 @@ class Backend:
         positions = starts + columns
         inside = positions < ends
         flat = xp.reshape(xp.where(inside, positions, xp.zeros_like(positions)), (-1,))
-        gathered = xp.reshape(xp.take(values, flat, axis=0), positions.shape)
+        gathered = xp.reshape(gather(values, flat), positions.shape)
         return xp.sum(xp.where(inside, gathered, xp.zeros_like(gathered)), axis=1)
 
     def running_sum(self, values: Array) -> Array:

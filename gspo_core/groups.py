@@ -182,7 +182,7 @@ def at_least_one(count: Array) -> Array:
 def divide_by_spread(values: Array, spread: Spread, eps: float, placement: str = "std") -> Array:
     """x / (σ + ε), or x / √(σ² + ε) for placement "variance"; x itself where there is no σ, or only 0 to divide by."""
     xp, std = namespace_of(values), spread.std
-    padded = std + eps if placement == "std" else xp.hypot(std, xp.zeros_like(std) + eps**0.5)
+    padded = std + eps if placement == "std" else xp.hypot(std, xp.full_like(std, eps**0.5))
     return values / xp.where((spread.freedom > 0) & (padded > 0), padded, xp.ones_like(padded))
 
 
