@@ -1,20 +1,20 @@
-"""Settings from the files that people have: YAML, JSON, TOML, Python calls, Hydra overrides, command lines. Nothing is executed."""
+"""Settings from the files that people have: YAML, JSON, TOML, Python, notebooks, scripts, command lines. Nothing is executed."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import shlex
 import tomllib
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..files import read_text
 from ..words import UsageError, cut
+from .python_source import notebook_source, python_settings
+from .references import resolved
+from .shell import commands, flag_value, word_lines
 
 MAX_BYTES = 1_000_000
 MAX_SETTINGS = 100_000
@@ -30,6 +30,11 @@ class Configuration:
     settings: Mapping[str, Any]
     places: Mapping[str, str] = field(default_factory=dict)
     computed: tuple[str, ...] = ()
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The keys that something sets, to what cannot be told without running it."""
+        return frozenset(one.rpartition(": ")[2] for one in self.computed) - set(self.settings)
 
     def merged(self, other: Configuration) -> Configuration:
         """Both, `other` winning."""
@@ -50,7 +55,14 @@ def read_configuration(words: Iterable[str]) -> Configuration:
                 raise UsageError(f"{cut(word)}: {_line(error)}") from None
         else:
             found = found.merged(_read_file(Path(word)))
-    return found
+    return _without_references(found)
+
+
+def _without_references(found: Configuration) -> Configuration:
+    """References replaced by what they refer to; those that refer to nothing here are computed elsewhere."""
+    settings, unknown = resolved(found.settings)
+    computed = [f"{found.places.get(key, '')}: {key}" for key in unknown]
+    return Configuration(settings, found.places, (*found.computed, *computed))
 
 
 def _exists(word: str) -> bool:
@@ -65,13 +77,14 @@ def _read_file(path: Path) -> Configuration:
     kind = path.suffix.lower()
     try:
         if kind in (".yaml", ".yml"):
-            return _from_tree(_yaml(text), str(path))
+            lines: dict[str, int] = {}
+            return _from_tree(_yaml(text, lines), str(path), lines)
         if kind == ".json":
             return _from_tree(json.loads(text, parse_constant=_no_constant), str(path))
         if kind == ".toml":
             return _from_tree(tomllib.loads(_short_lines(text)), str(path))
-        if kind == ".py":
-            return _from_python(text, str(path))
+        if kind in (".py", ".ipynb"):
+            return _from_python(notebook_source(text) if kind == ".ipynb" else text, str(path))
         return _from_shell(_short_lines(text), str(path))
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path}: not readable as {kind[1:] or 'a script'}: {_line(error)}") from None
@@ -85,8 +98,8 @@ def _short_lines(text: str) -> str:
     return text
 
 
-def _yaml(text: str) -> Any:
-    """One document with plain values alone; its size with every alias written out is looked at before it is made."""
+def _yaml(text: str, lines: dict[str, int]) -> Any:
+    """One document with plain values alone, and the `lines` of its keys; its size with every alias written out is looked at before it is made."""
     import yaml
 
     try:
@@ -96,6 +109,7 @@ def _yaml(text: str) -> Any:
             return None
         if not _fits(node, [MAX_SETTINGS]):
             raise ValueError(f"expected at most {MAX_SETTINGS} values, repetitions by aliases counted")
+        _note_lines(node, "", lines)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
@@ -110,13 +124,21 @@ def _fits(node: Any, left: list[int]) -> bool:
     return all(_fits(item, left) for item in items)
 
 
-def _from_tree(tree: Any, place: str) -> Configuration:
+def _note_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
+    """The line of every key of a YAML node, flat."""
+    for key, value in node.value if node.id == "mapping" else ():
+        name = f"{prefix}{key.value}"
+        lines[name] = key.start_mark.line + 1
+        _note_lines(value, f"{name}.", lines)
+
+
+def _from_tree(tree: Any, place: str, lines: Mapping[str, int] | None = None) -> Configuration:
     if tree is None:
         return Configuration({})
     if not isinstance(tree, Mapping):
         raise UsageError(f"{place}: expected keys and values, got a {type(tree).__name__}")
     flat = dict(_flat(tree))
-    return Configuration(flat, dict.fromkeys(flat, place))
+    return Configuration(flat, {key: f"{place}:{lines[key]}" if lines and key in lines else place for key in flat})
 
 
 def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -129,63 +151,50 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 
 def _from_python(text: str, place: str) -> Configuration:
-    """The literal keyword arguments of every call of something whose name ends in Config, Arguments or GRPOLoss."""
-    found, places, computed = {}, {}, []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler thinks of the style of a stranger's file
-        tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _called(node).endswith(("Config", "Arguments", "Args", "GRPOLoss")):
-            for keyword in node.keywords:
-                if keyword.arg is None:
-                    computed.append(f"{place}:{node.lineno}: **keywords of {_called(node)}")
-                    continue
-                try:
-                    found[keyword.arg] = ast.literal_eval(keyword.value)
-                    places[keyword.arg] = f"{place}:{keyword.value.lineno}"
-                except (ValueError, TypeError, MemoryError, RecursionError):
-                    computed.append(f"{place}:{keyword.value.lineno}: {keyword.arg}")
+    found, lines, computed = python_settings(text)
     if not found and not computed:
         raise UsageError(f"{place}: no call such as GRPOConfig(...) in it")
-    return Configuration(found, places, tuple(computed))
-
-
-def _called(node: ast.Call) -> str:
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    places = {key: f"{place}:{line}" for key, line in lines.items()}
+    return Configuration(found, places, tuple(f"{place}:{line}: {key}" for line, key in computed))
 
 
 def _from_shell(text: str, place: str) -> Configuration:
-    joined = re.sub(r"\\\s*\n", " ", text)
-    lines = [line for line in joined.splitlines() if not line.lstrip().startswith("#")]
-    words: list[str] = []
-    for line in lines:
-        try:
-            words += shlex.split(line, comments=True)
-        except ValueError:
-            continue
-    return _from_words(words, place)
+    """The settings of every command; `A=1` at its beginning is a variable, unless the file has nothing else."""
+    whole = Configuration({})
+    for line, words in commands(text):
+        whole = whole.merged(_from_words(words, f"{place}:{line}"))
+    if not whole.settings:
+        for line, words in commands(text, variables=False):
+            whole = whole.merged(_from_words(words, f"{place}:{line}"))
+    lines = word_lines(text)
+    return replace(
+        whole, places={key: f"{place}:{lines[key]}" if key in lines else at for key, at in whole.places.items()}
+    )
 
 
 def _from_words(words: list[str], place: str) -> Configuration:
-    """`a.b=1`, `+a.b=1`, `--flag value`, `--flag=value`, `--flag`."""
+    """`a.b=1`, `+a.b=1`, `--flag value`, `--flag=value`, `--flag`, `--flag 1 2`."""
     found: dict[str, Any] = {}
     for i, word in enumerate(words):
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            following = words[i + 1] if i + 1 < len(words) else "--"
-            found[name.replace("-", "_")] = parse_value(
-                value if equals else "true" if following.startswith("--") else following
-            )
+            following = value.rstrip(")") if equals else flag_value(words[i + 1 : i + 9], _OVERRIDE)
+            found[name.replace("-", "_")] = _parsed("true" if following is None else following)
         elif match := _OVERRIDE.match(word):
             found[match[1]] = parse_value(match[2])
     return Configuration(found, dict.fromkeys(found, place))
 
 
+def _parsed(value: str | list[str]) -> Any:
+    return parse_value(value) if isinstance(value, str) else [parse_value(one) for one in value]
+
+
 def parse_value(text: str) -> Any:
     """Numbers, booleans and null as YAML would read them, scientific notation without a dot included; else the string."""
     plain = text.strip().strip("\"'")
-    words = {"true": True, "false": False, "null": None, "none": None, "~": None, "": None}
+    words = {"true": True, "false": False, "null": None, "~": None, "": None}
+    if plain == "None":
+        return None
     if plain.lower() in words:
         return words[plain.lower()]
     if _NUMBER.match(plain):

@@ -38,6 +38,7 @@ AGGREGATIONS = {
     "accumulation_window": "token_mean",
     "episode": "sequence_mean_token_mean",
 }
+TOKEN_MEAN = {"mode": "token_mean", "count": "all", "constant": 1.0}
 NO_MASKS = {"off_policy_token_mask_bounds": None, "off_policy_sequence_mask_threshold": None}
 
 
@@ -136,7 +137,7 @@ def _penalty(every: Mapping[str, Any], ratio: str) -> dict[str, Any] | None:
         "estimator": "k3",
         "coefficient": every["beta"],
         "importance": ratio if every["use_bias_correction_kl"] else None,
-        "aggregation": "token_mean" if every["loss_norm"] == "episode" else None,
+        "aggregation": TOKEN_MEAN if every["loss_norm"] == "episode" else None,
         "log_ratio_clamp": None,
         "value_clamp": every["kl_clamp"],
     }

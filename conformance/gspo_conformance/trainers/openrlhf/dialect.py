@@ -114,7 +114,7 @@ def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
         "estimator": every[KL + "estimator"],
         "coefficient": every[KL + "init_coef"],
         "importance": None,
-        "aggregation": "token_mean",
+        "aggregation": {"mode": "token_mean", "count": "all", "constant": 1.0},
         "log_ratio_clamp": clamp,
         "value_clamp": 10.0,
     }

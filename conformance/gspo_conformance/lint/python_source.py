@@ -1,0 +1,170 @@
+"""Settings from Python and from notebooks: literals, constants of the file, and plain arithmetic on them. Nothing is executed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+ENDINGS = ("Config", "Arguments", "Args", "GRPOLoss", "GSPO")
+# Configurations that stand beside that of the policy's training, and share names of keys with it.
+OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", "Quantization", "Model")
+MAX_PARTS = 100_000
+_MAGIC = re.compile(r"^(\s*)[%!].*$", re.M)
+_OPERATIONS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+_ERRORS = (ValueError, TypeError, KeyError, ArithmeticError, MemoryError, RecursionError)
+
+
+def notebook_source(text: str) -> str:
+    """The code of a notebook's cells."""
+    tree = json.loads(text)
+    cells = tree.get("cells", []) if isinstance(tree, dict) else []
+    code = [cell.get("source", "") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
+    return "\n".join(source if isinstance(source, str) else "".join(map(str, source)) for source in code)
+
+
+def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tuple[int, str]]]:
+    """Settings, their lines, and (line, key) of what is computed.
+
+    The keyword arguments of every call of something whose name ends as a configuration's does, `reward_norm=NormConfig(...)`
+    in them as `reward_norm.KEY`; and what is set later on the name such a call was bound to.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler thinks of the style of a stranger's file
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:
+            tree = ast.parse(_MAGIC.sub(r"\1pass", text))  # a notebook that was saved as a script
+    reader = _Reader(_constants(tree))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_configuration(node)]
+    inner = {id(word.value) for call in calls for word in call.keywords}
+    for call in calls:
+        if id(call) not in inner:
+            reader.call(call)
+    _later(tree, reader)
+    return reader.found, reader.lines, reader.computed
+
+
+class _Reader:
+    """Collects settings in the order of the file; a later one wins, and takes the place of a computed one."""
+
+    def __init__(self, names: Mapping[str, ast.expr]) -> None:
+        self.names = names
+        self.left = [MAX_PARTS]
+        self.found: dict[str, Any] = {}
+        self.lines: dict[str, int] = {}
+        self.computed: list[tuple[int, str]] = []
+
+    def call(self, node: ast.Call, prefix: str = "") -> None:
+        """The keywords of a call, those of configurations inside it below their own."""
+        for word in node.keywords:
+            if word.arg is None:
+                self._unpacked(word.value, node, prefix)
+            elif isinstance(word.value, ast.Call) and _is_configuration(word.value):
+                self.call(word.value, f"{prefix}{word.arg}.")
+            else:
+                self.setting(prefix + word.arg, word.value)
+
+    def setting(self, key: str, value: ast.expr) -> None:
+        """One key, where its value can be told."""
+        try:
+            self.found[key] = _value(value, self.names, self.left)
+            self.computed = [one for one in self.computed if one[1] != key]
+        except _ERRORS:
+            self.found.pop(key, None)
+            self.computed.append((value.lineno, key))
+        self.lines[key] = value.lineno
+
+    def _unpacked(self, value: ast.expr, node: ast.Call, prefix: str) -> None:
+        for _ in range(8):
+            if isinstance(value, ast.Name) and value.id in self.names:
+                value = self.names[value.id]
+        if isinstance(value, ast.Call) and _called(value) == "dict" and not value.args:
+            self.call(value, prefix)
+        elif isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
+            for key, item in zip(value.keys, value.values, strict=True):
+                self.setting(f"{prefix}{getattr(key, 'value', '')}", item)
+        else:
+            self.computed.append((node.lineno, f"**keywords of {_called(node)}"))
+
+
+def _later(tree: ast.AST, reader: _Reader) -> None:
+    """`args.beta = 0.0` after `args = GRPOConfig(...)`."""
+    bound: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_configuration(node.value):
+            bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in bound:
+                reader.setting(target.attr, node.value)
+
+
+def _constants(tree: ast.AST) -> dict[str, ast.expr]:
+    """Names that are bound once, or always to the same."""
+    found: dict[str, ast.expr] = {}
+    written: dict[str, str] = {}
+    for name, value in _bindings(tree):
+        text = "" if value is None else ast.dump(value)
+        found |= {} if value is None else {name: value}
+        written[name] = text if written.get(name, text) == text else ""
+    return {name: value for name, value in found.items() if written[name]}
+
+
+def _bindings(tree: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
+    """Every name that something is bound to; None where it is not a plain assignment of one value."""
+    plain: set[int] = set()
+    for node in ast.walk(tree):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for target in targets:
+            if isinstance(target, ast.Name) and getattr(node, "value", None) is not None:
+                plain.add(id(target))
+                yield target.id, node.value  # type: ignore[attr-defined]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in plain:
+            yield node.id, None
+        elif isinstance(node, ast.arg):
+            yield node.arg, None
+
+
+def _value(node: ast.expr, names: Mapping[str, ast.expr], left: list[int]) -> Any:
+    """What an expression of literals, names and arithmetic is; raises where it is anything else, or of too many parts."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError("too many parts")
+    if isinstance(node, ast.Name):
+        return _value(names[node.id], names, left)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        sides = (_number(_value(side, names, left)) for side in (node.left, node.right))
+        return _OPERATIONS[type(node.op)](*sides)
+    if isinstance(node, (ast.Tuple, ast.List)):
+        items = [_value(item, names, left) for item in node.elts]
+        return tuple(items) if isinstance(node, ast.Tuple) else items
+    return ast.literal_eval(node)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)) or abs(value) > 1e18:
+        raise ValueError("not a number")
+    return value
+
+
+def _is_configuration(node: ast.Call) -> bool:
+    return _called(node).endswith(ENDINGS) and not _called(node).startswith(OTHERS)
+
+
+def _called(node: ast.Call) -> str:
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
