@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 import gspo_core as gspo
 from gspo_core.arrays import namespace_of
 from gspo_core.sequences import bind_sequences
 
-from ..target import Capabilities, Case
+from ..target import Capabilities, Case, Skip
 from ..tensors import NumPyArray
 
 Arrays = dict[str, Any]
@@ -35,19 +37,31 @@ class Framework(Protocol):
 
 
 class CoreTarget:
-    """`gspo_core` on one framework. `module` is where its functions come from: the core, or a backend that re-exports it."""
+    """`gspo_core` on one framework. `module` is where its functions come from: the core, or a backend that re-exports it.
+
+    `traced`: values cannot be read while an answer is computed. What can be refused only by reading them (GSPO-NUM-6) is skipped.
+    """
 
     def __init__(
-        self, name: str, framework: Framework, module: Any = gspo, capabilities: Capabilities | None = None
+        self,
+        name: str,
+        framework: Framework,
+        module: Any = gspo,
+        capabilities: Capabilities | None = None,
+        *,
+        traced: bool = False,
     ) -> None:
         self.name = name
         self.framework = framework
         self.gspo = module
+        self.traced = traced
         self.version = framework.version
         self.capabilities = capabilities or Capabilities.everything()
 
     def run(self, case: Case) -> dict[str, Any]:
         """The outputs of the case as NumPy arrays."""
+        if self.traced and not all(map(_acceptable, case.inputs.get("parts", [case.inputs]))):
+            raise Skip("values that have to be refused cannot be read under a trace")
         return {name: self.framework.numpy(value) for name, value in self.native(case).items()}
 
     def native(self, case: Case) -> dict[str, Any]:
@@ -138,3 +152,16 @@ def _named(case: Case, found: Any) -> dict[str, Any]:
 
 def _storage(name: str, case: Case) -> str | None:
     return case.input_dtype if name.endswith("logp") else None
+
+
+def _acceptable(inputs: Mapping[str, Any]) -> bool:
+    """Whether what is counted is finite, and the offsets, if any, end within the tokens."""
+    offsets, mask = inputs.get("offsets"), inputs.get("mask")
+    tokens = max((array.shape[0] for array in inputs.values() if array.ndim), default=0)
+    counted = mask != 0 if mask is not None else None if offsets is None else np.arange(tokens) < offsets[-1]
+    if offsets is not None and offsets[-1] > tokens:
+        return False
+    floats = [array for array in inputs.values() if array.dtype.kind == "f"]
+    by_token = [counted is not None and array.shape == counted.shape for array in floats]
+    read = [array[counted] if whole else array for array, whole in zip(floats, by_token, strict=True)]
+    return all(np.isfinite(array).all() for array in read)

@@ -54,8 +54,8 @@ class JaxTarget(CoreTarget):
 
     patience = 2
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._programs: dict[str, Any] = {}
         self._met: Counter[str] = Counter()
 
@@ -89,7 +89,7 @@ class JaxTarget(CoreTarget):
 
 
 class JitTarget(JaxTarget):
-    """The same with every case compiled as one program; where values cannot be read, no input is refused."""
+    """The same with every case compiled as one program."""
 
     patience = 0
 
@@ -120,4 +120,4 @@ def target() -> CoreTarget:
 
 def jit_target() -> CoreTarget:
     """The built-in target `jax:jit`."""
-    return JitTarget("jax:jit", Jax(), gspo_jax)
+    return JitTarget("jax:jit", Jax(), gspo_jax, traced=True)

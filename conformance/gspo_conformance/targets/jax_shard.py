@@ -112,4 +112,4 @@ def target() -> CoreTarget:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={_DEVICES} makes that many of a CPU"
         )
     losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return EagerTarget("jax:shard", ShardedJax(), gspo_jax, losses)
+    return EagerTarget("jax:shard", ShardedJax(), gspo_jax, losses, traced=True)

@@ -52,7 +52,7 @@ def target() -> CoreTarget:
 def compile_target() -> CoreTarget:
     """The built-in target `torch:compile`: the operations that have a loss."""
     losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return CoreTarget("torch:compile", CompiledTorch(), gspo_torch, losses)
+    return CoreTarget("torch:compile", CompiledTorch(), gspo_torch, losses, traced=True)
 
 
 class CompiledTorch(Torch):
