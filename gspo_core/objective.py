@@ -108,7 +108,7 @@ class Objective:
 
     def to_json(self) -> str:
         """The objective as one JSON object."""
-        return json.dumps(self.to_dict(), allow_nan=False)
+        return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Objective:

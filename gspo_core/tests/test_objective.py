@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from typing import Any
 
 import pytest
 
@@ -50,3 +52,120 @@ def test_from_json_names_what_is_unknown_or_missing() -> None:
         gspo.Objective.from_json('{"surrogate": {"kind": "unclipped"}}')
     with pytest.raises(TypeError, match="objective: expected a JSON object, got list"):
         gspo.Objective.from_json("[]")
+
+
+MEAN, SUM = "sequence_mean_token_mean", "sequence_mean_token_sum"
+PUBLISHED = {
+    "gspo": ("sequence", gspo.Clip(3e-4, 4e-4), MEAN),
+    "gspo_token": ("gspo_token", gspo.Clip(3e-4, 4e-4), MEAN),
+    "grpo": ("token", gspo.Clip(0.2, 0.27), MEAN),
+    "ppo": ("token", gspo.Clip(0.2, 0.2), MEAN),
+    "dr_grpo": ("token", gspo.Clip(0.2, 0.2), SUM),
+    "dapo": ("token", gspo.Clip(0.2, 0.28), "group_token_mean"),
+    "rloo": ("token", gspo.Reinforce(None), SUM),
+    "reinforce_pp": ("token", gspo.Clip(0.2, 0.2), "token_mean"),
+    "gmpo": ("token", gspo.Gmpo(0.4, 0.4), MEAN),
+    "cispo": ("token", gspo.Cispo(None, 4.0), "group_token_mean"),
+    "sapo": ("token", gspo.Sapo(1.0, 1.05), MEAN),
+    "luspo": ("sequence", gspo.Clip(3e-4, 4e-4), SUM),
+    "decoupled": ("token", gspo.Clip(0.2, 0.2), "token_mean", gspo.Correction("token", "mask", None, 5.0)),
+    "vespo": ("product", gspo.Vespo(2.0, 3.0, 3.0, 2.0), "token_mean"),
+    "minirl": ("token", gspo.Reinforce(gspo.Clip(0.2, 0.27)), SUM,
+               gspo.Correction("token", "clamp", None, 5.0, "current")),
+}  # fmt: skip
+
+
+def test_presets_have_the_numbers_that_were_published() -> None:
+    assert set(PUBLISHED) == set(PRESETS)
+    for name, (ratio, surrogate, mode, *corrections) in PUBLISHED.items():
+        built = preset(name)
+        assert built == gspo.Objective(ratio, surrogate, gspo.Aggregation(mode), None, tuple(corrections), None), name
+        assert (built.aggregation.count, built.aggregation.constant) == ("all", 1.0)
+
+
+def test_presets_take_other_numbers() -> None:
+    clip, cap = gspo.Clip(0.3, 0.7), gspo.Correction("token", "mask", high=2.0)
+    for name in ("gspo", "gspo_token", "grpo", "ppo", "dapo", "reinforce_pp", "luspo"):
+        assert getattr(gspo.Objective, name)(clip) == preset(name).replace(surrogate=clip)
+    dr_grpo = gspo.Objective.dr_grpo(7.0, clip)
+    assert dr_grpo == preset("dr_grpo").replace(surrogate=clip, aggregation=gspo.Aggregation(SUM, constant=7.0))
+    assert gspo.Objective.decoupled(clip, 2.0) == preset("decoupled").replace(surrogate=clip, correction=cap)
+    weight = gspo.Correction("token", "clamp", high=2.0, numerator="current")
+    assert gspo.Objective.minirl(clip, 2.0) == preset("minirl").replace(
+        surrogate=gspo.Reinforce(clip), correction=weight
+    )
+    for name, surrogate in (
+        ("gmpo", gspo.Gmpo(0.1)),
+        ("cispo", gspo.Cispo(0.1)),
+        ("sapo", gspo.Sapo(2.0)),
+        ("vespo", gspo.Vespo(1.0)),
+    ):
+        assert getattr(gspo.Objective, name)(surrogate) == preset(name).replace(surrogate=surrogate)
+
+
+FULL = gspo.Objective(
+    "token",
+    gspo.Reinforce(gspo.Clip(0.1, 0.2)),
+    penalty=gspo.Penalty(aggregation=gspo.Aggregation("token_sum")),
+    correction=(gspo.Correction(),),
+).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ((), "objective"),
+        (("surrogate",), "surrogate"),
+        (("surrogate", "gate"), "gate"),
+        (("aggregation",), "aggregation"),
+        (("penalty",), "penalty"),
+        (("penalty", "aggregation"), "aggregation"),
+        (("correction", 0), "correction"),
+    ],
+)
+def test_what_is_wrong_in_a_part_is_said_of_that_part(path: tuple[str | int, ...], name: str) -> None:
+    fields = copy.deepcopy(FULL)
+    part: Any = fields
+    for step in path:
+        part = part[step]
+    part["epsilon"] = 1
+    with pytest.raises(ValueError, match=rf"^{name} field: expected one of '\w+'.*, got 'epsilon'$"):
+        gspo.Objective.from_dict(fields)
+    if path:
+        holder: Any = copy.deepcopy(FULL)
+        inner = holder
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = "text"
+        with pytest.raises(TypeError, match=f"^{name}: expected a JSON object, got str$"):
+            gspo.Objective.from_dict(holder)
+
+
+def test_what_a_part_leaves_out_is_its_default() -> None:
+    short = {"ratio": "token", "surrogate": {"kind": "sapo"}}
+    assert gspo.Objective.from_dict(short) == gspo.Objective("token", gspo.Sapo())
+    for name in ("aggregation", "penalty"):
+        assert gspo.Objective.from_dict(short | {name: None}) == gspo.Objective("token", gspo.Sapo())
+    assert gspo.Objective.from_dict(short | {"penalty": {}, "aggregation": {}}).penalty == gspo.Penalty()
+    for missing, kind in (("low", "clip"), ("high", "clip")):
+        fields = {"kind": kind, "low": 0.1, "high": 0.1}
+        del fields[missing]
+        with pytest.raises(ValueError, match=f"^surrogate field: expected '{missing}', which is missing$"):
+            gspo.Objective.from_dict(short | {"surrogate": fields})
+
+
+def test_text_that_is_no_json_is_quoted_as_far_as_it_helps() -> None:
+    with pytest.raises(ValueError, match=f"^text: expected the JSON of an objective, got '{'x' * 59}: Expecting value"):
+        gspo.Objective.from_json("x" * 100)
+
+
+def test_an_axis_of_another_type_is_refused() -> None:
+    gspo_ = gspo.Objective.gspo()
+    for changes, message in (
+        ({"surrogate": gspo.Penalty()}, "^surrogate: expected one of clip, unclipped, reinforce, .*, got Penalty$"),
+        ({"penalty": gspo.Clip(0.1, 0.1)}, "^penalty: expected a Penalty or None, got Clip$"),
+        ({"correction": (gspo.Correction(), gspo.Penalty())}, "^correction: expected Correction entries, got Penalty$"),
+        ({"aggregation": 3}, "^mode: expected an Aggregation or the name of a mode, got int$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            gspo_.replace(**changes)
