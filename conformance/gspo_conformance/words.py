@@ -38,6 +38,14 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
     return f"{count} {noun if count == 1 else many or noun + 's'}"
 
 
+def uncapitalised(sentence: str) -> str:
+    """`sentence` to go on with after a colon: `The mean` as `the mean`; `NaN`, `CISPO` and the `A` of a formula as they are."""
+    first, _, rest = sentence.partition(" ")
+    article = first == "A" and rest[:1] not in tuple("<>=")
+    plain = first[:1].isascii() and first[1:].islower()
+    return sentence[:1].lower() + sentence[1:] if article or plain else sentence
+
+
 def printable(words: str) -> str:
     """`words` without control characters: no terminal and no parser is to obey them, no reader to see them in another order."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from .target import Capabilities, Case, FunctionTarget
 from .words import choices
 
 FRAMEWORKS = ("torch", "jax", "numpy")
+MASKS = ("bool", "uint8", "int32", "int64", "float32", "float64")
+SHAPES = ("response", "token")
 INPUTS = ("logp", "old_logp", "advantages", "mask")
 Loss = Callable[..., Any]
 
@@ -42,13 +45,18 @@ def loss_target(
         clip: `(low, high)` in place of the objective's clip range.
         name: for reports; the name of `fn` by default.
         dtypes: add "float64" where `fn` computes in the precision of its inputs.
-        mask_dtype: "bool", or what `fn` expects instead, "int64" or "float32".
+        mask_dtype: "bool", or what `fn` expects instead, such as "int64" or "float32".
         advantages: "response" passes `[B]`, "token" spreads them to `[B, T]`.
     """
     if not callable(fn):
         raise TypeError(f"fn: expected a function, got {type(fn).__name__}")
-    if framework not in FRAMEWORKS:
-        raise ValueError(f"framework: {choices(framework, FRAMEWORKS)}")
+    _one_of("framework", framework, FRAMEWORKS)
+    _one_of("mask_dtype", mask_dtype, MASKS)
+    _one_of("advantages", advantages, SHAPES)
+    if not (gradient is None or gradient == "autodiff" or callable(gradient)):
+        raise ValueError(f'gradient: expected "autodiff", a function or None, got {gradient!r}')
+    if isinstance(dtypes, str):
+        raise TypeError(f"dtypes: expected a list of names, got {dtypes!r}")
     if framework == "numpy" and gradient == "autodiff":
         gradient = None
     own = objective_dict(objective, clip)
@@ -81,13 +89,21 @@ def objective_dict(objective: Any = None, clip: Sequence[float] | None = None) -
         objective = Objective.gspo()
     if not isinstance(objective, Objective):
         raise TypeError(f"objective: expected a preset, a gspo_core.Objective or its JSON, got {objective!r}")
-    found = objective.to_dict()
     if clip is None:
-        return found
-    if "low" not in found["surrogate"]:
-        raise ValueError(f"clip: the surrogate {found['surrogate']['kind']!r} has no clip range")
-    low, high = clip
-    return found | {"surrogate": found["surrogate"] | {"low": low, "high": high}}
+        return objective.to_dict()
+    found = objective.to_dict()["surrogate"]
+    if "low" not in found:
+        raise ValueError(f"clip: the surrogate {found['kind']!r} has no clip range")
+    if isinstance(clip, str) or not isinstance(clip, Sequence) or len(clip) != 2:
+        raise TypeError(f"clip: expected two numbers (low, high), got {clip!r}")
+    return objective.replace(surrogate=replace(objective.surrogate, low=clip[0], high=clip[1])).to_dict()
+
+
+def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    if value not in known:
+        raise ValueError(f"{name}: {choices(value, known)}")
 
 
 def _preset(objectives: Any, name: str) -> Any:

@@ -113,6 +113,72 @@ def test_what_nobody_knows_is_described(name: str) -> None:
     assert any(words in text for text in diagnosis["observed"]) or not words, diagnosis["observed"]
 
 
+def paper(logp: Any, old_logp: Any, advantages: Any, mask: Any, *, length: Any = None, scale: float = 1.0) -> Any:
+    """The losses of the paper's responses, with a length and a factor of the log-ratio to get wrong."""
+    length = mask.sum(1).clamp(min=1) if length is None else length
+    ratio = torch.exp(scale * torch.where(mask, logp - old_logp, 0.0).sum(1) / length)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - 3e-4, 1 + 4e-4) * advantages)
+    return -torch.where(mask.any(1), surrogate, 0.0)
+
+
+def centred(values: Any) -> Any:
+    return (values - values.mean()) / (values.std(unbiased=False) + 1e-8)
+
+
+def last_place(mask: Any) -> Any:
+    return ((torch.arange(mask.shape[1]) + 1) * mask).amax(1).clamp(min=1)
+
+
+STRANGERS: dict[str, tuple[Any, str]] = {
+    "divided twice": (lambda new, old, a, m: paper(new, old, a, m).mean() / len(a), "divided by the number of responses"),
+    "one too long": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1).mean(), "a length that is one too large"),
+    "a temperature": (lambda new, old, a, m: paper(new, old, a, m, scale=1 / 0.7).mean(), "1.43x, farther away"),
+    "small advantages": (lambda new, old, a, m: paper(new, old, a.clamp(-1, 1), m).mean(), "held to ±1"),
+    "normalised twice": (lambda new, old, a, m: paper(new, old, centred(a), m).mean(), "centred over the batch"),
+    "eight ranks": (lambda new, old, a, m: paper(8 * new - 7 * new.detach(), old, a, m).mean(), "the loss is right"),
+    "the last place": (lambda new, old, a, m: paper(new, old, a, m, length=last_place(m)).mean(), "only in responses with gaps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_loss_that_is_no_mutant_is_led_to(name: str) -> None:
+    loss, words = STRANGERS[name]
+    diagnosis = found(loss_target(loss), "mask/*", "surrogate/paper-*", "gradient/*")
+    assert diagnosis["sentence"].startswith("unknown deviation; "), diagnosis["sentence"]
+    assert words in diagnosis["sentence"]
+    assert "wrong shape" not in diagnosis["sentence"]
+    assert "numerics.non-finite-accepted" not in diagnosis["sentence"]
+
+
+def test_what_fails_the_run_comes_before_conventions() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        count = mask.sum(1).clamp(min=1)
+        ratio = torch.exp((logp * mask).sum(1) / count - (old_logp * mask).sum(1) / count)
+        return -torch.minimum(ratio * advantages, ratio.clamp(1 - 3e-4, 1 + 4e-4) * advantages).mean()
+
+    sentence = found(loss_target(loss), "numerics/unlikely-tokens-gspo", "ratio/*", "mask/nan-*")["sentence"]
+    judged, _, convention = sentence.partition("; below MUST, ")
+    assert judged.startswith("unknown deviation; only questions that hunt `sum-before-subtract`")
+    assert convention.startswith("returns the loss of `mask.multiplied`")
+
+
+def test_errors_alone_are_no_deviation_of_anybody() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        if len(mask) > 1:
+            raise RuntimeError("mask: one response at a time")
+        return paper(logp, old_logp, advantages, mask).mean()
+
+    diagnosis = found(loss_target(loss), "aggregation/*gspo", "numerics/refuses-nan-*")
+    assert diagnosis["mutants"] == []
+    assert "end in an error, most often RuntimeError: mask: one response at a time" in diagnosis["sentence"]
+
+
+def test_a_dtype_that_is_too_narrow_is_said() -> None:
+    target = loss_target(lambda new, old, a, m: paper(new, old, a, m).mean().float(), dtypes=("float32", "float64"))
+    sentence = found(target, "aggregation/*gspo")["sentence"]
+    assert "outputs come in float32 where float64 is due; the gradient is right, the loss is not" in sentence
+
+
 def test_two_signs_that_are_wrong_are_found_apart() -> None:
     diagnosis = found(deviant(lambda name, value, case: -value if name == "loss" else value), "aggregation/*")
     assert set(diagnosis["mutants"]) == {"loss.sign", "gradient.negated"}

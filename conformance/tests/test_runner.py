@@ -22,7 +22,7 @@ from gspo_conformance.runner import Options, run_vectors, select
 from gspo_conformance.smoke import easiest, form, report
 from gspo_conformance.suite import checked
 from gspo_conformance.target import Capabilities, Case, FunctionTarget, Skip
-from gspo_conformance.words import UsageError
+from gspo_conformance.words import UsageError, uncapitalised
 
 from .small import loss_vector, small_suite
 
@@ -301,3 +301,20 @@ def test_the_public_names_are_there_and_no_others() -> None:
         assert getattr(gspo_conformance, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'chek'"):
         _ = gspo_conformance.chek
+
+
+def test_errors_alone_are_the_fault_of_the_adapter_although_refusals_fail() -> None:
+    def broken(case: Case) -> dict[str, Any]:
+        raise TypeError("no subtraction with booleans")
+
+    refusing = loss_vector("numerics/refuses", level="SHOULD", refuses={"argument": "mask", "outputs": ["loss"]})
+    run = run_vectors(InProcess(FunctionTarget("broken", broken)), [loss_vector("aggregation/unequal"), refusing])
+    assert {result.verdict for result in run.results} >= {ERROR, FAIL}
+    assert (run.verdict, run.exit_code) == ("not one answer", 3)
+
+
+def test_a_sentence_goes_on_in_lower_case_except_for_names_and_formulas() -> None:
+    kept = ("NaN is accepted", "CISPO's weight", "A < 0 is never clipped", "Σx² / (Σx)²", "V not added", "|y| - 1")
+    assert [uncapitalised(text) for text in kept] == list(kept)
+    assert uncapitalised("A |y| that counts") == "a |y| that counts"
+    assert uncapitalised("Log-probabilities rounded") == "log-probabilities rounded"

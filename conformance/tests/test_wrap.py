@@ -73,6 +73,15 @@ def test_without_a_gradient_the_loss_alone_is_checked() -> None:
     assert {item.output for result in found.results for item in result.judged} == {"loss"}
 
 
+def test_without_a_gradient_a_loss_in_torch_may_be_a_plain_number() -> None:
+    def number(*arrays: Any) -> float:
+        return torch_loss(*arrays).item()
+
+    assert run(loss_target(number, gradient=None)).conforming
+    reason = run(loss_target(number)).results[0].reason
+    assert reason == "TypeError: the loss: expected a tensor, got float; with .item() it has no gradient"
+
+
 def test_float64_is_not_asked_of_a_loss_that_does_not_claim_it() -> None:
     verdicts = {result.dtype: result.verdict for result in run(loss_target(torch_loss)).results}
     assert verdicts == {"float32": PASS, "float64": UNSUPPORTED}
@@ -108,6 +117,13 @@ def test_an_objective_is_a_preset_an_object_or_its_json() -> None:
         ({"objective": 3}, "objective: expected a preset"),
         ({"objective": "sapo", "clip": (0.1, 0.2)}, "the surrogate 'sapo' has no clip range"),
         ({"dtypes": ("bfloat16",)}, "capabilities.dtypes: unknown 'bfloat16'"),
+        ({"dtypes": "float64"}, "dtypes: expected a list of names, got 'float64'"),
+        ({"clip": 0.2}, "clip: expected two numbers"),
+        ({"clip": (-0.1, 0.2)}, "low: expected a number >= 0, got -0.1"),
+        ({"gradient": "auto"}, "gradient: expected \"autodiff\", a function or None, got 'auto'"),
+        ({"mask_dtype": "int"}, "mask_dtype: unknown 'int'"),
+        ({"mask_dtype": int}, "mask_dtype: expected one of bool, uint8"),
+        ({"advantages": "tokens"}, "advantages: unknown 'tokens'; did you mean 'token'?"),
         ({"fn": 3}, "fn: expected a function, got int"),
     ],
 )

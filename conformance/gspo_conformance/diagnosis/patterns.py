@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
 
@@ -10,9 +12,13 @@ import numpy as np
 from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
-from .evidence import Evidence
+from ..words import cut
+from .evidence import REFUSED, Evidence
+from .responses import of_responses
 
 PAPER_RATIOS = ("sequence", "gspo_token")
+FEW = 4
+_NARROW = re.compile(r"expected (float\d+), got (\w+)")
 
 
 def factors(evidence: Sequence[Evidence], atlas: Atlas, output: str = "gradient") -> tuple[float, float] | None:
@@ -63,17 +69,47 @@ def _times(factor: float) -> str:
 def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     """Patterns of the wrong answers, in words, the most telling first."""
     wrong = [item for item in evidence if not item.right]
-    found = [*_of_numbers(wrong), *_of_factors(wrong, atlas), *_of_places(wrong, evidence, atlas)]
+    numbers = [item for item in wrong if not item.row.odd]
+    paper = [item for item in evidence if _is_paper(item, atlas)]
+    found = [*_of_errors(wrong), *_of_forms(wrong), *of_responses(paper, atlas), *_of_outputs(numbers)]
+    found += [*_of_factors(numbers, atlas), *_of_numbers(numbers, len(wrong)), *_of_flags(wrong, evidence, atlas)]
+    found += _of_places(wrong, evidence, atlas)
     return list(dict.fromkeys(text for text in found if text))
 
 
-def _of_numbers(wrong: Sequence[Evidence]) -> list[str]:
-    odd = [item for item in wrong if item.row.odd]
-    broken = [item for item in wrong if not item.row.odd and not np.isfinite(item.row.numbers[item.row.present]).all()]
-    return [
-        f"{len(odd)} of {len(wrong)} wrong answers have the wrong shape" if odd else "",
-        f"{len(broken)} of {len(wrong)} wrong answers hold NaN or infinity" if broken else "",
-    ]
+def _of_errors(wrong: Sequence[Evidence]) -> list[str]:
+    """Errors where an answer was due, and the one that is met most."""
+    raised = [item.result.reason if item.result else "" for item in wrong if item.row is REFUSED]
+    if not raised:
+        return []
+    (reason, _), *_ = Counter(raised).most_common(1)
+    told = f", most often {cut(reason, 160)}" if reason else ""
+    return [f"{len(raised)} of {len(wrong)} questions end in an error{told}"]
+
+
+def _of_forms(wrong: Sequence[Evidence]) -> list[str]:
+    """Answers of another shape or a narrower dtype, and answers to what is to be refused."""
+    shaped = [item for item in wrong if " of shape " in item.row.odd]
+    answered = [item for item in wrong if item.row.odd == "answered"]
+    reasons = [judged.reason for item in wrong if item.result for judged in item.result.judged]
+    narrow = Counter(match.groups() for match in map(_NARROW.fullmatch, reasons) if match)
+    texts = [f"{len(shaped)} of {len(wrong)} wrong answers have the wrong shape" if shaped else ""]
+    texts += [f"{count} outputs come in {got} where {due} is due" for (due, got), count in narrow.most_common()]
+    return [*texts, f"{len(answered)} inputs are accepted that are to be refused" if answered else ""]
+
+
+def _of_outputs(wrong: Sequence[Evidence]) -> list[str]:
+    """Whether the loss alone, or the gradient alone, is wrong, over the answers that have both."""
+    judged = [{one.output: one.ok for one in item.result.judged} for item in wrong if item.result]
+    both = [one for one in judged if {"loss", "gradient"} <= set(one)]
+    if both and all(one["loss"] for one in both):
+        return ["the loss is right, the gradient is not"]
+    return ["the gradient is right, the loss is not"] if both and all(one["gradient"] for one in both) else []
+
+
+def _of_numbers(wrong: Sequence[Evidence], of: int) -> list[str]:
+    broken = [item for item in wrong if not np.isfinite(item.row.numbers[item.row.present]).all()]
+    return [f"{len(broken)} of {of} wrong answers hold NaN or infinity"] if broken else []
 
 
 def _of_factors(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
@@ -104,6 +140,16 @@ def _of_places(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: A
             if alike < len(good) and alike * 4 <= len(wrong):
                 found.append(f"only {noun} {name}")
     return found
+
+
+def _of_flags(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
+    """The mistake that every question with a wrong answer is there for, and hardly any with a right one unless they are few."""
+    flags = [set(atlas.bench.questions[item.question].vector.flags) for item in wrong]
+    right = [atlas.bench.questions[item.question].vector.flags for item in evidence if item.right]
+    shared = set.intersection(*flags) if flags else set[str]()
+    few = len(wrong) <= FEW
+    telling = [flag for flag in sorted(shared) if few or 4 * sum(flag in each for each in right) <= len(wrong)]
+    return [f"only questions that hunt `{telling[0]}`"] if telling and right else []
 
 
 def _gap(item: Evidence, atlas: Atlas) -> str | None:

@@ -68,7 +68,7 @@ class Search:
         """Each suspect with the further mutants that explain what it leaves over."""
         found: list[tuple[Mutant, ...]] = []
         for suspect in suspects:
-            left = spread([item for item in self.evidence if not self._explains(suspect.parts, item)], self.atlas, LEFT)
+            left = spread([item for item in self.evidence if not self.explains(suspect.parts, item)], self.atlas, LEFT)
             for other in self.atlas.mutants:
                 if other not in suspect.parts and self._moves(other, left):
                     found += [parts for parts in orders(suspect.parts, other) if self._all(parts, left)]
@@ -78,9 +78,10 @@ class Search:
         return bool(evidence) and all(self.atlas.bench.reaches(mutant, item.question) for item in evidence)
 
     def _all(self, parts: tuple[Mutant, ...], evidence: Sequence[Evidence]) -> bool:
-        return all(self._explains(parts, item) for item in evidence)
+        return all(self.explains(parts, item) for item in evidence)
 
-    def _explains(self, parts: tuple[Mutant, ...], item: Evidence) -> bool:
+    def explains(self, parts: tuple[Mutant, ...], item: Evidence) -> bool:
+        """Whether the parts together give this answer."""
         row = self.predicted(parts, item.question)
         return item.right if row is None else self.atlas.matches(item.question, item.row, [row])[0]
 
@@ -114,7 +115,7 @@ class Search:
     def _judge(self, parts: tuple[Mutant, ...], evidence: Sequence[Evidence]) -> Suspect:
         explained = total = 0
         for item in evidence:
-            agrees = self._explains(parts, item)
+            agrees = self.explains(parts, item)
             if item.right and agrees:
                 continue
             total += 1
@@ -175,7 +176,7 @@ class Search:
         """How many answers of the sample the parts do not return; None where they are too many."""
         misses, allowed = 0, len(self.sample) // TOLERATED
         for item in self.sample:
-            misses += not self._explains(parts, item)
+            misses += not self.explains(parts, item)
             if misses > allowed:
                 return None
         return misses

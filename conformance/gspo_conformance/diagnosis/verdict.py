@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..formats import Vector, load_vectors
@@ -12,7 +12,8 @@ from ..mutants.bench import bench
 from ..mutants.dialects import DIALECTS, Dialect
 from ..mutants.registry import mutants
 from ..run import Run
-from .evidence import Evidence, evidence_of
+from ..words import uncapitalised
+from .evidence import REFUSED, Evidence, evidence_of
 from .patterns import factor_text, factors, observed
 from .suspects import Search, Suspect
 
@@ -33,6 +34,7 @@ NOUNS = {
 SURE = 0.985
 NAMED = 0.5
 MENTIONED = 0.3
+SAID = 4
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,20 @@ def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | N
     part = diagnose_evidence(judged, atlas)
     if part is None:
         return whole if whole.suspect else None
-    return part if part.confidence > whole.confidence else whole
+    if part.suspect or not whole.suspect:
+        return part if part.confidence >= whole.confidence else whole
+    missed = [item for item in judged if not item.right]
+    if any(Search(atlas, missed).explains(whole.suspect.parts, item) for item in missed):
+        return whole
+    return replace(part, sentence=f"{part.sentence}; below {run.level}, {whole.sentence}")
 
 
 def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis | None:
     """`diagnose` for answers that are at hand."""
     if all(item.right for item in evidence):
         return None
-    suspects = _suspects(Search(atlas, evidence))
+    answered = any(item.row is not REFUSED for item in evidence if not item.right)
+    suspects = _suspects(Search(atlas, evidence)) if answered else []
     span = factors(evidence, atlas)
     seen = tuple(observed(evidence, atlas))
     if not suspects or suspects[0].share < NAMED:
@@ -160,8 +168,8 @@ def _sentence(
     best: Suspect, noun: str, alike: Sequence[str], known: Sequence[str], span: tuple[float, float] | None
 ) -> str:
     names = " and ".join(f"`{part.name}` ({part.clause})" for part in best.parts)
-    told = [_lower(text) for part in best.parts for text in (part.title, part.consequence) if text]
-    told = told if len(best.parts) == 1 else [_lower(part.title) for part in best.parts]
+    told = [uncapitalised(text) for part in best.parts for text in (part.title, part.consequence) if text]
+    told = told if len(best.parts) == 1 else [uncapitalised(part.title) for part in best.parts]
     tail = [
         factor_text(span),
         f"this is {known[0]}" if known else "",
@@ -182,10 +190,7 @@ def _noun(evidence: Sequence[Evidence], atlas: Atlas) -> str:
     return "loss" if "loss" in nouns else nouns.pop() if len(nouns) == 1 else "answers"
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
-
-
 def _unknown(seen: Sequence[str], suspects: Sequence[Suspect]) -> str:
-    near = f"nearest is `{suspects[0].name}`, {suspects[0].explained} of {suspects[0].of}" if suspects else ""
-    return "; ".join(text for text in ("unknown deviation", *seen[:3], near) if text)
+    near = suspects and suspects[0].share >= MENTIONED
+    told = f"nearest is `{suspects[0].name}`, {suspects[0].explained} of {suspects[0].of}" if near else ""
+    return "; ".join(text for text in ("unknown deviation", *seen[:SAID], told) if text)

@@ -13,10 +13,10 @@ def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     tensors = {name: torch.tensor(array) for name, array in arrays.items()}
     logp = tensors["logp"].requires_grad_(gradient == "autodiff")
     loss = fn(*tensors.values())
-    if not isinstance(loss, torch.Tensor):
-        raise TypeError(f"the loss: expected a tensor, got {type(loss).__name__}")
     if gradient is None:
         return {"loss": loss}
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f"the loss: expected a tensor, got {type(loss).__name__}; with .item() it has no gradient")
     if gradient != "autodiff":
         return {"loss": loss, "gradient": gradient(*tensors.values())}
     if not loss.requires_grad:
