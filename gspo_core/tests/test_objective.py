@@ -154,6 +154,11 @@ def test_what_a_part_leaves_out_is_its_default() -> None:
             gspo.Objective.from_dict(short | {"surrogate": fields})
 
 
+def test_a_surrogate_without_a_kind_is_none() -> None:
+    with pytest.raises(ValueError, match="^surrogate kind: expected one of 'clip', .*, got None$"):
+        gspo.Objective.from_dict({"ratio": "token", "surrogate": {"low": 0.1, "high": 0.1}})
+
+
 def test_text_that_is_no_json_is_quoted_as_far_as_it_helps() -> None:
     with pytest.raises(ValueError, match=f"^text: expected the JSON of an objective, got '{'x' * 59}: Expecting value"):
         gspo.Objective.from_json("x" * 100)
