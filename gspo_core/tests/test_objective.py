@@ -155,7 +155,7 @@ def test_what_a_part_leaves_out_is_its_default() -> None:
 
 
 def test_a_surrogate_without_a_kind_is_none() -> None:
-    with pytest.raises(ValueError, match="^surrogate kind: expected one of 'clip', .*, got None$"):
+    with pytest.raises(ValueError, match=r"^surrogate kind: expected one of 'clip', .*, got None$"):
         gspo.Objective.from_dict({"ratio": "token", "surrogate": {"low": 0.1, "high": 0.1}})
 
 
