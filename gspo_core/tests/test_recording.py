@@ -87,7 +87,8 @@ def test_a_file_is_the_arrays_behind_an_aligned_header_and_the_library_of_the_fo
             [part[1] for part in parts], [{"a": arrays["0.a"], "b": arrays["0.b"]}, {"a": arrays["1.a"]}]
         )
     assert len(list(tmp_path.rglob("*.*"))) == 8
-    assert len(head) < 500, "as short as JSON can be"
+    text = head[8:].decode().rstrip()
+    assert text == json.dumps(json.loads(text), separators=(",", ":")), "as short as JSON can be"
 
 
 def test_the_size_of_what_is_stored_is_in_bytes() -> None:
@@ -104,6 +105,7 @@ def test_readers_see_the_whole_of_a_file_or_nothing(tmp_path: Path) -> None:
         with pytest.raises((BufferError, ValueError)):
             write_shard(target, {"parts": [{}]}, bad)
     assert path.read_bytes() == before
+    assert path.with_suffix(".unfinished").exists()
     assert not (tmp_path / "other.safetensors").exists()
 
 
@@ -162,6 +164,7 @@ def test_what_was_given_is_there(tmp_path: Path) -> None:
 
 def test_every_step_is_a_file_and_a_step_without_a_loss_is_none(tmp_path: Path) -> None:
     recorder = Notes(tmp_path, first_step=41)
+    assert recorder.ended == ""
     recorder.advance()
     _train(recorder, 2, calls=2)
     recorder.step()
@@ -169,6 +172,7 @@ def test_every_step_is_a_file_and_a_step_without_a_loss_is_none(tmp_path: Path) 
     assert _places(tmp_path) == [(41, 0, None, None, None), (41, 1, None, None, None),
                                  (42, 0, None, None, None), (42, 1, None, None, None)]  # fmt: skip
     assert list(_files(tmp_path)) == ["000000041", "000000042", "end"]
+    assert _files(tmp_path)["end"][0]["end"]["step"] == 43
     values = [part[1]["logp"][0] for _, parts in _files(tmp_path).values() for part in parts]
     assert values == [41, 41.1, 42, 42.1]
 
@@ -189,10 +193,10 @@ def test_a_rollout_is_recorded_with_all_its_mini_batches_or_not_at_all(tmp_path:
     with Notes(tmp_path, every=2) as recorder:
         for _ in range(3):
             recorder.rollout(rewards=rewards, groups=groups, advantages=advantages)
-            _train(recorder, 2)
+            _train(recorder, 3)
     assert _places(tmp_path) == [
-        (0, 0, 0, 0, "rollout"), (0, 0, 0, 0, None), (1, 0, 0, 1, None),
-        (4, 0, 2, 0, "rollout"), (4, 0, 2, 0, None), (5, 0, 2, 1, None),
+        (0, 0, 0, 0, "rollout"), (0, 0, 0, 0, None), (1, 0, 0, 1, None), (2, 0, 0, 2, None),
+        (6, 0, 2, 0, "rollout"), (6, 0, 2, 0, None), (7, 0, 2, 1, None), (8, 0, 2, 2, None),
     ]  # fmt: skip
     (_, arrays), *_ = _files(tmp_path)["000000000"][1]
     np.testing.assert_equal(arrays, {"rewards": rewards, "groups": groups, "advantages": advantages})
@@ -342,6 +346,8 @@ def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytes
     failed, unmarked = (record.getMessage() for record in caplog.records)
     assert failed.startswith(f"recording of {tmp_path / 'rank-0'} ended at step 1: ")
     assert unmarked.startswith(f"the end mark of {tmp_path / 'rank-0'} was not written: ")
+    assert "Error(" in unmarked
+    assert {record.name for record in caplog.records} == {"gspo.recording"}
 
 
 def test_the_end_is_written_once(tmp_path: Path) -> None:

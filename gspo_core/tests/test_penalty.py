@@ -1,0 +1,73 @@
+"""Estimators of the KL, their slopes, and clamps that are closed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gspo_core as gspo
+from gspo_core.penalty import ESTIMATORS, estimate_slope
+
+from .batches import EAGER
+
+Z = np.asarray([-2.0, -0.5, 0.0, 1e-9, 0.25, 3.0])
+VALUES = {
+    "k1": Z,
+    "k2": Z**2 / 2,
+    "k3": np.asarray([math.fsum([math.expm1(-z), z]) for z in Z]),
+    "k3_plus": np.asarray([math.fsum([math.expm1(-z), z]) for z in Z]),
+    "abs": abs(Z),
+}
+SLOPES = {"k1": Z * 0 + 1, "k2": Z, "k3": -np.expm1(-Z), "k3_plus": Z, "abs": np.sign(Z)}
+
+
+@EAGER
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator(xp: Any, estimator: str) -> None:
+    found = xp.numpy(gspo.kl_penalty(xp(Z - 1.5), xp(Z * 0 - 1.5), estimator))
+    np.testing.assert_allclose(found, VALUES[estimator], rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(xp.numpy(estimate_slope(estimator, xp(Z))), SLOPES[estimator], rtol=1e-14)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_slope_is_what_autograd_finds(estimator: str) -> None:
+    import torch
+
+    logp = torch.asarray(Z).requires_grad_()
+    gspo.kl_penalty(logp, torch.zeros(6, dtype=torch.float64), estimator).sum().backward()
+    assert logp.grad is not None
+    moved = Z != 0 if estimator == "abs" else Z == Z
+    np.testing.assert_allclose(logp.grad.numpy()[moved], SLOPES[estimator][moved], rtol=1e-14, atol=1e-16)
+
+
+@EAGER
+def test_the_wider_dtype_wins(xp: Any) -> None:
+    for one, other in (("float32", "float64"), ("float64", "float32"), ("float32", "float32")):
+        found = gspo.kl_penalty(xp(Z, one), xp(Z * 0, other))
+        assert str(found.dtype).endswith(max(one, other))
+
+
+def _slopes(penalty: gspo.Penalty, z: float) -> tuple[float, float]:
+    """The penalty of one token with log-ratio z to the reference, and its derivative."""
+    objective = gspo.Objective("token", gspo.Unclipped(), penalty=penalty)
+    arguments = {"logp": np.asarray([[z]]), "old_logp": np.zeros((1, 1)), "ref_logp": np.zeros((1, 1))}
+    arguments |= {"advantages": np.zeros(1), "sequences": np.ones((1, 1), bool)}
+    loss, slopes = gspo.policy_loss(objective, **arguments).loss, gspo.policy_gradient(objective, **arguments)
+    return float(loss), float(slopes[0, 0])
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_at_a_clamp_the_gradient_passes_and_beyond_it_does_not(side: float) -> None:
+    beyond = math.nextafter(0.5, 1)
+    by_ratio, by_value = gspo.Penalty("k2", 1.0, log_ratio_clamp=0.5), gspo.Penalty("k2", 1.0, value_clamp=0.125)
+    for penalty in (by_ratio, by_value):
+        assert _slopes(penalty, side * 0.25) == (0.03125, side * 0.25)
+        assert _slopes(penalty, side * 0.5) == (0.125, side * 0.5)
+        assert _slopes(penalty, side * 2.0) == (0.125, 0.0)
+    assert _slopes(by_ratio, side * beyond) == (0.125, 0.0)
+    both = gspo.Penalty("k1", 1.0, log_ratio_clamp=0.5, value_clamp=0.25)
+    assert _slopes(both, side * 0.25) == (side * 0.25, 1.0)
+    assert _slopes(both, side * 9.0) == (side * 0.25, 0.0)
