@@ -72,7 +72,7 @@ def swap(module: str, source: bytes) -> tuple[str, CodeType | None]:
     if ours.keys() != theirs.keys() or len(changed) != 1:
         return "", None
     (name,) = changed
-    return outer(module, name), None if name.startswith("<") else theirs[name]
+    return ("", None) if name.startswith("<") else (outer(module, name), theirs[name])
 
 
 @functools.cache
