@@ -1,23 +1,25 @@
 """Reads a trainer's configuration and says what it really optimises, and where that leaves the paper.
 
-    gspo lint grpo.yaml --dialect trl
-    gspo lint run.sh --dialect verl --trainer-version 0.9.1
+    gspo lint grpo.py
+    gspo lint run.sh --trainer-version 0.9.1
     gspo lint config.yaml --dialect areal actor.eps_clip=3e-4
 
-CONFIG is a YAML, JSON or TOML file, Python with a call such as GRPOConfig(...), a shell script, or
-KEY=VALUE; later ones win. Files are read, never executed. Exit code: 0 clean, 1 errors found
+CONFIG is a YAML, JSON or TOML file, Python or a notebook with a call such as GRPOConfig(...), a shell
+script, or KEY=VALUE; later ones win. Files are read, never executed; variables that a script sets,
+constants of a program and references between keys are put in their places. Exit code: 0 clean, 1 errors found
 (--fail-on sets from which severity on), 2 usage.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ..lint.configuration import read_configuration
 from ..lint.report import FORMATS, render
 from ..trainers.dialect import SEVERITIES, Inexpressible
 from ..trainers.room import find_room, rooms
-from ..words import UsageError, choices
+from ..words import UsageError, choices, cut
 
 INTERMIXED = True  # overrides may follow options
 
@@ -25,7 +27,7 @@ INTERMIXED = True  # overrides may follow options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gspo lint`."""
     parser.add_argument("configuration", nargs="+", metavar="CONFIG", help="files, and KEY=VALUE overrides")
-    parser.add_argument("--dialect", required=True, metavar="NAME", help=f"whose: {', '.join(rooms())}")
+    parser.add_argument("--dialect", metavar="NAME", help=f"whose, where it cannot be recognised: {', '.join(rooms())}")
     parser.add_argument("--trainer-version", metavar="V", help="of the trainer, where its meaning changed")
     parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
     parser.add_argument("--fail-on", choices=SEVERITIES, default="error", help="the mildest severity that fails")
@@ -33,17 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, reports, and returns 1 where something was found that fails."""
+    from ..lint.detection import recognised
     from ..lint.reading import read_settings
+    from ..lint.spelling import misspelt
+    from ..lint.uncertain import doubted
 
-    room = find_room(arguments.dialect)
+    configuration = read_configuration(arguments.configuration)
+    name, how = arguments.dialect, ""
+    if name is None:
+        name, how = recognised(arguments.configuration, configuration.settings)
+    room = find_room(name)
     version = arguments.trainer_version or room.default
     if version not in room.dialect.versions:
         raise UsageError(choices(version, room.dialect.versions, f"version of {room.name}"))
-    configuration = read_configuration(arguments.configuration)
     try:
         reading, found = read_settings(room.dialect, configuration.settings, version)
+        found = [*misspelt(configuration.settings, reading), *doubted(found, configuration.unread, reading)]
     except Inexpressible as reason:
         raise UsageError(str(reason)) from None
+    if how:
+        print(f"{room.name}, recognised by {cut(how)}; --dialect names another", file=sys.stderr)
     print(render(reading, found, configuration, arguments.format), end="")
     failing = SEVERITIES[: SEVERITIES.index(arguments.fail_on) + 1]
     return int(any(one.severity in failing for one in found))

@@ -12,6 +12,7 @@ from ..trainers.dialect import Finding, Reading
 from ..words import json_text, printable
 from .configuration import Configuration
 from .formula import formula
+from .uncertain import counts
 
 FORMATS = ("text", "json", "sarif")
 _MARKS = {"error": "error  ", "warning": "warning", "note": "note   "}
@@ -55,10 +56,12 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
             ("clause", one.clause),
         ]
         lines += [f"          {name:6} {text}" for name, text in details if text]
-    lines += [f"  not read, because it is computed: {one}" for one in configuration.computed]
-    return (
-        "\n".join([*lines, "" if found else "  nothing to say: this is the paper's objective", _summary(found)]) + "\n"
+    unread = [one for one in configuration.computed if counts(one.rpartition(": ")[2], reading)]
+    lines += [f"  not read, because it is computed: {one}" for one in unread]
+    end = (
+        "" if found else f"  nothing to say: this is the paper's objective{', as far as it was read' if unread else ''}"
     )
+    return "\n".join([*lines, end, _summary(found)]) + "\n"
 
 
 def _advantage(reading: Reading) -> str:

@@ -13,6 +13,7 @@ from ..trainers.dialect import Finding, Reading
 # A token log-ratio that differs by this much is what mini-batches and engines produce; see the numerics page.
 TOKEN_SPREAD, LENGTH = 0.05, 512
 WIDE = 0.01
+PAPER, FAR = {"low": 3e-4, "high": 4e-4}, 3.0
 
 
 def findings(reading: Reading) -> list[Finding]:
@@ -55,8 +56,14 @@ def _aggregation(reading: Reading) -> Iterator[Finding]:
         "token_sum": "every response is multiplied by its length and nothing divides by their number",
     }
     if mode in told and reading.objective["ratio"] in ("sequence", "gspo_token"):
+        constant = reading.objective["aggregation"]["constant"]
+        cost = (
+            told[mode]
+            if constant == 1
+            else f"a response counts |y|/{constant:g} of what it does in the paper: long ones rule"
+        )
         message = f"the loss is aggregated by {mode.replace('_', ' ')}, the paper's by the mean over responses of the mean over tokens"
-        yield Finding("aggregation", "error", "", message, "GSPO-AGG-1", told[mode], _fix(reading, "aggregation"))
+        yield Finding("aggregation", "error", "", message, "GSPO-AGG-1", cost, _fix(reading, "aggregation"))
 
 
 def _clip_range(reading: Reading) -> Iterator[Finding]:
@@ -85,6 +92,19 @@ def _clip_range(reading: Reading) -> Iterator[Finding]:
         yield Finding(
             "clip-range", "error", ", ".join(keys[:2]), f"the clip range is -{low:g} / +{high:g}", "GSPO-SURR-3"
         )
+    elif low > high:
+        yield Finding(
+            "clip-order",
+            "warning",
+            ", ".join(keys[:2]),
+            f"the clip range is -{low:g} / +{high:g}: wider below than above, the paper's is the other way round",
+            "GSPO-SURR-3",
+            "the range stops good responses earlier than bad ones; the two may have been exchanged",
+            _fix(reading, "clip"),
+        )
+    elif max(low / PAPER["low"], high / PAPER["high"], PAPER["low"] / low, PAPER["high"] / high) > FAR:
+        message = f"the clip range is -{low:g} / +{high:g}, far from the paper's -0.0003 / +0.0004"
+        yield Finding("clip-range", "note", ", ".join(keys[:2]), message, "GSPO-SURR-3")
 
 
 def _dual(reading: Reading) -> Iterator[Finding]:

@@ -1,0 +1,70 @@
+"""Whose configuration this is: by the trainer that it names, else by the keys that only one trainer has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import read_text
+from ..trainers.dialect import Inexpressible
+from ..trainers.room import rooms
+from ..words import UsageError
+from .configuration import MAX_BYTES
+
+# In this order: what builds on another trainer stands before it.
+NAMED: dict[str, str] = {
+    "unsloth": r"\b(from|import) unsloth\b|\bFastLanguageModel\b|\bpip install\b.*\bunsloth\b",
+    "ms_swift": r"\bswift (rlhf|sft)\b|\bmegatron rlhf\b|\bfrom swift\b|\brlhf_type\b",
+    "easydel": r"\beasydel\b",
+    "liger": r"\bLigerFusedLinearGRPOLoss\b",
+    "stateset_agents": r"\bstateset_agents\b",
+    "openrlhf": r"\bopenrlhf\.cli\b",
+    "skyrl": r"\bskyrl(_train|\.)|\bskyrl\b.*\bmain_base\b",
+    "nemo_rl": r"\bnemo_rl\b|\bnemo-rl\b|\brun_grpo_\w+\.py\b",
+    "areal": r"\bareal\b",
+    "tunix": r"\btunix\b",
+    "agilerl": r"\bagilerl\b|^INIT_HP:",
+    "slime": r"\bslime\b",
+    "verl": r"\bverl\.(trainer|workers)\b|\bactor_rollout_ref\b",
+    "roll": r"\broll\.(pipeline|configs)\b|\bstart_rlvr_pipeline\b|\bpg_clip\b|\bnum_return_sequences_in_group\b",
+    "trl": r"\b(from|import) trl\b|\btrl grpo\b|\btrl\.GRPO",
+}
+SAME_KEYS = ("trl", "unsloth", "easydel", "liger", "ms_swift")
+
+
+def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of the trainer and by what it was recognised; a `UsageError` where that leaves a choice."""
+    text = "\n".join(_plain(word) for word in words)
+    for name, pattern in NAMED.items():
+        if match := re.search(pattern, text, re.M):
+            return name, repr(match[0])
+    counts = {name: _read(name, settings) for name in rooms()}
+    most = max(counts.values())
+    first = [name for name, count in counts.items() if count == most]
+    if len(first) > 1 and set(first) <= set(SAME_KEYS):
+        first = ["trl"]
+    if most < 2 or len(first) > 1:
+        candidates = sorted(first) if most else sorted(rooms())
+        raise UsageError(f"expected --dialect: this could be of {', '.join(candidates)}")
+    return first[0], f"{most} of its keys"
+
+
+def _plain(word: str) -> str:
+    path = Path(word)
+    try:
+        return read_text(path, "a configuration", MAX_BYTES) if path.is_file() else word
+    except (OSError, ValueError):
+        return word
+
+
+def _read(name: str, settings: Mapping[str, Any]) -> int:
+    """How many of the settings this dialect reads."""
+    room = rooms()[name]
+    try:
+        return len(room.dialect.read(settings, room.default).given)
+    except Inexpressible:
+        return 1
+    except Exception:  # values of another trainer's keys
+        return 0

@@ -1,0 +1,38 @@
+"""What cannot be told because a setting is computed: nothing that hangs on it is called an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ..trainers.dialect import Finding, Reading
+
+
+def counts(key: str, reading: Reading) -> bool:
+    """Whether a computed setting has a part in the objective."""
+    return key.startswith("**") or any(one == key or one.endswith(f".{key}") for one in reading.settings)
+
+
+def doubted(found: Sequence[Finding], unread: Iterable[str], reading: Reading) -> list[Finding]:
+    """The findings, those that rest on the default of a setting which is computed turned into warnings that say so."""
+    keys = [key for key in unread if counts(key, reading)]
+    return [_doubted(one, _cause(one, keys, reading)) for one in found]
+
+
+def _cause(one: Finding, keys: Sequence[str], reading: Reading) -> str:
+    """The computed setting on which a finding rests."""
+    words = set(re.findall(r"[\w.]+", f"{one.key} {one.fix}"))
+    named = {word for word in words if counts(word, reading)}
+    ends = {word.rpartition(".")[2] for word in named}
+    cause = next((key for key in keys if key in named or key.rpartition(".")[2] in ends), "")
+    given = {key.rpartition(".")[2] for key in reading.given}
+    several = next((key for key in keys if key.startswith("**")), "")
+    return cause or (several if several and not ends <= given else "")
+
+
+def _doubted(one: Finding, cause: str) -> Finding:
+    if not cause:
+        return one
+    message = f"unless {cause}, not read because it is computed, says otherwise: {one.message}"
+    return replace(one, severity="warning" if one.severity == "error" else one.severity, message=message)

@@ -1,0 +1,161 @@
+"""`gspo lint` on configurations as people write them: whose they are, what is misspelt in them, what cannot be told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gspo_conformance.cli import main
+from gspo_conformance.lint.configuration import read_configuration
+from gspo_conformance.lint.detection import recognised
+from gspo_conformance.trainers.room import rooms
+from gspo_conformance.words import UsageError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
+VERL = """adv_estimator=grpo
+loss_mode=gspo
+clip_ratio_low=0.0003 # as recommended by the paper
+python3 -m verl.trainer.main_ppo algorithm.adv_estimator=${adv_estimator} \\
+  actor_rollout_ref.actor.policy_loss.loss_mode=${loss_mode} \\
+  actor_rollout_ref.actor.clip_ratio_low=${clip_ratio_low} actor_rollout_ref.actor.clip_ratio_high=0.0004 \\
+  actor_rollout_ref.actor.loss_agg_mode=%s "$@"
+"""
+GSPO = "importance_sampling_level='sequence', loss_type='grpo', epsilon=3e-4, epsilon_high=4e-4"
+
+
+def _lint(capsys: pytest.CaptureFixture[str], path: Path, text: str, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    path.write_text(text, encoding="utf-8")
+    code = main(["lint", str(path), *words, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)["findings"]
+
+
+def _rules(found: list[dict[str, Any]]) -> dict[str, str]:
+    return {one["rule"]: one["severity"] for one in found if one["severity"] != "note"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
+def test_a_configuration_is_recognised(path: Path) -> None:
+    settings = read_configuration([str(path)]).settings
+    assert recognised([str(path)], settings)[0] == path.name.partition(".")[0].removesuffix("-seed")
+    own = [f"{key}={value}" for key, value in settings.items() if len(str(value)) < 40]
+    try:
+        name, _ = recognised(own, settings)
+    except UsageError:
+        return
+    assert name == path.name.partition(".")[0].removesuffix("-seed") or name in ("trl", "verl", "roll")
+
+
+def test_what_could_be_of_several_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("eps_clip: 3e-4\nlearning_rate: 1e-6\n", encoding="utf-8")
+    assert main(["lint", str(tmp_path / "c.yaml")]) == 2
+    assert "expected --dialect" in capsys.readouterr().err
+
+
+def test_a_model_of_unsloth_in_a_program_of_trl_is_trls() -> None:
+    text = "from trl import GRPOConfig; name = 'unsloth/Qwen3-4B'"
+    assert recognised([text], {})[0] == "trl"
+    assert recognised([f"from unsloth import FastLanguageModel; {text}"], {})[0] == "unsloth"
+
+
+@pytest.mark.parametrize(("mode", "errors"), [("seq-mean-token-mean", {}), ("token-mean", {"aggregation": "error"})])
+def test_the_style_of_verls_recipes(
+    mode: str, errors: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = _lint(capsys, tmp_path / "run.sh", VERL % mode)
+    assert _rules(found) == errors
+    assert code == len(errors)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "setting", "meant"),
+    [
+        ("trl", "importance_sampling=sequence", "importance_sampling_level"),
+        ("trl", "epsilon_low=3e-4", "epsilon"),
+        ("trl", "scale_reward=group", "scale_rewards"),
+        ("verl", "actor_rollout_ref.actor.loss_mode=gspo", "actor_rollout_ref.actor.policy_loss.loss_mode"),
+        ("verl", "actor_rollout_ref.actor.clip_low=3e-4", "actor_rollout_ref.actor.clip_ratio_low"),
+        ("openrlhf", "policy_loss_type=gspo", "actor.policy_loss_type"),
+        ("openrlhf", "init_kl_coef=0", "algo.kl.init_coef"),
+        ("skyrl", "trainer.loss_reduction=sequence_mean", "trainer.algorithm.loss_reduction"),
+    ],
+)
+def test_a_key_that_was_meant(dialect: str, setting: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["lint", setting, "--dialect", dialect, "--format", "json"])
+    found = [one for one in json.loads(capsys.readouterr().out)["findings"] if one["rule"] == "unknown-key"]
+    assert [one["fix"].partition("=")[0] for one in found] == [meant]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys"),
+    [
+        ("trl", "num_generations_eval per_device_eval_batch_size learning_rate max_grad_norm vllm_mode top_p seed"),
+        ("verl", "data.val_batch_size actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu algorithm.kl_ctrl.kl_coef"),
+        ("ms_swift", "max_length per_device_eval_batch_size eval_steps vllm_max_model_len temperature"),
+        ("openrlhf", "actor.adam.lr train.micro_batch_size rollout.micro_batch_size algo.kl.target"),
+        ("nemo_rl", "policy.train_micro_batch_size grpo.val_batch_size grpo.max_num_steps policy.precision"),
+    ],
+)
+def test_the_other_settings_of_a_trainer_are_none(dialect: str, keys: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["lint", *(f"{key}=1" for key in keys.split()), "--dialect", dialect, "--format", "json"])
+    assert "unknown-key" not in _rules(json.loads(capsys.readouterr().out)["findings"])
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        (f"GRPOConfig({GSPO}, steps_per_generation=4)", {}),
+        (f"GRPOConfig({GSPO}, steps_per_generation=N)", {"one-update": "warning"}),
+        (f"GRPOConfig({GSPO}, gradient_accumulation_steps=N, steps_per_generation=8)", {}),
+        (f"GRPOConfig({GSPO}, **more)", {"one-update": "warning"}),
+        (f"GRPOConfig({GSPO})", {"one-update": "error"}),
+    ],
+)
+def test_nothing_that_hangs_on_a_computed_setting_is_an_error(
+    text: str, rules: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = _lint(capsys, tmp_path / "c.py", f"from trl import GRPOConfig\n{text}\n")
+    assert _rules(found) == rules
+    assert code == int("error" in rules.values())
+
+
+def test_a_computed_setting_without_a_part_in_the_objective_is_not_mentioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"from trl import GRPOConfig\nGRPOConfig({GSPO}, steps_per_generation=4, output_dir=here(), beta=f())\n"
+    (tmp_path / "c.py").write_text(text, encoding="utf-8")
+    assert main(["lint", str(tmp_path / "c.py")]) == 0
+    told = capsys.readouterr().out
+    assert "output_dir" not in told
+    assert "c.py:2: beta" in told
+    assert "as far as it was read" in told
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"), [(4e-4, 3e-4, "warning"), (3e-4, 3e-4, None), (3e-3, 4e-3, "note"), (1e-5, 4e-4, "note")]
+)
+def test_ranges_that_are_not_the_papers(
+    low: float, high: float, found: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gspo = ["importance_sampling_level=sequence", "loss_type=grpo", "steps_per_generation=4"]
+    main(["lint", *gspo, f"epsilon={low}", f"epsilon_high={high}", "--dialect", "trl", "--format", "json"])
+    told = json.loads(capsys.readouterr().out)["findings"]
+    assert [one["severity"] for one in told] == ([found] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "settings", "rule"),
+    [
+        ("openrlhf", ["actor.policy_loss_type=gspo", "algo.kl.use_loss=true", "algo.kl.estimator=k3"], "penalty"),
+        ("agilerl", ["loss_type=gspo", "loss_norm=episode", "beta=0.01"], "penalty"),
+        ("trl", ["scale_rewards=none"], "scale"),
+    ],
+)
+def test_settings_that_no_dialect_may_refuse(
+    dialect: str, settings: list[str], rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dialect in rooms()
+    main(["lint", *settings, "--dialect", dialect, "--format", "json"])
+    assert rule in _rules(json.loads(capsys.readouterr().out)["findings"])
