@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .arrays import Array, compute_dtype, namespace_of
 from .backend import backend_of, device_of
-from .groups import Spread, Whole, divide_by_spread, moments, spread_of
+from .groups import Whole, divide_by_spread, moments, spread_of
 from .scan import State, affine, longest_segment, segmented_scan
 from .sequences import Layout, Packed, Sequences, bind_sequences
 from .validation import (
@@ -115,9 +115,7 @@ def whiten_counted(values: Array, counted: Array, *, center: bool, ddof: float, 
     check_flag("center", center)
     xp, batch = namespace_of(values), Whole()
     stats = moments(values, counted, batch)
-    spread = spread_of(stats, batch, ddof)
-    several = xp.where(stats.count > 1, spread.freedom, xp.zeros_like(spread.freedom))
-    white = divide_by_spread(stats.deviation, Spread(spread.std, several), eps, "variance")
+    white = divide_by_spread(stats.deviation, spread_of(stats, batch, ddof), eps, "variance")
     white = white if center else white + stats.mean
     return xp.where(counted, white, xp.zeros_like(white))
 

@@ -189,6 +189,15 @@ def test_what_cannot_be_read_gives_the_same_numbers(case: str) -> None:
     np.testing.assert_allclose(found, WITHOUT_READING[case](np.asarray), rtol=1e-13)
 
 
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_bound_on_the_longest_segment_changes_no_return(blind: bool) -> None:
+    if blind:
+        register_backend("numpy", Blind())
+    for case in ("returns", "bounded_returns", "loose_returns"):
+        found = WITHOUT_READING[case](np.asarray)
+        np.testing.assert_array_equal(found, [0.0, -2.0, 2.25, 3.5, -1.0, 0.0])
+
+
 def test_a_check_that_cannot_read_lets_values_pass_and_still_sees_shapes() -> None:
     register_backend("numpy", Blind())
     nan, ids = np.asarray([np.nan, 1.0]), np.asarray([0, 1])

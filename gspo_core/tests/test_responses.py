@@ -11,7 +11,7 @@ import gspo_core as gspo
 from gspo_core.gradient import step_gradient
 from gspo_core.loss import step_loss
 from gspo_core.metrics import token_sums
-from gspo_core.responses import needs_no_tokens, response_step
+from gspo_core.responses import Responses, needs_no_tokens, response_step
 from gspo_core.step import prepare
 
 from .batches import Batch, axes
@@ -48,3 +48,25 @@ def test_responses_stand_for_their_tokens(xp: Any, name: str, mode: str) -> None
         np.testing.assert_allclose(float(found.metrics[metric]), float(value), rtol=1e-12, err_msg=metric)
     gradient = np.where(batch.mask, xp.numpy(step_gradient(entries))[:, None], 0)
     np.testing.assert_allclose(gradient, xp.numpy(step_gradient(step)), rtol=1e-12, atol=1e-18)
+
+
+def test_a_total_weighs_each_response_by_its_tokens() -> None:
+    layout = Responses(np.asarray([3.0, 0.0, 2.0]))
+    values = np.asarray([0.5, np.nan, -1.0])
+    assert layout.sum_tokens(values).tolist() == [1.5, 0.0, -2.0]
+    assert layout.mean_tokens(values).tolist() == [0.5, 0.0, -1.0]
+    assert float(layout.total(values)) == -0.5
+    assert layout.spread(values) is values
+
+
+def test_a_normalizer_replaces_the_count_of_responses() -> None:
+    arguments = {
+        "log_ratio": np.asarray([0.1, -0.2]),
+        "lengths": np.asarray([2.0, 3.0]),
+        "advantages": np.asarray([1.0, -1.0]),
+    }
+    for name in ("gspo", "gspo_token", "luspo"):
+        one, four = (response_step(AXES[name], **arguments, normalizer=normalizer) for normalizer in (1, 4.0))
+        np.testing.assert_allclose(step_loss(four).loss, step_loss(one).loss / 4)
+        np.testing.assert_allclose(step_gradient(four), step_gradient(one) / 4)
+        assert one.objective.ratio != "gspo_token"

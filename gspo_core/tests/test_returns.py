@@ -180,6 +180,19 @@ def test_clip_advantages(xp: Any) -> None:
     np.testing.assert_array_equal(xp.numpy(tokens), [[2, 0]])
 
 
+def test_two_entries_are_enough_to_whiten() -> None:
+    np.testing.assert_allclose(whiten(np.asarray([1.0, 3.0])), np.asarray([-1.0, 1.0]) / 2**0.5)
+    np.testing.assert_allclose(whiten(np.asarray([1.0, 3.0]), ddof=0), [-1.0, 1.0])
+
+
+def test_the_widest_of_rewards_values_and_bootstrap_computes() -> None:
+    for wide in ("rewards", "values", "bootstrap", ""):
+        arrays = {"rewards": np.ones((1, 3)), "values": np.ones((1, 3)), "bootstrap": np.ones(1)}
+        given = {name: array if name == wide else array.astype("float32") for name, array in arrays.items()}
+        found = gae_advantages(sequences=np.ones((1, 3), bool), **given)
+        assert {found.advantages.dtype, found.returns.dtype} == {np.dtype("float64" if wide else "float32")}
+
+
 # Bad input
 
 

@@ -162,6 +162,11 @@ def test_groups_that_say_something(xp: Any) -> None:
         (lambda r, g: clip_rewards(r, 1.0, 0.0), ValueError, "high"),
         (lambda r, g: soft_overlong_penalty(g, 10, 0), ValueError, "cache: expected a number > 0"),
         (lambda r, g: soft_overlong_penalty(g, 10, 20), ValueError, "max_length: expected a number >= 20"),
+        (
+            lambda r, g: soft_overlong_penalty(np.asarray([3, -1, -2]), 10, 4),
+            ValueError,
+            r"lengths: expected numbers >= 0, got 2 below, the first at index \(1,\)",
+        ),
         (lambda r, g: informative_groups(r, g[:1]), ValueError, r"groups: expected shape \(2,\)"),
         (lambda r, g: token_kl_rewards(r, r, r, g, coefficient=0.1), ValueError, r"mask: expected shape \[B, T\]"),
         (
@@ -174,3 +179,31 @@ def test_groups_that_say_something(xp: Any) -> None:
 def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(np.asarray([1.0, 0.0]), np.asarray([0, 1]))
+
+
+def test_a_stream_too_short_for_a_std_is_not_divided() -> None:
+    one = RunningMoments().update(np.asarray([3.0]))
+    assert normalize_rewards(np.asarray([3.0]), method="running", running=one, shift=False).tolist() == [3.0]
+    two = one.update(np.asarray([5.0]))
+    for ddof, std in ((0.0, 1.0), (1.0, 2**0.5), (1.5, 2.0), (2.0, 1.0)):
+        found = normalize_rewards(np.asarray([5.0]), method="running", running=two, ddof=ddof, eps=0.0)
+        np.testing.assert_allclose(found, [1.0 / std])
+
+
+def test_the_reward_of_an_empty_response_may_be_anything() -> None:
+    tokens, mask = np.full((2, 2), -1.0), np.asarray([[True, True], [False, False]])
+    for nothing in (np.nan, np.inf):
+        found = token_kl_rewards(np.asarray([0.5, nothing]), tokens, tokens, mask, coefficient=0.1)
+        assert found.tolist() == [[0.0, 0.5], [0.0, 0.0]]
+    with pytest.raises(ValueError, match=r"^rewards: expected finite numbers at counted positions, got 1 NaN or inf"):
+        token_kl_rewards(np.asarray([np.nan, 0.5]), tokens, tokens, mask, coefficient=0.1)
+    with pytest.raises(ValueError, match=r"^rewards: expected shape \(2,\) \(one reward per sequence\), got \(3,\)$"):
+        token_kl_rewards(np.ones(3), tokens, tokens, mask, coefficient=0.1)
+
+
+def test_the_widest_of_rewards_and_log_probabilities_computes() -> None:
+    for wide in ("rewards", "logp", "ref_logp", ""):
+        arrays = {"rewards": np.ones(1), "logp": np.ones((1, 3)), "ref_logp": np.ones((1, 3))}
+        given = {name: array if name == wide else array.astype("float32") for name, array in arrays.items()}
+        found = token_kl_rewards(sequences=np.ones((1, 3), bool), coefficient=0.5, **given)
+        assert found.dtype == ("float64" if wide else "float32")
