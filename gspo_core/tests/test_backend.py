@@ -16,6 +16,8 @@ import pytest
 import gspo_core as gspo
 from gspo_core import Backend, backend, backend_of
 from gspo_core.backend import register_backend
+from gspo_core.groups import index_groups
+from gspo_core.scan import longest_segment
 
 from .batches import Batch, axes
 
@@ -208,6 +210,35 @@ def test_a_check_that_cannot_read_lets_values_pass_and_still_sees_shapes() -> No
         gspo.sequence_ratio(nan, nan, gspo.Packed(np.asarray([1, 2, 2]), max_length=0))
     with pytest.raises(ValueError, match=r"^groups: expected shape"):
         gspo.group_advantages(nan, ids[:1])
+
+
+def test_what_may_be_read_is_read_for_speed_alone() -> None:
+    """The longest segment and sorted ids save work where they are seen."""
+    reach, ids = np.asarray([[0, 1, 2], [-3, 0, 1]]), np.asarray([-1, 4, 4, 9])
+    assert longest_segment(reach, 99) == 3
+    assert index_groups(ids).order is None
+    assert index_groups(ids[::-1]).order is not None
+    register_backend("numpy", Blind())
+    assert longest_segment(reach, 99) == 99
+    assert index_groups(ids).order is not None
+
+
+def test_what_responses_share_is_varied_before_each_rank_goes_its_own_way() -> None:
+    """Whatever is laid back on tokens passes through `vary`, so that autograd adds what the ranks make of it."""
+    groups = list[Any]()
+
+    class Varying(Backend):
+        def vary(self, values: Any, group: Any) -> Any:
+            groups.append(group)
+            return values
+
+        def all_reduce_sum(self, values: Any, group: Any) -> Any:
+            return values
+
+    register_backend("numpy", Varying())
+    mask = gspo.Padded(np.ones((2, 3), bool), context="a group")
+    gspo.gspo_token_ratio(np.zeros((2, 3)), np.zeros((2, 3)), mask)
+    assert groups == ["a group"]
 
 
 # Which backend

@@ -75,3 +75,42 @@ def test_advantages_of_a_batch_of_width_zero_are_of_width_zero(xp: Any) -> None:
         *gspo.gae_advantages(empty, empty, xp(np.zeros((2, 0), bool))),
     ):
         assert xp.numpy(found).shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: gspo.Padded([[1]]), TypeError, "mask: expected an array, got list"),
+        (lambda: gspo.Padded(np.ones((2, 3, 1))), ValueError, r"mask: expected shape \[B, T\] with at least one sequence, got \(2, 3, 1\)"),
+        (lambda: gspo.Padded(np.full((1, 2), 2)), ValueError, "mask: expected only 0 and 1, got 2 other values"),
+        (lambda: gspo.Packed([0, 1]), TypeError, "offsets: expected an array, got list"),
+        (lambda: gspo.Packed(np.zeros((2, 1), int)), ValueError, r"offsets: expected shape .*, got \(2, 1\)"),
+        (lambda: gspo.Packed(np.asarray([0])), ValueError, r"offsets: expected shape .*, got \(1,\)"),
+        (lambda: gspo.Packed(np.asarray([0, 1]), mask=[1]), TypeError, "mask: expected an array, got list"),
+        (lambda: gspo.Packed(np.asarray([0, 1]), mask=np.ones((1, 1))), ValueError, r"mask: expected 1 dimension \[N\], got shape \(1, 1\)"),
+        (lambda: gspo.Packed(np.asarray([0, 1]), mask=np.full(1, 0.5)), ValueError, "mask: expected only 0 and 1"),
+        (lambda: gspo.Packed(np.asarray([0, 3, 3]), max_length=2), ValueError, "max_length: expected at least the longest segment, 3, got 2"),
+        (lambda: gspo.Packed(np.asarray([2, 3])), ValueError, "offsets: expected the first to be 0, got 2"),
+        (lambda: gspo.Packed(np.asarray([0, 3])).bind((2,), "values"), ValueError,
+         "offsets: expected the last to be at most 2, the number of tokens in values, got 3"),
+        (lambda: gspo.Packed(np.asarray([0, 3])).bind((3, 1), "values"), ValueError, r"values: expected 1 dimension \[N\] .* shape \(3, 1\)"),
+        (lambda: gspo.Padded(np.ones((1, 2))).bind((2,), "values"), ValueError, r"values: expected 2 dimensions \[B, T\] .* shape \(2,\)"),
+        (lambda: gspo.Padded(np.ones((1, 2))).bind((2, 1), "values"), ValueError, r"mask: expected shape \(2, 1\) like values, got \(1, 2\)"),
+        (lambda: gspo.Packed(np.asarray([0, 3]), mask=np.ones(3)).bind((4,), "values"), ValueError,
+         r"mask: expected shape \(4,\) \(like values\), got \(3,\)"),
+    ],
+)  # fmt: skip
+def test_sequences_that_are_none(build: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        build()
+
+
+def test_the_smallest_sequences_and_the_exact_bounds() -> None:
+    assert gspo.Packed(np.asarray([0, 3, 3]), max_length=3).bind((3,)).num_sequences == 2
+    assert gspo.Packed(np.asarray([0, 0])).bind((0,)).token_shape == (0,)
+    assert gspo.Padded(np.ones((1, 0))).bind((1, 0)).num_sequences == 1
+    layout = gspo.Packed(np.asarray([0, 2, 3]), mask=np.asarray([1, 0, 1, 1])).bind((4,))
+    assert layout.counted.tolist() == [True, False, True, False]
+    assert layout.lengths(np.float64).tolist() == [1.0, 1.0]
+    assert layout.lengths(np.float32).dtype == np.float32
+    assert layout.spread(np.asarray([5.0, 7.0])).tolist() == [5.0, 5.0, 7.0, 5.0], "a tail holds anything finite"
