@@ -19,7 +19,7 @@ from gspo_core.tests.batches import Batch, axes
 from .test_native import tensor
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit"),
     # array-api-compat keeps look-ups by type in one, which is as good as a constant.
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache"),
 ]
@@ -30,19 +30,24 @@ NAMES = ("gspo_token", "dapo", "gmpo", "cispo", "minirl", "kl-k3-sequence")
 
 
 class Compiled:
-    """A function compiled whole, with its graphs counted."""
+    """A function compiled whole, with the graphs counted that calls after the first one add.
+
+    Some compilers make a graph twice in the first call: with floats as symbols, then with their values.
+    """
 
     def __init__(self, function: Callable[..., Any], backend: str = "aot_eager", dynamic: bool | None = None) -> None:
-        self.graphs = 0
+        self.graphs, self.first = 0, True
         self.compiler = torch._dynamo.lookup_backend(backend)
         self.function = torch.compile(function, fullgraph=True, backend=self.compile, dynamic=dynamic)
 
     def compile(self, graph: Any, inputs: Any) -> Any:
-        self.graphs += 1
+        self.graphs += not self.first
         return self.compiler(graph, inputs)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
+        found = self.function(*arguments)
+        self.first = False
+        return found
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +104,7 @@ def test_one_graph_while_lengths_change(packs: bool, backend: str) -> None:
     for seed, lengths in enumerate(([3, 7, 5, 1], [7, 0, 2, 7], [4, 4, 4, 4])):
         make = packed(lengths, 30 - sum(lengths), seed) if packs else padded(lengths, 7, seed)
         assert_same(compiled, eager, make)
-    assert compiled.graphs == 1
+    assert compiled.graphs == 0
 
 
 @pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
@@ -110,7 +115,7 @@ def test_one_graph_while_shapes_change(packs: bool) -> None:
     for seed, lengths in enumerate(([3, 7, 5, 1], [2, 9, 4, 4, 6], [8, 11, 2])):
         make = packed(lengths, seed, seed) if packs else padded(lengths, max(lengths) + seed, seed)
         assert_same(compiled, eager, make)
-    assert compiled.graphs == 1
+    assert compiled.graphs == 0
 
 
 def test_marked_dimensions_are_dynamic() -> None:
@@ -122,7 +127,7 @@ def test_marked_dimensions_are_dynamic() -> None:
         for values in arguments:
             torch._dynamo.mark_dynamic(values, 0)
         assert_same(compiled, eager, arguments)
-    assert compiled.graphs == 1
+    assert compiled.graphs == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +140,8 @@ def test_other_objectives_compile(name: str) -> None:
 
     compiled = Compiled(eager, dynamic=True)
     assert_same(compiled, eager, (logp,))
-    assert compiled.graphs == 1
+    assert_same(compiled, eager, (logp.detach().mul(1.001).requires_grad_(),))
+    assert compiled.graphs == 0
 
 
 def test_objectives_built_inside_the_graph() -> None:
@@ -149,7 +155,8 @@ def test_objectives_built_inside_the_graph() -> None:
 
     compiled = Compiled(eager)
     assert_same(compiled, eager, padded([3, 7, 5, 1], 7))
-    assert compiled.graphs == 1
+    assert_same(compiled, eager, padded([2, 7, 6, 3], 7, seed=1))
+    assert compiled.graphs == 0
 
 
 def test_inside_a_model() -> None:
@@ -163,10 +170,11 @@ def test_inside_a_model() -> None:
         return gspo.gspo_loss(logp, logp.detach(), advantages, mask).loss
 
     compiled = Compiled(eager)
-    (found,) = torch.autograd.grad(compiled(hidden), head.weight)
-    (expected,) = torch.autograd.grad(eager(hidden), head.weight)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-    assert compiled.graphs == 1
+    for states in (hidden, hidden + 1):
+        (found,) = torch.autograd.grad(compiled(states), head.weight)
+        (expected,) = torch.autograd.grad(eager(states), head.weight)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert compiled.graphs == 0
 
 
 @pytest.mark.parametrize("backend", COMPILERS)

@@ -75,7 +75,7 @@ def test_func_grad(name: str, layout: str) -> None:
     torch.testing.assert_close(torch.func.grad(function)(logp.detach()), expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_func_vmap_and_jvp() -> None:
     function, logp = loss(AXES["gspo"])
     several = torch.stack([logp, logp + 0.01])
@@ -86,7 +86,7 @@ def test_func_vmap_and_jvp() -> None:
     torch.testing.assert_close(slope, gradients[0].sum())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_forward_mode() -> None:
     function, logp = loss(AXES["gspo"])
     with torch.autograd.forward_ad.dual_level():
