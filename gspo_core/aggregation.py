@@ -94,7 +94,9 @@ def token_weights(
         omega, count = xp.ones_like(lengths) / aggregation.constant, xp.ones_like(lengths[0])
     else:
         omega, count = _group_weights(xp, aggregation, lengths, groups)
-    return Weights(omega, _given(aggregation, normalizer, count), lengths)
+    if normalizer is not None or aggregation.count == "given":
+        count = _given(normalizer, count, lengths)
+    return Weights(omega, count, lengths)
 
 
 def divide(total: Array, count: Array) -> Array:
@@ -165,11 +167,10 @@ def _responses(xp: Namespace, aggregation: Aggregation, nonempty: Array) -> Arra
     return xp.sum(nonempty if aggregation.count == "non_empty" else xp.ones_like(nonempty))
 
 
-def _given(aggregation: Aggregation, normalizer: Any, count: Array) -> Array:
+def _given(normalizer: Any, count: Array, lengths: Array) -> Array:
+    """The caller's M; 0 is no M unless no token counts, as where the counts of a step are those of empty responses."""
     if normalizer is None:
-        if aggregation.count == "given":
-            raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
-        return count
+        raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
     if isinstance(normalizer, (int, float)):
         check_number("normalizer", normalizer, low=0.0, strict=True)
         return namespace_of(count).zeros_like(count) + normalizer
@@ -181,6 +182,8 @@ def _given(aggregation: Aggregation, normalizer: Any, count: Array) -> Array:
         check_finite("normalizer", normalizer)
     if reads_values(normalizer) and normalizer < 0:
         raise ValueError(f"normalizer: expected a number >= 0, got {normalizer}")
+    if reads_values(normalizer) and normalizer == 0 and bool(xp.any(lengths > 0)):
+        raise ValueError("normalizer: expected a number > 0 where tokens count, got 0")
     return xp.astype(normalizer, count.dtype)
 
 

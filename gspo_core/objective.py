@@ -98,6 +98,8 @@ class Objective:
 
     def replace(self, **changes: Any) -> Objective:
         """A copy with some axes changed."""
+        for name in changes:
+            check_choice("axis", name, tuple(axis.name for axis in dataclasses.fields(self)))
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,10 +92,13 @@ def penalty_values(penalty: Penalty, layout: Layout, logp: Array, old_logp: Arra
     """The KL of each counted token, differentiable in `logp`; arrays are clean (0 at uncounted positions)."""
     xp = layout.xp
     z, inside = _clamped(penalty, logp - ref_logp)
-    values = estimate(penalty.estimator, z)
-    if penalty.value_clamp is not None:
-        held = clamp(layout.backend.stop_gradient(values), -penalty.value_clamp, penalty.value_clamp)
-        values = xp.where(inside, values, held)
+    if penalty.value_clamp is None:
+        values = estimate(penalty.estimator, z)
+    else:
+        # What is held leaves the graph before `exp`, whose overflow would spoil the derivative (GSPO-NUM-3).
+        beyond = estimate(penalty.estimator, layout.backend.stop_gradient(z))
+        within = estimate(penalty.estimator, xp.where(inside, z, xp.zeros_like(z)))
+        values = xp.where(inside, within, clamp(beyond, -penalty.value_clamp, penalty.value_clamp))
     return layout.clean(values * _importance(penalty, layout, logp - old_logp))
 
 

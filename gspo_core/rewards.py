@@ -22,6 +22,7 @@ from .validation import (
     check_flag,
     check_floating,
     check_no_nan,
+    check_not_negative,
     check_number,
     check_same_namespace,
     check_shape,
@@ -180,6 +181,7 @@ def soft_overlong_penalty(lengths: Array, max_length: int, cache: int) -> Array:
     check_number("max_length", max_length, low=cache)
     floats = xp.astype(lengths, compute_dtype(lengths))
     check_finite("lengths", floats)
+    check_not_negative("lengths", floats)
     return xp.clip((max_length - cache - floats) / cache, -1.0, 0.0)
 
 

@@ -135,6 +135,10 @@ class Packed:
     def __post_init__(self) -> None:
         check_array("offsets", self.offsets)
         check_integer("offsets", self.offsets)
+        xp = namespace_of(self.offsets)
+        if self.offsets.dtype in (xp.int8, xp.int16, xp.uint8, xp.uint16):
+            # Positions are counted in the dtype of the offsets, and there may be more tokens than a narrow one holds.
+            object.__setattr__(self, "offsets", xp.astype(self.offsets, xp.int32))
         if self.offsets.ndim != 1 or self.offsets.shape[0] < 2:
             raise ValueError(
                 f"offsets: expected shape [num_sequences + 1] with at least one sequence, "
@@ -154,10 +158,12 @@ class Packed:
         xp, offsets = namespace_of(self.offsets), self.offsets
         if int(offsets[0]) != 0:
             raise ValueError(f"offsets: expected the first to be 0, got {int(offsets[0])}")
-        steps = offsets[1:] - offsets[:-1]
-        if int(xp.min(steps)) < 0:
-            raise ValueError(f"offsets: expected a non-decreasing sequence, got a step of {int(xp.min(steps))}")
-        longest = int(xp.max(steps))
+        falls = offsets[1:] < offsets[:-1]
+        if bool(xp.any(falls)):
+            at = int(xp.argmax(xp.astype(falls, xp.int32)))
+            step = int(offsets[at + 1]) - int(offsets[at])
+            raise ValueError(f"offsets: expected a non-decreasing sequence, got a step of {step}")
+        longest = int(xp.max(offsets[1:] - offsets[:-1]))
         if self.max_length is not None and longest > self.max_length:
             raise ValueError(f"max_length: expected at least the longest segment, {longest}, got {self.max_length}")
 

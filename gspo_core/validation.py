@@ -51,7 +51,7 @@ def check_same_namespace(xp: Namespace, **arrays: Any) -> None:
             continue
         found = check_array(name, value)
         if found is not xp:
-            raise TypeError(f"{name}: expected an array of {xp.__name__}, got one of {found.__name__}")
+            raise TypeError(f"{name}: expected an array of {_framework(xp)}, got one of {_framework(found)}")
 
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:
@@ -97,6 +97,16 @@ def check_finite(name: str, array: Array, counted: Array | None = None) -> None:
     bad = ~xp.isfinite(array) if counted is None else ~xp.isfinite(array) & counted
     where = "" if counted is None else " at counted positions"
     raise ValueError(f"{name}: expected finite numbers{where}, got {_count(xp, bad)} NaN or inf, {_first(xp, bad)}")
+
+
+def check_not_negative(name: str, array: Array) -> None:
+    """Entries of 0 and more; read only where reading is free."""
+    if not reads_values(array):
+        return
+    xp = namespace_of(array)
+    bad = array < 0
+    if bool(xp.any(bad)):
+        raise ValueError(f"{name}: expected numbers >= 0, got {_count(xp, bad)} below, {_first(xp, bad)}")
 
 
 def check_binary(name: str, array: Array) -> None:
@@ -148,6 +158,10 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """`value` is one of `choices`."""
     if (value is not None and not isinstance(value, str)) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {repr(value)[:200]}")
+
+
+def _framework(xp: Namespace) -> str:
+    return xp.__name__.removeprefix("array_api_compat.")
 
 
 def _count(xp: Namespace, bad: Array) -> int:

@@ -7,6 +7,7 @@ split over ranks, the core's own differentiable path runs; and so it does for a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def gspo_loss(
     normalizer: Any = None,
 ) -> PolicyLoss:
     """L = -(1/G) Σ_i min(s_i A_i, clip(s_i, 1-low, 1+high) A_i). Eq. 5; `Objective.gspo`."""
-    return _preset(Objective.gspo(clip), logp, old_logp, advantages, sequences, normalizer)
+    return _preset(Objective.gspo, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
 def gspo_token_loss(
@@ -92,7 +93,7 @@ def gspo_token_loss(
     normalizer: Any = None,
 ) -> PolicyLoss:
     """L = -(1/G) Σ_i (1/|y_i|) Σ_t min(s_{i,t} A_{i,t}, clip(s_{i,t}) A_{i,t}). Eq. 13; `Objective.gspo_token`."""
-    return _preset(Objective.gspo_token(clip), logp, old_logp, advantages, sequences, normalizer)
+    return _preset(Objective.gspo_token, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
 def grpo_loss(
@@ -105,7 +106,7 @@ def grpo_loss(
     normalizer: Any = None,
 ) -> PolicyLoss:
     """L = -(1/G) Σ_i (1/|y_i|) Σ_t min(w_{i,t} A_{i,t}, clip(w_{i,t}) A_{i,t}). Eq. 2; `Objective.grpo`."""
-    return _preset(Objective.grpo(clip), logp, old_logp, advantages, sequences, normalizer)
+    return _preset(Objective.grpo, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
 def ppo_loss(
@@ -118,14 +119,22 @@ def ppo_loss(
     normalizer: Any = None,
 ) -> PolicyLoss:
     """GRPO's form with PPO's range; eq. 1 is one response. `Objective.ppo`."""
-    return _preset(Objective.ppo(clip), logp, old_logp, advantages, sequences, normalizer)
+    return _preset(Objective.ppo, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
 def _preset(
-    objective: Objective, logp: Tensor, old_logp: Tensor, advantages: Tensor, sequences: Any, normalizer: Any
+    preset: Callable[[Clip], Objective],
+    clip: Clip,
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    sequences: Any,
+    normalizer: Any,
 ) -> PolicyLoss:
+    if not isinstance(clip, Clip):
+        raise TypeError(f"clip: expected a Clip, got {type(clip).__name__}")
     return policy_loss(
-        objective, logp=logp, old_logp=old_logp, advantages=advantages, sequences=sequences, normalizer=normalizer
+        preset(clip), logp=logp, old_logp=old_logp, advantages=advantages, sequences=sequences, normalizer=normalizer
     )
 
 

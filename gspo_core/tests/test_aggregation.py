@@ -98,6 +98,8 @@ def test_nothing_over_nothing_is_zero(xp: Any) -> None:
         (np.ones(2), ValueError, r"shape \(\) \(one number\), got \(2,\)"),
         (np.asarray(-1e-9), ValueError, "a number >= 0, got -1e-09"),
         (np.asarray(-1), ValueError, "a number >= 0, got -1"),
+        (np.asarray(0), ValueError, "a number > 0 where tokens count, got 0"),
+        (np.asarray(0.0), ValueError, "a number > 0 where tokens count, got 0"),
         (np.asarray(np.inf), ValueError, "finite numbers, got 1 NaN or inf"),
         (np.asarray(True), TypeError, "a real floating-point dtype, got bool"),
     ],

@@ -180,6 +180,21 @@ def test_overflow_in_the_branch_not_taken_leaves_no_nan(framework: str) -> None:
         assert np.isfinite(_autodiff(framework, replace(objective), arguments)).all(), name
 
 
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("importance", [None, "token"])
+def test_a_clamped_penalty_that_overflows_leaves_no_nan(framework: str, importance: str | None) -> None:
+    """z = -200 in float32: k3 is held at its clamp, and the gradient of that token is 0, not 0 times infinity (KL-8)."""
+    penalty = gspo.Penalty("k3", 0.1, importance, value_clamp=10.0)
+    logp, ref = np.full((1, 2), -1, np.float32), np.asarray([[199, -1.5]], np.float32)
+    arguments = {"logp": logp, "old_logp": logp, "advantages": np.ones(1, np.float32), "ref_logp": ref}
+    arguments["sequences"] = np.ones((1, 2), bool)
+    objective = replace(gspo.Objective.gspo(), penalty=penalty)
+    found = _autodiff(framework, objective, arguments)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(found, gspo.policy_gradient(objective, **arguments), rtol=1e-6)
+    assert found[0, 0] == (-0.5 if importance is None else 0.0)
+
+
 def _autodiff(framework: str, objective: gspo.Objective, arguments: dict[str, np.ndarray]) -> np.ndarray:
     if framework == "torch":
         import torch

@@ -253,3 +253,10 @@ def test_a_segment_sum_is_its_own() -> None:
     values = torch.tensor([1.0, float("nan"), 3.0, float("inf"), 5.0])
     found = gspo.backend.segment_sum(values, torch.tensor([0, 1, 2, 3, 4, 5]), 1)
     assert found[[0, 2, 4]].tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("name", ["gspo_loss", "gspo_token_loss", "grpo_loss", "ppo_loss"])
+def test_a_range_that_is_no_clip_is_named(name: str) -> None:
+    arrays = (torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2))
+    with pytest.raises(TypeError, match=r"^clip: expected a Clip, got tuple"):
+        getattr(gspo, name)(*arrays, clip=(3e-4, 4e-4))
