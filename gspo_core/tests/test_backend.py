@@ -134,6 +134,19 @@ def test_a_ratio_may_be_cut_over_ranks_and_a_return_may_not() -> None:
             function(new, cut)
 
 
+def test_packed_responses_may_be_cut_over_ranks_too() -> None:
+    register_backend("numpy", Ranks())
+    pair, parts = Pair(), ([1.0, 2.0, 4.0], [8.0, -1.0])
+    offsets = np.asarray([0, 2, 3]), np.asarray([0, 1, 2])
+
+    def work(rank: int) -> np.ndarray:
+        sequences = gspo.Packed(offsets[rank], context=pair)
+        return gspo.sequence_log_ratio(np.asarray(parts[rank]), np.zeros(len(parts[rank])), sequences)
+
+    for found in pair.run(work):
+        np.testing.assert_allclose(found, [11 / 3, 1.5])
+
+
 def test_the_fallback_has_one_rank() -> None:
     values, plain = np.arange(3.0), Backend()
     assert plain.all_reduce_sum(values, None) is plain.all_reduce_max(values, None) is values

@@ -93,6 +93,7 @@ def test_advantages_of_a_batch_of_width_zero_are_of_width_zero(xp: Any) -> None:
         (lambda: gspo.Packed(np.asarray([2, 3])), ValueError, "offsets: expected the first to be 0, got 2"),
         (lambda: gspo.Packed(np.asarray([0, 3])).bind((2,), "values"), ValueError,
          "offsets: expected the last to be at most 2, the number of tokens in values, got 3"),
+        (lambda: gspo.Packed(np.asarray([0, 1, 9])).bind((2,)), ValueError, "offsets: expected the last to be at most 2, .* logp, got 9"),
         (lambda: gspo.Packed(np.asarray([0, 3])).bind((3, 1), "values"), ValueError, r"values: expected 1 dimension \[N\] .* shape \(3, 1\)"),
         (lambda: gspo.Padded(np.ones((1, 2))).bind((2,), "values"), ValueError, r"values: expected 2 dimensions \[B, T\] .* shape \(2,\)"),
         (lambda: gspo.Padded(np.ones((1, 2))).bind((2, 1), "values"), ValueError, r"mask: expected shape \(2, 1\) like values, got \(1, 2\)"),
