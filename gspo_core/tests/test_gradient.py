@@ -142,3 +142,58 @@ def test_clipped_units_that_are_known_are_not_looked_for_again() -> None:
     none, every = np.zeros(5, bool), np.ones(5, bool)
     found = step_metrics(step, unit_log_ratio(step), None, None, Clipped(none, every, none))
     assert (float(found["clip_fraction_high"]), float(found["clip_fraction"])) == (1.0, 1.0)
+
+
+def test_the_wider_of_two_policies_computes() -> None:
+    arguments = Batch().padded(_arrays, "float32")
+    for wide in ("logp", "old_logp", "ref_logp", "advantages", ""):
+        given = {**arguments, **({wide: arguments[wide].astype("float64")} if wide else {})}
+        penalty = gspo.Penalty(aggregation=gspo.Aggregation("token_mean"))
+        objective = gspo.Objective.grpo().replace(penalty=penalty)
+        expected = "float64" if wide in ("logp", "old_logp") else "float32"
+        assert gspo.policy_loss(objective, **given).loss.dtype == expected, wide
+        assert gspo.policy_gradient(objective, **given).dtype == expected, wide
+
+
+def test_a_penalty_per_group_counts_the_groups_of_the_step() -> None:
+    penalty = gspo.Penalty("k1", 1.0, aggregation=gspo.Aggregation("group_token_mean"))
+    arguments = Batch().padded(_arrays) | {"advantages": np.zeros(5)}
+    mask, groups = arguments["sequences"].mask, arguments["groups"]
+    z = np.where(mask, arguments["logp"] - arguments["ref_logp"], 0)
+    means = [z[groups == group].sum() / mask[groups == group].sum() for group in np.unique(groups)]
+    found = gspo.policy_loss(gspo.Objective.gspo().replace(penalty=penalty), **arguments)
+    np.testing.assert_allclose(float(found.loss), np.mean(means), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "gspo",
+            (5, 7),
+            r"shape \(5,\) \(one per sequence\), since sequence ratio and Clip have one value per response, got \(5, 7\)",
+        ),
+        (
+            "gmpo",
+            (5, 7),
+            r"shape \(5,\) \(one per sequence\), since token ratio and Gmpo have one value per response, got \(5, 7\)",
+        ),
+        ("grpo", (5, 6), r"shape \(5,\) \(one per sequence\) or \(5, 7\) \(per token\), got \(5, 6\)"),
+        ("grpo", (7,), r"shape \(5,\) \(one per sequence\) or \(5, 7\) \(per token\), got \(7,\)"),
+    ],
+)
+def test_advantages_of_another_shape(name: str, shape: tuple[int, ...], message: str) -> None:
+    arguments = Batch().padded(_arrays) | {"advantages": np.ones(shape)}
+    with pytest.raises(ValueError, match=f"^advantages: expected {message}$"):
+        gspo.policy_loss(AXES[name], **arguments)
+
+
+def test_what_an_objective_does_not_read_may_be_missing() -> None:
+    arguments = Batch().padded(_arrays)
+    for name, missing, why in (("kl-k3-None", "ref_logp", "penalty"), ("decoupled", "behavior_logp", "correction")):
+        without = {key: value for key, value in arguments.items() if key != missing}
+        gspo.policy_loss(AXES["gspo"], **without)
+        with pytest.raises(
+            ValueError, match=f"^{missing}: expected an array, since the objective has a {why}, got None$"
+        ):
+            gspo.policy_loss(AXES[name], **without)
