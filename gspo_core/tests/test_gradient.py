@@ -197,3 +197,30 @@ def test_what_an_objective_does_not_read_may_be_missing() -> None:
             ValueError, match=f"^{missing}: expected an array, since the objective has a {why}, got None$"
         ):
             gspo.policy_loss(AXES[name], **without)
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence", "gspo_token", "product"])
+def test_at_the_cap_of_a_log_ratio_the_gradient_passes_and_beyond_it_does_not(ratio: str) -> None:
+    import torch
+
+    for log_ratio, passes in ((0.5, True), (0.5 + 2**-40, False), (0.25, True)):
+        objective = gspo.Objective(ratio, gspo.Unclipped(), log_ratio_cap=0.5)
+        arguments = {"old_logp": np.zeros((1, 1)), "advantages": np.ones(1), "sequences": np.ones((1, 1), bool)}
+        slopes = gspo.policy_gradient(objective, logp=np.full((1, 1), log_ratio), **arguments)
+        expected = -np.exp(min(log_ratio, 0.5)) * passes
+        np.testing.assert_allclose(slopes, [[expected]], rtol=1e-14)
+        logp = torch.full((1, 1), log_ratio, dtype=torch.float64, requires_grad=True)
+        gspo.policy_loss(
+            objective, logp=logp, **{name: torch.asarray(one) for name, one in arguments.items()}
+        ).loss.backward()
+        assert logp.grad is not None
+        np.testing.assert_allclose(logp.grad.numpy(), [[expected]], rtol=1e-14)
+
+
+def test_an_advantage_per_token_must_be_finite_where_its_token_counts() -> None:
+    arguments = Batch().padded(_arrays, per_token=True)
+    arguments["advantages"][0, 0] = np.nan
+    with pytest.raises(
+        ValueError, match=r"^advantages: expected finite numbers at counted positions, got 1 NaN or inf, the first at"
+    ):
+        gspo.policy_loss(AXES["grpo"], **arguments)
