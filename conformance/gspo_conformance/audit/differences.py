@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -77,6 +78,7 @@ class Ledger:
 
     series: dict[str, Series] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
+    shares: Counter[str] = field(default_factory=Counter)
     factors: list[tuple[int, float]] = field(default_factory=list)
 
     def compare(self, one: Difference) -> bool:

@@ -19,12 +19,15 @@ from .differences import Difference, Ledger, Series
 from .evidence import Evidence
 from .evidence_findings import evidence_findings
 from .exact import NotComputable
+from .rearranged import rearranged
 from .steps import Recomputed, StepAudit, audit_step
 from .suspects import Explanation, explain_gradient, explain_loss, explain_metric, from_mutant
 from .together import explain_step
 from .trace import Trace
 
 MANY = 6
+# A metric that is right by another definition than the specification's says nothing against the run.
+OTHER_DEFINITIONS = ("metrics.clip-by-response",)
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -137,7 +140,7 @@ def _differences(found: Audit, bad: list[Rollout]) -> Iterator[Finding]:
     if advantages is not None:
         yield _finding("advantages", [advantages], _explain_advantages(found, bad))
     if step is not None and "loss" not in series:
-        yield _finding("step-loss", [step], explain_step(found.trace, found.claim, step))
+        yield _finding("step-loss", [step], explain_step(found.trace, found.claim, step, found.ledger.shares))
     elif step is not None:
         series["step loss"] = step
     while series:
@@ -211,7 +214,7 @@ def _again(found: Audit, series: Series) -> list[Recomputed]:
     wanted = {(one.step, one.rank, one.microbatch) for one in series.kept}
     parts: list[Recomputed] = []
     for index in sorted({one.step for one in series.kept})[:8]:
-        audited = audit_step(found.trace.step(index), found.claim, Ledger())
+        audited = audit_step(found.trace.step(index), found.claim, Ledger(shares=found.ledger.shares.copy()))
         parts += [one for one in audited.parts if (index, one.part.rank, one.part.microbatch) in wanted]
     return parts
 
@@ -229,7 +232,7 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
                 return [Explanation(rule, "GSPO-ADV-2" if "ddof" in name or "eps" in name else "GSPO-ADV-1", name)]
         except NotComputable:
             continue
-    return []
+    return list(rearranged(bad[:6], claimed, found.claim.precision))
 
 
 def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> Finding:
@@ -249,7 +252,8 @@ def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> F
     names = ", ".join(sorted({one.name for one in others} - {cause.name})[:3])
     told += f". {_cause(cause)}"
     told += f" (on this trace the same as {names})" if names else ""
-    return Finding(cause.name, "error", first.what, told, cause.clause, cause.effect, _fix(cause))
+    severity = "warning" if cause.name in OTHER_DEFINITIONS else "error"
+    return Finding(cause.name, severity, first.what, told, cause.clause, cause.effect, _fix(cause))
 
 
 def _cause(one: Explanation) -> str:
@@ -268,8 +272,9 @@ def _too(rest: list[Series]) -> str:
 
 
 def _what(series: Series) -> str:
+    reported = " reported" if series.what.startswith("metrics.") else ""
     return (
-        f"the {series.what.removeprefix('metrics.')}{' reported' if series.what.startswith('metrics.') else ''} differs"
+        f"the {series.what.removeprefix('metrics.')}{reported} {'differ' if series.what == 'advantages' else 'differs'}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,12 +19,16 @@ from .trace import Part, Step, joined
 
 @dataclass(frozen=True)
 class Recomputed:
-    """A micro-batch and its truth. `normalizer` is what it divides by: as recorded, or what fits of what it may be."""
+    """A micro-batch and its truth. `normalizer` is what it divides by: as recorded, or what fits of what it may be.
+
+    `choices` are all that it may be where nothing was recorded, None for its own count.
+    """
 
     part: Part
     objective: Objective
     truth: Exact
     normalizer: float | None = None
+    choices: tuple[float | None, ...] = ()
 
     @property
     def expected(self) -> float:
@@ -58,7 +62,7 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
             found.parts.append(recomputed)
     if len(found.parts) == len(step.parts) and found.parts:
         _union(found, claim)
-        found.parts = [_with_normalizer(one, found, claim) for one in found.parts]
+        found.parts = [_with_normalizer(one, found, claim, ledger) for one in found.parts]
     for one in found.parts:
         _compare_part(one, claim, ledger)
     if len(found.parts) == len(step.parts):
@@ -98,18 +102,32 @@ def _union(found: StepAudit, claim: Claim) -> None:
     found.scale = math.fsum(one.scale for one in truths)
 
 
-def _with_normalizer(one: Recomputed, found: StepAudit, claim: Claim) -> Recomputed:
-    """With a normaliser, where the run recorded none and its loss is a share of the step or of the rank."""
+def _with_normalizer(one: Recomputed, found: StepAudit, claim: Claim, ledger: Ledger) -> Recomputed:
+    """With a normaliser, where the run recorded none and its loss is a share of the step or of the rank.
+
+    A loss that none of them gives is held against the one that the run's other losses have, or against the nearest.
+    """
     if one.part.normalizer is not None or one.part.loss is None or len(found.parts) == 1:
         return one
-    rank = math.fsum(other.truth.count for other in found.parts if other.part.rank == one.part.rank)
-    tolerance = one.truth.tolerance(claim.precision)
-    if abs(one.truth.loss() - one.part.loss) <= tolerance:
-        return one
-    for normalizer in (rank, found.count):
-        if abs(one.truth.loss(normalizer) - one.part.loss) <= one.truth.tolerance(claim.precision, normalizer):
-            return Recomputed(one.part, one.objective, one.truth, normalizer)
-    return one
+    mine = [other for other in found.parts if other.part.rank == one.part.rank]
+    choices: dict[str, float | None] = {
+        "own": None,
+        "rank": math.fsum(other.truth.count for other in mine),
+        "step": found.count,
+        "mean": len(mine) * one.truth.count,
+    }
+    one = replace(one, choices=tuple(choices.values()))
+    for name, normalizer in choices.items():
+        if _off(one, normalizer) <= one.truth.tolerance(claim.precision, normalizer):
+            ledger.shares[name] += 1
+            return replace(one, normalizer=normalizer)
+    usual = ledger.shares.most_common(1)
+    name = usual[0][0] if usual else min(choices, key=lambda name: sum(_off(other, choices[name]) for other in mine))
+    return replace(one, normalizer=choices[name])
+
+
+def _off(one: Recomputed, normalizer: float | None) -> float:
+    return abs(one.truth.loss(normalizer) - (one.part.loss or 0.0))
 
 
 def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
@@ -199,6 +217,10 @@ def _compare_step(found: StepAudit, claim: Claim, ledger: Ledger) -> None:
     tolerance = claim_tolerance(found, claim)
     values = {name: reduce_losses(losses, *name) for name in options}
     best = min(values, key=lambda name: abs(values[name] - found.truth))
+    if abs(values[best] - found.truth) > tolerance:
+        # Where none fits, shares of a step are summed and means are averaged: a chance likeness tells nothing.
+        shares = all(one.normalizer is not None for one in found.parts)
+        best = next((name for name in options if name[0] == ("sum" if shares else "mean")), best)
     found.reduced = values[best]
     if len(options) > 1:
         ledger.miss(

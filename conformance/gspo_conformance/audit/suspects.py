@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from gspo_core import Aggregation, Objective
+from gspo_core import Aggregation, Correction, Objective
 from gspo_core.aggregation import MODES
 from gspo_core.objective import PRESETS
 
@@ -19,6 +21,7 @@ from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
 from .steps import Recomputed, exact_gradient
 from .trace import Tokens
+from .variants import Explanation, by_definitions, by_divisors, by_masks, by_terms, looks_rounded
 
 FAMILIES = (
     "aggregation",
@@ -42,28 +45,43 @@ MOST_PARTS, MOST_TOKENS, MOST_GROUPS = 5, 400_000, 64
 _UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What a run computes instead. `name` is a mutant's, or one of this module's own."""
-
-    name: str
-    clause: str
-    told: str
-    effect: str = ""
-
-
 def from_mutant(mutant: Mutant) -> Explanation:
     """A mutant as an explanation."""
     return Explanation(mutant.name, mutant.clause, mutant.summary, mutant.effect)
 
 
 def explain_loss(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
-    """What gives the recorded losses of all these micro-batches."""
+    """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been."""
+    choices = [parts, *_divided_otherwise(parts)] if parts else []
+    for explain in (_known_ones, _by_factor, _variants):
+        for chosen in choices:
+            if found := list(explain(chosen, precision)):
+                return found
+    return list(_by_precision(_few(parts), precision)) if _few(parts) else []
+
+
+def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
+    """The micro-batches with each of the other normalisers that they may have had."""
+    number = min(len(one.choices) for one in parts)
+    others = ([replace(one, normalizer=one.choices[at]) for one in parts] for at in range(number))
+    return [ones for ones in others if [one.normalizer for one in ones] != [one.normalizer for one in parts]]
+
+
+def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
+    few = _few(parts)
+    return [*_groups_dropped(few, precision), *_by_mutants(few, precision)] if few else []
+
+
+def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
     few = _few(parts)
     if not few:
         return []
-    found = [*_groups_dropped(few, precision), *_by_mutants(few, precision)]
-    return found or [*_by_objectives(few, precision), *_by_factor(few, precision), *_by_precision(few, precision)]
+
+    def right(one: Recomputed, loss: float) -> bool:
+        return _right_loss(one, loss, precision)
+
+    found = [*by_masks(few, right), *_by_objectives(few, precision)]
+    return found or [*by_terms(few, right), *by_divisors(parts, _neighbours(few[0].objective), precision)]
 
 
 Only = frozenset[str] | None
@@ -80,7 +98,8 @@ def explain_metric(parts: Sequence[Recomputed], name: str, precision: float, onl
         return abs(float(answer[output]) - one.part.metrics[name]) <= 64 * precision * (1 + abs(float(answer[output])))
 
     known = _known(("metrics", *FAMILIES), only)
-    return [from_mutant(one) for one in known if few and _all(few, one, (output,), right)]
+    found = [from_mutant(one) for one in known if few and _all(few, one, (output,), right)]
+    return found or list(by_definitions(few, name) if own == "clip_fraction" and only is None else ())
 
 
 def explain_gradient(parts: Sequence[Recomputed], precision: float, only: Only = None) -> list[Explanation]:
@@ -216,7 +235,12 @@ def _neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
     changes += [(f"the aggregation {mode}", {"aggregation": Aggregation(mode)}) for mode in MODES]
     changes += [(f"the {ratio} ratio", {"ratio": ratio}) for ratio in ("token", "sequence", "gspo_token", "product")]
     changes += [(f"the range of {one.surrogate}", {"surrogate": one.surrogate}) for one in presets]
+    changes += [(f"the surrogate of {name}()", {"surrogate": getattr(Objective, name)().surrogate}) for name in PRESETS]
     changes += [("no penalty", {"penalty": None}), ("no correction", {"correction": ()})]
+    for level, high in product(("token", "geometric", "sequence"), (2.0, 3.0, 5.0, None)):
+        bound = "no bound" if high is None else f"the bound {high:g}"
+        weight = {"correction": (Correction(level, high=high),)}
+        changes.append((f"a correction for the sampler, of the level {level}, with {bound}", weight))
     for told, change in changes:
         with suppress(ValueError, TypeError):
             other = claimed.replace(**change)
@@ -266,14 +290,27 @@ def without(tokens: Tokens, dropped: NumPyArray) -> Tokens:
     return Tokens(np.append(0, np.cumsum(tokens.lengths[~dropped])), **arrays, **rest)
 
 
-def _by_factor(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+def _by_factor(parts: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
     """One factor on every loss: a missing division, or one too many."""
-    usable = [one for one in few if abs(one.expected) > 1e3 * one.truth.tolerance(precision, one.normalizer)]
+    usable = [one for one in parts if abs(one.expected) > 1e3 * one.truth.tolerance(precision, one.normalizer)]
     factors = [one.part.loss / one.expected for one in usable if one.part.loss is not None]
     if len(factors) < 2 or max(factors) - min(factors) > 1e-4 * abs(factors[0]):
         return
-    told = f"every loss is {factors[0]:.6g} times what is claimed"
+    told = f"every loss is {factors[0]:.6g} times what is claimed{_factor_words(factors[0], parts)}"
     yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")
+
+
+def _factor_words(factor: float, parts: Sequence[Recomputed]) -> str:
+    """Which number of the run the factor is."""
+    ranks = parts[0].part.shard.header.get("run", {}).get("ranks") or 1
+    steps = Counter((one.part.step, one.part.rank) for one in parts)
+    numbers = {"ranks": ranks, "micro-batches": max(steps.values())}
+    for name, number in numbers.items():
+        if number > 1 and abs(factor / number - 1) < 1e-3:
+            return f": the number of {name}"
+        if number > 1 and abs(factor * number - 1) < 1e-3:
+            return f": divided by the number of {name}"
+    return ""
 
 
 def _by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
@@ -282,7 +319,7 @@ def _by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Expla
     fits = (
         abs((one.part.loss or 0.0) - one.expected) <= one.truth.tolerance(shortest / 4, one.normalizer) for one in few
     )
-    if precision < shortest and all(fits):
+    if precision < shortest and all(fits) and all(map(looks_rounded, few)):
         told = "no difference is larger than rounding to bfloat16 explains: the loss may be computed in bfloat16 or float16"
         effect = "1.0003 and 0.9997 are both 1.0 in bfloat16: the clip range does not exist in it"
         yield Explanation("low-precision", "GSPO-NUM-1", told, effect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 from .claim import Claim
@@ -36,9 +37,9 @@ _TOLD = {
 }
 
 
-def explain_step(trace: Trace, claim: Claim, series: Series) -> list[Explanation]:
+def explain_step(trace: Trace, claim: Claim, series: Series, shares: Counter[str]) -> list[Explanation]:
     """The ways that give the recorded loss of every step that differs, the first few of them looked at."""
-    steps = [audit_step(trace.step(index), claim, Ledger()) for index in sorted(series.steps)[:6]]
+    steps = [audit_step(trace.step(index), claim, Ledger(shares=shares.copy())) for index in sorted(series.steps)[:6]]
     steps = [one for one in steps if one.reduced is not None]
     unit = "tokens" if claim.objective.aggregation.mode.startswith("token") else "responses"
     found = []

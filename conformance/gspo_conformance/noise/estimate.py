@@ -19,6 +19,8 @@ BELIEVED = 3.0
 FEWEST = 8
 # In units of the mean square of a token: what is less is rounding.
 _LEAST = 1e-18
+# A mean log-ratio below this is the rounding of float32, and a hundredth of the paper's clip width at most.
+NEGLIGIBLE = 3e-6
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Estimate:
     @property
     def systematic(self) -> bool:
         """Whether the bias is significantly beyond three times the -σ²/2 that sampling implies, or above 0."""
+        if abs(self.bias.value) < NEGLIGIBLE:
+            return False
         limit = 3 * self.mismatch.implied_bias
         beyond = self.bias.value < limit and self.bias.distance(limit) > BELIEVED
         return beyond or (self.bias.value > -self.mismatch.implied_bias and self.bias.z > BELIEVED)

@@ -120,7 +120,7 @@ def _length_bias(run: Analysis) -> list[Finding]:
     """Advantage that goes with length, which 1/|y| turns into weight per token."""
     rows = run.rows
     known = np.isfinite(rows.advantage) & (rows.advantage != 0)
-    if np.count_nonzero(known) < 32:
+    if np.count_nonzero(known) < 32 or len(np.unique(np.sign(rows.advantage[known]))) < 2:
         return []
     r, z = _correlation(np.log(rows.length[known]), rows.advantage[known])
     if not (abs(z) > BELIEVED and abs(r) > 0.1):

@@ -1,0 +1,73 @@
+"""Advantages that are the right ones and not where they belong, held inside bounds, or multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..tensors import NumPyArray
+from .advantages import DEFAULTS, Rollout, advantages, tolerances
+from .variants import Explanation
+
+COST = "responses are rewarded for what others did"
+
+
+def rearranged(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
+    """What was done to the right advantages of every one of these rollouts."""
+    pairs = [_pair(one, claimed, precision) for one in rollouts]
+    for name, told, made in (*_orders(pairs), *_bounds(pairs), *_factors(pairs)):
+        if all(_equal(got, made(want), allowed) for got, want, allowed in pairs):
+            yield Explanation(name, "GSPO-ADV-1", told, COST if name == "advantage.order" else "")
+            return
+
+
+Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
+
+
+def _pair(one: Rollout, claimed: Mapping[str, Any], precision: float) -> Pair:
+    """Recorded, right, and how far rounding goes; only where the reward is a number."""
+    arrays = one.arrays()
+    want = advantages(arrays, DEFAULTS | dict(claimed))
+    known = np.isfinite(arrays["rewards"]) & np.isfinite(arrays["advantages"])
+    return arrays["advantages"][known], want[known], tolerances(arrays, want, precision)[known]
+
+
+def _equal(got: NumPyArray, want: NumPyArray, allowed: NumPyArray) -> bool:
+    return got.shape == want.shape and bool((np.abs(got - want) <= allowed.max(initial=0.0)).all())
+
+
+def _orders(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, Any]]:
+    begin = "they are the right advantages, on other responses"
+    yield "advantage.order", f"{begin}: in reverse order", lambda want: want[::-1]
+    for places in (1, -1):
+        told = f"{begin}: one place {'further' if places > 0 else 'back'}"
+        yield "advantage.order", told, lambda want, places=places: np.roll(want, places)
+    if all(len(got) == len(want) for got, want, _ in pairs) and all(
+        _equal(np.sort(got), np.sort(want), allowed) for got, want, allowed in pairs
+    ):
+        yield "advantage.order", f"{begin}: in another order than rewards and groups", _Reordered(pairs)
+
+
+class _Reordered:
+    """What was recorded, for pairs that are known to be rearrangements."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.got = {id(want): got for got, want, _ in pairs}
+
+    def __call__(self, want: NumPyArray) -> NumPyArray:
+        return self.got[id(want)]
+
+
+def _bounds(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, Any]]:
+    bound = max((float(np.abs(got).max(initial=0.0)) for got, _, _ in pairs), default=0.0)
+    if bound > 0:
+        yield "advantage.clamped", f"they are clamped to ±{bound:.6g}", lambda want: np.clip(want, -bound, bound)
+
+
+def _factors(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, Any]]:
+    square = sum(float(want @ want) for _, want, _ in pairs)
+    factor = sum(float(got @ want) for got, want, _ in pairs) / square if square else 0.0
+    if factor:
+        yield "advantage.factor", f"they are {factor:.6g} times what is claimed", lambda want: factor * want

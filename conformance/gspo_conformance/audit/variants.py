@@ -1,0 +1,255 @@
+"""Losses of a run that no mutant gives as it stands: under another mask, with a term more, divided by a number of the step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gspo_core import Aggregation, Objective, Penalty
+
+from ..mutants.registry import mutants
+from ..tensors import NumPyArray
+from .exact import NotComputable, exact
+from .shards import Broken
+from .steps import Recomputed, exact_gradient
+from .trace import Part, Tokens
+
+PER_TOKEN = ("logp", "old_logp", "behavior_logp", "ref_logp")
+SAME = 1e-4
+ROUNDED = 2.0**-6
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a run computes instead. `name` is a mutant's, or one of the audit's own."""
+
+    name: str
+    clause: str
+    told: str
+    effect: str = ""
+
+
+Right = Callable[[Recomputed, float], bool]
+
+
+def by_masks(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Masks of which one place is wrong in every response; a response that they leave empty may count with s = 1."""
+    for name, told, change in _MASKS:
+        with suppress(NotComputable, Broken, ValueError, IndexError):
+            if all(any(right(one, loss) for loss in _losses(one, change(one.part))) for one in few):
+                known = next((one for one in mutants() if one.name == name), None)
+                if known is not None:
+                    yield Explanation(known.name, known.clause, known.summary, known.effect)
+                else:
+                    yield Explanation(name, "GSPO-DATA-4", told)
+
+
+def _losses(one: Recomputed, tokens: Tokens) -> Iterator[float]:
+    truth = exact(one.objective, tokens)
+    divisor = one.normalizer or one.truth.count
+    yield truth.loss(divisor)
+    yield truth.loss()
+    empty = tokens.lengths == 0
+    if empty.any() and tokens.advantages is not None and len(tokens.advantages) == tokens.number:
+        yield truth.loss(divisor) - float(tokens.advantages[empty].sum()) / divisor
+
+
+def _kept(part: Part, keep: NumPyArray) -> Tokens:
+    """The counted tokens of a part without some."""
+    tokens = part.tokens
+    arrays = {name: getattr(tokens, name) for name in (*PER_TOKEN, "gradient")}
+    arrays = {name: None if values is None else values[keep] for name, values in arrays.items()}
+    advantages = tokens.advantages
+    if advantages is not None and len(advantages) != tokens.number:
+        advantages = advantages[keep]
+    offsets = np.append(0, np.cumsum(tokens.sums(keep))).astype(np.int64)
+    return replace(tokens, offsets=offsets, advantages=advantages, **arrays)
+
+
+def _without_last(part: Part) -> Tokens:
+    keep = np.ones(part.tokens.count, bool)
+    keep[(part.tokens.offsets[1:] - 1)[part.tokens.lengths > 0]] = False
+    return _kept(part, keep)
+
+
+def _without_first(part: Part) -> Tokens:
+    keep = np.ones(part.tokens.count, bool)
+    keep[part.tokens.offsets[:-1][part.tokens.lengths > 0]] = False
+    return _kept(part, keep)
+
+
+def _without_truncated(part: Part) -> Tokens:
+    """Responses that end at the last column of their batch are taken for truncated."""
+    mask = part.array("mask")
+    if mask is None or mask.ndim != 2 or not 0 < mask[:, -1].sum() < len(mask):
+        raise NotComputable("no response reaches the last column, or all do")
+    return _kept(part, part.tokens.spread(~mask[:, -1].astype(bool)))
+
+
+def _masked(part: Part, change: Callable[[NumPyArray], NumPyArray]) -> Tokens:
+    """The tokens of another mask over padded arrays."""
+    mask = part.array("mask")
+    if mask is None or mask.ndim != 2:
+        raise NotComputable("no padded mask")
+    other = change(mask.astype(bool))
+    rows = {name: part.array(name) for name in PER_TOKEN if name in part.names}
+    arrays = {name: values[other] for name, values in rows.items() if values is not None}
+    if not all(np.isfinite(values).all() for values in arrays.values()):
+        raise NotComputable("nothing is recorded where this mask counts")
+    offsets = np.append(0, np.cumsum(other.sum(axis=1))).astype(np.int64)
+    return Tokens(offsets, advantages=part.tokens.advantages, groups=part.tokens.groups, **arrays)
+
+
+def _right(mask: NumPyArray) -> NumPyArray:
+    return np.concatenate([np.zeros_like(mask[:, :1]), mask[:, :-1]], axis=1)
+
+
+def _left(mask: NumPyArray) -> NumPyArray:
+    return np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)
+
+
+_MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
+    ("mask.eos-dropped", "", _without_last),
+    ("mask.first-dropped", "", _without_first),
+    ("mask.shifted", "", lambda part: _masked(part, _right)),
+    (
+        "token-behind-counted",
+        "one token behind the last one of every response is counted too",
+        lambda part: _masked(part, lambda mask: mask | _right(mask)),
+    ),
+    (
+        "token-before-counted",
+        "one token before the first one of every response is counted too",
+        lambda part: _masked(part, lambda mask: mask | _left(mask)),
+    ),
+    (
+        "truncated-dropped",
+        "responses that reach the last column are in the trace and not in the loss, as if truncated ones were masked",
+        _without_truncated,
+    ),
+)
+
+
+def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """A KL term or an entropy bonus beside what is claimed: one coefficient makes up for every difference."""
+    if len(few) < 2 or few[0].objective.penalty is not None:
+        return
+    for told, reference, estimator, aggregation in _TERMS:
+        with suppress(NotComputable, ValueError):
+            terms = [_term(one, reference, estimator, aggregation) for one in few]
+            coefficient = _coefficient(few, terms)
+            if coefficient and all(
+                right(one, one.expected + coefficient * term) for one, term in zip(few, terms, strict=True)
+            ):
+                words = f"it is the claimed loss and {coefficient:.4g} times {told}"
+                yield Explanation(
+                    "added-term", "GSPO-KL-7", words, "the policy is pulled where the paper does not pull it"
+                )
+                return
+
+
+def _term(one: Recomputed, reference: str, estimator: str, aggregation: Aggregation | None) -> float:
+    """The mean of a KL estimator over this micro-batch, divided as its loss is."""
+    tokens = one.part.tokens
+    values = np.zeros(tokens.count) if reference == "" else getattr(tokens, reference)
+    if values is None:
+        raise NotComputable(f"{reference} not recorded")
+    penalty = Penalty(estimator, coefficient=1.0, aggregation=aggregation)
+    both = exact(one.objective.replace(penalty=penalty), replace(tokens, ref_logp=values))
+    return both.loss(one.normalizer) - one.expected
+
+
+def _coefficient(few: Sequence[Recomputed], terms: Sequence[float]) -> float:
+    """That of the least squares; 0 where fewer than two micro-batches have such a term."""
+    excess = np.array([(one.part.loss or 0.0) - one.expected for one in few])
+    values = np.array(terms)
+    if not np.isfinite(values).all() or np.count_nonzero(np.abs(values) > SAME * np.abs(values).max(initial=0.0)) < 2:
+        return 0.0
+    return float(values @ excess / (values @ values))
+
+
+_MEAN = Aggregation("token_mean")
+_TERMS: tuple[tuple[str, str, str, Aggregation | None], ...] = (
+    *((f"{name} of the reference policy", "ref_logp", name, None) for name in ("k3", "k1", "k2")),
+    *(
+        (f"{name} of the reference policy, averaged over tokens", "ref_logp", name, _MEAN)
+        for name in ("k3", "k1", "k2")
+    ),
+    *((f"{name} of the old policy", "old_logp", name, None) for name in ("k3", "k1", "k2")),
+    ("the mean log-probability of a response, as an entropy bonus has it", "", "k1", None),
+    ("the mean log-probability of a token, as an entropy bonus has it", "", "k1", _MEAN),
+)
+
+
+def by_divisors(
+    parts: Sequence[Recomputed], others: Iterator[tuple[str, Objective]], precision: float
+) -> Iterator[Explanation]:
+    """Other objectives of which every micro-batch of a step is divided by one number, such as all tokens of the step."""
+    steps: dict[int, list[Recomputed]] = defaultdict(list)
+    for one in parts:
+        steps[one.part.step].append(one)
+    several = [ones for ones in steps.values() if len(ones) > 1][:3]
+    if sum(map(len, several)) < 3:
+        return
+    for told, other in others:
+        with suppress(NotComputable):
+            divisors = [_divisor(ones, other, precision) for ones in several]
+            if all(divisors):
+                yield _divided(told, divisors, several)
+                return
+
+
+def _divided(told: str, divisors: Sequence[float], several: Sequence[Sequence[Recomputed]]) -> Explanation:
+    tokens = [sum(one.part.tokens.count for one in ones) for ones in several]
+    if all(abs(divisor / count - 1) < SAME for divisor, count in zip(divisors, tokens, strict=True) if count):
+        mutant = next(one for one in mutants() if one.name == "aggregation.token-mean")
+        words = f"every micro-batch is a sum over tokens, divided by the {tokens[0]:,} of its step; {mutant.summary}"
+        return Explanation(mutant.name, mutant.clause, words, mutant.effect)
+    where = f"{divisors[0]:.6g} at step {several[0][0].part.step}"
+    words = f"it is the loss with {told}, each micro-batch of a step divided by the same number ({where})"
+    return Explanation("objective", "", words)
+
+
+def _divisor(ones: Sequence[Recomputed], other: Objective, precision: float) -> float:
+    """The number that all micro-batches of a step are divided by; 0 where there is none."""
+    pairs = [(exact(other, one.part.tokens), one.part.loss or 0.0) for one in ones]
+    usable = [(truth, loss) for truth, loss in pairs if abs(truth.numerator) > 1e3 * precision * truth.scale and loss]
+    if len(usable) < 2:
+        return 0.0
+    found = [truth.numerator / loss for truth, loss in usable]
+    return found[0] if found[0] > 0 and max(found) - min(found) <= SAME * found[0] else 0.0
+
+
+def by_definitions(few: Sequence[Recomputed], name: str) -> Iterator[Explanation]:
+    """A clip fraction by another definition than the specification's that no mutant has."""
+    if few and all(abs(_outside(one) - one.part.metrics[name]) <= 1e-5 for one in few):
+        told = "the share of responses whose ratio is outside the range, whatever the sign of their advantages"
+        yield Explanation(
+            "clip-two-sided-by-response", "GSPO-METRIC-1", told, "it counts responses that keep their gradient"
+        )
+
+
+def _outside(one: Recomputed) -> float:
+    clip, tokens = one.objective.surrogate, one.part.tokens
+    if getattr(clip, "low", None) is None or tokens.logp is None or tokens.old_logp is None:
+        return float("nan")
+    s = np.exp(tokens.means(np.asarray(tokens.logp, np.float64) - tokens.old_logp))
+    return float(np.mean((s < 1 - clip.low) | (s > 1 + clip.high)))
+
+
+def looks_rounded(one: Recomputed) -> bool:
+    """Whether a micro-batch looks computed in few bits: its gradient errs by rounding alone, or its loss has few bits itself."""
+    gradient = one.part.tokens.gradient
+    if gradient is not None:
+        want, _ = exact_gradient(one, 2.0**-24)
+        far = ~one.truth.reference.near(2.0**-7)[one.truth.reference.sequences.counted] if want is not None else None
+        if want is not None and far is not None and far.shape == want.shape and np.any(far & (want != 0)):
+            got, want = np.asarray(gradient, np.float64)[far], want[far]
+            factor = float(got @ want / max(want @ want, 1e-300))
+            return factor > 0 and bool((np.abs(got - factor * want) <= ROUNDED * np.abs(factor * want)).all())
+    loss = np.float32(one.part.loss or 0.0)
+    return not loss.view(np.uint32) & 0xFFFF or np.float32(np.float16(loss)) == loss

@@ -1,0 +1,76 @@
+"""Traces by strangers: what is right agrees, what is wrong is named, and nothing is named that is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gspo_conformance.audit import audit_trace
+from gspo_conformance.audit.judgement import Audit
+from gspo_conformance.noise.estimate import estimate
+
+from .outsider import write
+
+
+def _rules(found: Audit, severity: str = "error") -> list[str]:
+    return [one.rule for one in found.findings if one.severity == severity]
+
+
+def test_a_right_run_agrees(tmp_path: Path) -> None:
+    found = audit_trace(write(tmp_path))
+    assert found.verdict == "agrees"
+    assert found.compared == 4 * 3 * 3 + 4 + 2
+
+
+def test_a_clip_fraction_over_responses_is_another_definition_and_no_error(tmp_path: Path) -> None:
+    found = audit_trace(write(tmp_path, "responses"))
+    assert found.verdict == "agrees"
+    assert "metrics.clip-by-response" in _rules(found, "warning")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "rule", "words"),
+    [
+        ("eos", "mask.eos-dropped", ""),
+        ("behind", "token-behind-counted", "token behind the last one"),
+        ("truncated", "truncated-dropped", "reach the last column"),
+        ("kl", "added-term", "0.02 times k3 of the reference policy"),
+        ("entropy", "added-term", "0.01 times the mean log-probability of a response"),
+        ("weighted", "objective", "a correction for the sampler, of the level geometric"),
+        ("tokens", "aggregation.token-mean", "of its step"),
+        ("means", "distribution.mean-of-means", "small one weigh more"),
+        ("unit", "factor", "3 times what is claimed: the number of micro-batches"),
+        ("reversed", "advantage.order", "on other responses"),
+        ("clamped", "advantage.clamped", "clamped to ±0.9"),
+        ("halved", "advantage.factor", "0.5 times what is claimed"),
+        ("outside", "clip-two-sided-by-response", "whatever the sign"),
+    ],
+)
+def test_a_mistake_is_named(mistake: str, rule: str, words: str, tmp_path: Path) -> None:
+    """Hunts `low-precision` said of every difference that is small, whatever makes it."""
+    found = audit_trace(write(tmp_path, mistake, advantages={"ddof": 1, "eps": 1e-6}))
+    assert found.verdict == "differs"
+    assert _rules(found)[0] == rule
+    assert set(_rules(found)) <= {rule, "metric-differs"}
+    told = next(one.message for one in found.findings if one.rule == rule)
+    assert words in told
+    assert "advantages differs" not in told
+
+
+def test_advantages_of_one_sign_are_no_accident(tmp_path: Path) -> None:
+    """Hunts the mean length of no responses."""
+    found = audit_trace(write(tmp_path, "uncentred", steps=12))
+    assert found.verdict == "differs" or found.ledger.missing
+
+
+def test_the_rounding_of_float32_is_no_bias() -> None:
+    lengths = np.full(24, 10)
+    off = np.full(24, -2e-8) + 1e-9 * np.arange(24)
+    found = estimate(lengths, off, off**2 * 4)
+    assert found is not None
+    assert not found.systematic
+    far = estimate(lengths, off * 1e4, off**2 * 4e8)
+    assert far is not None
+    assert far.systematic
