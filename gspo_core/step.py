@@ -189,6 +189,6 @@ def _corrections(objective: Objective, layout: Layout, clean: dict[str, Array], 
 
 def _penalty_weights(objective: Objective, layout: Layout, groups: Array | None, dtype: Any, own: Weights) -> Weights:
     penalty = objective.penalty
-    if penalty is None or penalty.aggregation is None:
+    if penalty is None or penalty.aggregation in (None, objective.aggregation):
         return own
     return token_weights(penalty.aggregation, layout, groups, None, dtype)

@@ -71,7 +71,7 @@ def _of_union(step: Step, groups: jax.Array | None, normalizer: Any, axes: Axes)
     """`step` with the weights that its responses have in the union."""
     penalty = step.objective.penalty
     weights = _weights(step.objective.aggregation, step.weights, groups, normalizer, axes)
-    if penalty is None or penalty.aggregation is None:
+    if penalty is None or penalty.aggregation in (None, step.objective.aggregation):
         return step.replace(weights=weights, penalty_weights=weights)
     own = _weights(penalty.aggregation, step.penalty_weights, groups, None, axes)
     return step.replace(weights=weights, penalty_weights=own)

@@ -68,6 +68,17 @@ def test_losses_gradients_and_metrics(surrogate: dict[str, Any]) -> None:
         assert not _far(question), (seed, question)
 
 
+def test_a_penalty_that_names_the_aggregation_of_the_objective() -> None:
+    for seed in range(10):
+        operation, parameters, inputs = policy_loss(np.random.default_rng([seed, 4]), SURROGATES[0])
+        aggregation = {"mode": "token_mean", "count": "all", "constant": 1.0}
+        penalty = {"estimator": "k2", "coefficient": 0.5, "importance": None, "aggregation": aggregation}
+        penalty |= {"log_ratio_clamp": None, "value_clamp": None}
+        objective = parameters["objective"] | {"aggregation": aggregation, "penalty": penalty}
+        inputs = inputs | {"ref_logp": inputs["old_logp"]}
+        assert not _far((operation, parameters | {"objective": objective, "normalizer": 7.0}, inputs)), seed
+
+
 @pytest.mark.parametrize("operation", ["step", "pipeline"])
 def test_steps_and_pipelines(operation: str) -> None:
     for seed in range(50):

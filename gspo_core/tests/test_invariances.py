@@ -180,6 +180,17 @@ def test_overflow_in_the_branch_not_taken_leaves_no_nan(framework: str) -> None:
         assert np.isfinite(_autodiff(framework, replace(objective), arguments)).all(), name
 
 
+def test_a_penalty_that_names_the_aggregation_of_the_objective_shares_its_normalizer() -> None:
+    arguments = Batch().padded(_arrays) | {"normalizer": 7.0}
+    for mode in ("sequence_mean_token_mean", "token_mean", "token_sum"):
+        shared = gspo.Objective.grpo().replace(aggregation=mode, penalty=gspo.Penalty("k2", 0.5))
+        named = shared.replace(penalty=replace(shared.penalty, aggregation=shared.aggregation))
+        other = shared.replace(penalty=replace(shared.penalty, aggregation=gspo.Aggregation(mode, constant=2.0)))
+        assert _both(named, **arguments)[0] == _both(shared, **arguments)[0]
+        np.testing.assert_array_equal(_both(named, **arguments)[1], _both(shared, **arguments)[1])
+        assert _both(other, **arguments)[0] != _both(shared, **arguments)[0]
+
+
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("importance", [None, "token"])
 def test_a_clamped_penalty_that_overflows_leaves_no_nan(framework: str, importance: str | None) -> None:

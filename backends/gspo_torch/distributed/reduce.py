@@ -163,7 +163,7 @@ def _aggregations(objective: Objective) -> list[Aggregation]:
     if not isinstance(objective, Objective):
         raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
     own = None if objective.penalty is None else objective.penalty.aggregation
-    return [objective.aggregation] if own is None else [objective.aggregation, own]
+    return [objective.aggregation] if own in (None, objective.aggregation) else [objective.aggregation, own]
 
 
 def _part(part: Any, data: Any) -> Part:
