@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gspo_core.objective import PRESETS
 
 from ..files import read_text
 from ..lint.configuration import MAX_BYTES, read_configuration
-from ..trainers.dialect import Inexpressible, Reading
+from ..trainers.dialect import Finding, Inexpressible, Reading
 from ..trainers.room import find_room, rooms
 from ..words import UsageError, choices
 from .trace import Trace
@@ -109,6 +109,19 @@ def _from_trainer(run: Mapping[str, Any]) -> Claim:
     return _from_reading(
         _read(name, settings, trainer.get("version")), f"the settings of {name} in the header of the trace"
     )
+
+
+def findings_of_settings(run: Mapping[str, Any]) -> list[Finding]:
+    """What the trainer's dialect knows of its settings and no objective can express, as notes."""
+    trainer = run.get("trainer") or {}
+    name, settings = trainer.get("name"), trainer.get("settings")
+    if name not in rooms() or not settings:
+        return []
+    try:
+        found = _read(name, settings, trainer.get("version")).findings
+    except (UsageError, TypeError, ValueError, KeyError, ArithmeticError):
+        return []
+    return [replace(one, rule=f"settings/{one.rule}", severity="note") for one in found]
 
 
 def _advantages_of_trainer(run: Mapping[str, Any]) -> Mapping[str, Any] | None:

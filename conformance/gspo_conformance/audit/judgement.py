@@ -13,7 +13,7 @@ from ..noise.responses import gate_of
 from ..trainers.dialect import Finding
 from ..words import plural
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits
-from .claim import Claim
+from .claim import Claim, findings_of_settings
 from .coverage import Coverage, coverage_findings
 from .differences import Difference, Ledger, Series
 from .evidence import Evidence
@@ -98,6 +98,7 @@ def audit(trace: Trace, claim: Claim) -> Audit:
             *evidence_findings(evidence, claim),
             *_differences(found, bad),
             *_factors(found),
+            *findings_of_settings(trace.run),
         ]
     )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -69,7 +70,27 @@ def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
 
 def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
     few = _few(parts)
-    return [*_groups_dropped(few, precision), *_by_mutants(few, precision)] if few else []
+    found = [*_groups_dropped(few, precision), *_by_mutants(few, precision)] if few else []
+    return sorted(found, key=lambda one: one.name == _less_likely(parts))
+
+
+def _less_likely(parts: Sequence[Recomputed]) -> str:
+    """Of the two aggregations that differ in what they divide by alone, the one whose count is further from what the run divides by."""
+    first = [one for one in parts if one.part.step == parts[0].part.step and one.normalizer]
+    if not first:
+        return ""
+    tokens, responses = (sum(count(one) for one in first) for count in (_tokens, _responses))
+    normalizer = first[0].normalizer or 1.0
+    to_tokens, to_responses = (abs(math.log(normalizer / max(number, 1))) for number in (tokens, responses))
+    return "aggregation.token-mean" if to_responses < to_tokens else "aggregation.token-sum"
+
+
+def _tokens(one: Recomputed) -> int:
+    return one.part.tokens.count
+
+
+def _responses(one: Recomputed) -> int:
+    return one.part.tokens.number
 
 
 def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:

@@ -136,7 +136,7 @@ _MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
 
 def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     """A KL term or an entropy bonus beside what is claimed: one coefficient makes up for every difference."""
-    if len(few) < 2 or few[0].objective.penalty is not None:
+    if few[0].objective.penalty is not None:
         return
     for told, reference, estimator, aggregation in _TERMS:
         with suppress(NotComputable, ValueError):
@@ -164,10 +164,10 @@ def _term(one: Recomputed, reference: str, estimator: str, aggregation: Aggregat
 
 
 def _coefficient(few: Sequence[Recomputed], terms: Sequence[float]) -> float:
-    """That of the least squares; 0 where fewer than two micro-batches have such a term."""
+    """That of the least squares; 0 where fewer than three micro-batches have such a term: two are fitted by accident."""
     excess = np.array([(one.part.loss or 0.0) - one.expected for one in few])
     values = np.array(terms)
-    if not np.isfinite(values).all() or np.count_nonzero(np.abs(values) > SAME * np.abs(values).max(initial=0.0)) < 2:
+    if not np.isfinite(values).all() or np.count_nonzero(np.abs(values) > SAME * np.abs(values).max(initial=0.0)) < 3:
         return 0.0
     return float(values @ excess / (values @ values))
 

@@ -92,6 +92,8 @@ def _reported(mine: dict[str, NumPyArray], mistake: str, total: dict[str, int]) 
     loss = -unit.sum() / total["responses"]
     if mistake == "tokens":
         loss = -(unit * length).sum() / total["tokens"]
+    if mistake == "sums":
+        loss = -(unit * length).sum() / total["responses"]
     if mistake == "means":
         loss = -unit.mean() / len(CUTS)
     z = mine["ref_logp"].astype(np.float64) - new

@@ -40,6 +40,7 @@ def test_a_clip_fraction_over_responses_is_another_definition_and_no_error(tmp_p
         ("entropy", "added-term", "0.01 times the mean log-probability of a response"),
         ("weighted", "objective", "a correction for the sampler, of the level geometric"),
         ("tokens", "aggregation.token-mean", "of its step"),
+        ("sums", "aggregation.token-sum", "mean over responses of their token sums"),
         ("means", "distribution.mean-of-means", "small one weigh more"),
         ("unit", "factor", "3 times what is claimed: the number of micro-batches"),
         ("reversed", "advantage.order", "on other responses"),
@@ -63,6 +64,13 @@ def test_advantages_of_one_sign_are_no_accident(tmp_path: Path) -> None:
     """Hunts the mean length of no responses."""
     found = audit_trace(write(tmp_path, "uncentred", steps=12))
     assert found.verdict == "differs" or found.ledger.missing
+
+
+def test_what_settings_do_beside_the_objective_is_said(tmp_path: Path) -> None:
+    """Hunts a loss that nothing explains under settings of which the dialect knows the reason."""
+    settings = {"importance_sampling_level": "sequence", "top_entropy_quantile": 0.5}
+    trace = write(tmp_path, "eos", trainer={"name": "trl", "version": "1.16.0", "settings": settings})
+    assert "settings/entropy-mask" in _rules(audit_trace(trace), "note")
 
 
 def test_the_rounding_of_float32_is_no_bias() -> None:
