@@ -90,6 +90,13 @@ def test_nothing_over_nothing_is_zero(xp: Any) -> None:
     assert float(gspo.aggregate(xp(np.ones((2, 3))), nothing, "token_sum", normalizer=zero)) == 0.0
 
 
+def test_zero_divides_nothing_where_a_single_token_counts() -> None:
+    single = np.asarray([[False, True], [False, False]])
+    for zero in (np.asarray(0), np.asarray(0.0)):
+        with pytest.raises(ValueError, match=r"^normalizer: expected a number > 0 where tokens count, got 0$"):
+            gspo.aggregate(np.ones((2, 2)), single, normalizer=zero)
+
+
 @pytest.mark.parametrize(
     ("normalizer", "error", "message"),
     [
