@@ -33,7 +33,7 @@ SURVIVED, KILLED, AGAIN = 0, 1, 2
 # The text, the build and the imports of the repository: no line of mathematics matters to them.
 NOT_THESE = ("test_distribution.py", "test_walls.py", "test_specification.py", "test_public_names.py")
 # JAX starts threads, which do not survive a fork; a program that a test starts is not mutated.
-NOT_WITH = ("jax", "subprocess")
+NOT_WITH = ("import jax", "subprocess")
 # Long, and NumPy's numbers once more.
 REPEATED = {"test_frameworks.py": ("[strict",), "test_advantages.py": ("[strict", "[torch")}
 Mutant = dict[str, Any]
