@@ -20,19 +20,25 @@ from .formats import VECTORS, Vector
 from .known import KnownFailures
 from .manifest import MANIFEST
 from .run import INTERRUPTED, Result, Run
+from .target import Capabilities
 from .words import HarnessError
 
 Progress = Callable[[int, int, Result], None]
+Choice = Callable[[Sequence[Vector], Capabilities], Sequence[Vector]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is made. `dtypes` None: every dtype of each vector. `limit`: seconds for one answer."""
+    """How a run is made. `dtypes` None: every dtype of each vector. `limit`: seconds for one answer.
+
+    `choose`: of the vectors those that a target of given capabilities is to be asked.
+    """
 
     dtypes: tuple[str, ...] | None = None
     level: str = "MUST"
     limit: float = 20.0
     known: KnownFailures = KnownFailures()
+    choose: Choice | None = None
 
 
 def select(vectors: Iterable[Vector], patterns: Sequence[str] = (), *, flags: Sequence[str] = ()) -> list[Vector]:
@@ -69,7 +75,7 @@ def run_vectors(
     run = Run(connections[0].name, suite=_suite(vectors), started=_now(), level=options.level)
     begin = time.perf_counter()
     try:
-        _fill(run, connections, _questions(vectors, options), options, progress)
+        _fill(run, connections, vectors, options, progress)
         run.complete = not run.failure
     except HarnessError as error:
         run.failure, run.detail = str(error), str(error.__cause__ or "")
@@ -96,11 +102,12 @@ def _questions(vectors: Sequence[Vector], options: Options) -> list[Question]:
 def _fill(
     run: Run,
     connections: Sequence[Connection],
-    questions: Sequence[Question],
+    vectors: Sequence[Vector],
     options: Options,
     progress: Progress | None,
 ) -> None:
     hello = connections[0].start()
+    questions = _questions(options.choose(vectors, hello.capabilities) if options.choose else vectors, options)
     run.implementation, run.capabilities = hello.implementation, hello.capabilities.to_dict()
     keep = _keeper(run, len(questions), options, progress)
     if len(connections) == 1:

@@ -44,4 +44,12 @@ def _protocol() -> Path:
 def _target(path: Path, language: str) -> str:
     if language == "node":
         return f"'cmd:node {path}'"
-    return "'cmd:YOUR PROGRAM'" if language == "any" else f"{path.stem}:target"
+    if language == "any":
+        return "'cmd:YOUR PROGRAM'"
+    parts = path.with_suffix("").parts
+    return f"{'.'.join(parts) if importable(path) else parts[-1]}:target"
+
+
+def importable(path: Path) -> bool:
+    """Whether Python finds the file by its name from this folder; otherwise only from its own."""
+    return all(part.isidentifier() for part in path.with_suffix("").parts)

@@ -6,19 +6,24 @@ Whether the numbers are right is the business of the whole suite.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from .applicability import Unsupported, case_of
 from .formats import Vector
-from .run import ERROR, PASS, SKIPPED, UNSUPPORTED, Result, Run
+from .run import ERROR, LEVELS, PASS, SKIPPED, UNSUPPORTED, Result, Run
+from .target import Capabilities
 
 
-def easiest(vectors: Sequence[Vector]) -> list[Vector]:
-    """For every operation and layout the vector with the fewest numbers, MUST before SHOULD before MAY."""
+def easiest(vectors: Sequence[Vector], capabilities: Capabilities) -> list[Vector]:
+    """For every operation and layout of a target the vector with the fewest numbers, MUST before SHOULD before MAY."""
     found: dict[tuple[str, bool], Vector] = {}
-    for vector in sorted(vectors, key=lambda vector: (len(vector.level), _size(vector.raw["inputs"]))):
-        found.setdefault((vector.operation, "offsets" in vector.raw["inputs"]), vector)
+    for vector in sorted(vectors, key=lambda vector: (LEVELS.index(vector.level), _size(vector.raw["inputs"]))):
+        place = (vector.operation, "offsets" in vector.raw["inputs"])
+        if place not in found and vector.refuses is None and _applies(vector, capabilities):
+            found[place] = vector
     return list(found.values())
 
 
@@ -43,6 +48,13 @@ def report(run: Run) -> str:
         lines += [f"  but {result.key} is wrong: {result.reason}" for result in wrong]
         lines.append(f"  next: gspo check {run.target}")
     return "\n".join([f"{run.target}: {'the adapter is NOT right' if faults else 'the adapter is right'}", *lines, ""])
+
+
+def _applies(vector: Vector, capabilities: Capabilities) -> bool:
+    for dtype in vector.dtype:
+        with suppress(Unsupported):
+            return bool(case_of(vector, dtype, capabilities))
+    return False
 
 
 def _faults(result: Result) -> list[str]:

@@ -189,6 +189,17 @@ def test_an_explanation_has_words_and_numbers(output) -> None:
     assert "an error that names `" in output("explain", refusing)
 
 
+def test_a_new_target_in_another_folder_is_found_from_where_it_says(output, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "then\n         gspo check --smoke below.mine:target\n" in output(
+        "new-target", "below/mine", "--framework", "numpy"
+    )
+    beside = output("new-target", "../beside/mine", "--framework", "numpy")
+    assert "then\n         cd ../beside\n         gspo check --smoke mine:target\n" in beside
+    assert "the adapter is right" in output("check", "--smoke", "below.mine:target")
+
+
 @pytest.mark.parametrize("framework", ["torch", "jax", "numpy"])
 def test_a_new_target_conforms_as_it_is_written(
     output, framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,6 +207,7 @@ def test_a_new_target_conforms_as_it_is_written(
     monkeypatch.chdir(tmp_path)
     name = f"mine_{framework}"
     assert f"gspo check --smoke {name}:target" in output("new-target", name, "--framework", framework)
+    assert "the adapter is right" in output("check", "--smoke", f"{name}:target")
     chosen = ("-k", "surrogate/paper-above-positive-gspo", "-k", "gradient/coefficient", "-k", "mask/nan-trailing")
     assert "  conforming: " in output("check", f"{name}:target", *chosen, "--dtype", "float32")
     assert "exists; --force overwrites it" in output("new-target", name, code=2)

@@ -271,7 +271,7 @@ def test_a_vector_whose_right_answer_is_an_error() -> None:
 
 
 def test_smoke_says_whether_the_adapter_is_right_not_whether_the_numbers_are() -> None:
-    chosen = easiest(SUITE)
+    chosen = easiest(SUITE, EVERYTHING)
     assert {vector.operation for vector in chosen} == {"policy_loss", "ratio", "informative_groups"}
     off = run(wrong("aggregation/unequal", "ratio/sequence"), vectors=chosen)
     assert form(off) == []
@@ -280,6 +280,15 @@ def test_smoke_says_whether_the_adapter_is_right_not_whether_the_numbers_are() -
     for fault in ("nothing", "NaN", "shape", "too few", "half", "raises"):
         assert form(run(HOSTILE[fault], vectors=chosen)), fault
     assert form(run(capabilities=Capabilities.everything(operations={"whiten"}), vectors=chosen))
+
+
+def test_smoke_asks_of_the_easiest_what_the_target_has() -> None:
+    wide = {"objective": {**loss_vector("a").parameters["objective"], "ratio": "token"}}
+    other, below, own = loss_vector("a", parameters=wide), loss_vector("b", level="MAY"), loss_vector("c")
+    sequence = Capabilities(operations={"policy_loss"}, objectives=({"ratio": "sequence"},))
+    assert easiest([other, below, own], sequence) == [own]
+    assert easiest([other], sequence) == []
+    assert easiest([own, other], Capabilities(operations={"policy_loss"}, objectives=({"ratio": "token"},))) == [other]
 
 
 def test_a_diagnosis_that_fails_takes_no_result_along(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,17 +99,17 @@ def _smoke(chosen: Any, arguments: argparse.Namespace) -> int:
     from ..known import KnownFailures
     from ..smoke import easiest, form, report
 
-    runs = [_run(spec, easiest(chosen), KnownFailures(), arguments) for spec in arguments.targets]
+    runs = [_run(spec, chosen, KnownFailures(), arguments, easiest) for spec in arguments.targets]
     print("".join(map(report, runs)), end="")
     return HARNESS if any(form(run) for run in runs) else AS_EXPECTED
 
 
-def _run(spec: str, chosen: Any, known: Any, arguments: argparse.Namespace) -> Run:
+def _run(spec: str, chosen: Any, known: Any, arguments: argparse.Namespace, choose: Any = None) -> Run:
     from ..progress import progress_line
     from ..resolve import connections
     from ..runner import Options, run_vectors
 
     found = connections(spec, jobs=arguments.jobs, isolate=not arguments.in_process)
-    options = Options(tuple(arguments.dtype) or None, arguments.level, arguments.timeout, known)
+    options = Options(tuple(arguments.dtype) or None, arguments.level, arguments.timeout, known, choose)
     with progress_line(spec) as progress:
         return run_vectors(found, chosen, options, progress)

@@ -8,6 +8,7 @@ over JSON lines that needs nothing but Node; `--language any` writes the protoco
 from __future__ import annotations
 
 import argparse
+import shlex
 
 LANGUAGES = ("python", "node", "any")
 
@@ -24,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file and says what to do next."""
-    from ..scaffold import scaffold
+    from ..scaffold import importable, scaffold
 
     path, check = scaffold(arguments.name, arguments.language, arguments.framework, force=arguments.force)
-    print(f"wrote {path}\n\nnext     put your implementation in it, then\n         gspo check --smoke {check}")
-    print(f"         gspo check {check}")
+    steps = [f"gspo check --smoke {check}", f"gspo check {check}"]
+    if path.suffix == ".py" and not importable(path):
+        steps.insert(0, f"cd {shlex.quote(str(path.parent))}")
+    print("\n         ".join([f"wrote {path}\n\nnext     put your implementation in it, then", *steps]))
     return 0

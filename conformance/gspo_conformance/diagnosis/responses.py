@@ -90,7 +90,7 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
     for i, row in enumerate(mask):
         if not row.any() or case.inputs["advantages"][i] == 0:
             continue
-        moved = (case.inputs["logp"][i].astype(float) - case.inputs["old_logp"][i])[row]
+        moved = case.inputs["logp"][i][row].astype(float) - case.inputs["old_logp"][i][row]
         truth, mine = expected.value[i][row], got[i][row]
         yield Response(
             question=question,

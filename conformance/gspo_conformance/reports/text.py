@@ -29,7 +29,7 @@ def _block(run: Run, verbose: bool) -> str:
     lines += _diagnosis(run)
     lines += _failures("failing", run, run.offences, verbose)
     lines += _failures(f"below {run.level}: reported, not failing", run, run.remarks, verbose)
-    lines += _times(run) if verbose or run.seconds > _SLOW else []
+    lines += _times(run) if run.results and (verbose or run.seconds > _SLOW) else []
     lines += _next(run)
     return "\n".join(lines).rstrip() + "\n"
 
