@@ -231,7 +231,10 @@ def test_what_may_be_read_is_read_for_speed_alone() -> None:
     assert longest_segment(reach, 99) == 3
     assert index_groups(ids).order is None
     assert index_groups(ids[::-1]).order is not None
+    packed = gspo.Packed(np.asarray([0, 2, 3, 7]))
+    assert packed.bind((9,)).max_length == 4
     register_backend("numpy", Blind())
+    assert packed.bind((9,)).max_length == 9
     assert longest_segment(reach, 99) == 99
     assert index_groups(ids).order is not None
 

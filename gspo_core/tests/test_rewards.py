@@ -207,3 +207,23 @@ def test_the_widest_of_rewards_and_log_probabilities_computes() -> None:
         given = {name: array if name == wide else array.astype("float32") for name, array in arrays.items()}
         found = token_kl_rewards(sequences=np.ones((1, 3), bool), coefficient=0.5, **given)
         assert found.dtype == ("float64" if wide else "float32")
+
+
+def test_statistics_that_the_method_does_not_read_are_refused() -> None:
+    rewards, ids, running = np.ones(2), np.zeros(2, int), RunningMoments().update(np.ones(2))
+    for arguments, error, message in (
+        ({"groups": ids}, ValueError, "groups: expected None with method='batch', got ndarray"),
+        ({"running": running}, ValueError, "running: expected None with method='batch', got RunningMoments"),
+        ({"method": "group"}, ValueError, "groups: expected with method='group', got None"),
+        ({"method": "running"}, ValueError, "running: expected with method='running', got None"),
+        ({"method": "running", "running": 3.0}, TypeError, "running: expected RunningMoments, got float"),
+    ):
+        with pytest.raises(error, match=f"^{message}$"):
+            normalize_rewards(rewards, **arguments)
+
+
+def test_the_overlong_penalty_of_one_response_and_of_none() -> None:
+    assert soft_overlong_penalty(np.asarray([9]), 10, 2).tolist() == [-0.5]
+    for lengths in (np.zeros(0, int), np.ones((1, 1), int)):
+        with pytest.raises(ValueError, match=r"^lengths: expected shape \[n\] with at least one response, got \("):
+            soft_overlong_penalty(lengths, 10, 2)

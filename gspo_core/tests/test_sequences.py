@@ -115,3 +115,15 @@ def test_the_smallest_sequences_and_the_exact_bounds() -> None:
     assert layout.lengths(np.float64).tolist() == [1.0, 1.0]
     assert layout.lengths(np.float32).dtype == np.float32
     assert layout.spread(np.asarray([5.0, 7.0])).tolist() == [5.0, 5.0, 7.0, 5.0], "a tail holds anything finite"
+    assert layout.max_length == 2, "what a table of segments costs is their longest"
+    assert gspo.Packed(np.asarray([0, 2, 3, 7])).bind((9,)).max_length == 4
+    assert gspo.Packed(np.asarray([0, 2, 3, 7]), max_length=6).bind((9,)).max_length == 6
+    assert gspo.Packed(np.asarray([0, 2, 3, 7]), max_length=60).bind((9,)).max_length == 9
+
+
+def test_masks_become_booleans_and_narrow_offsets_wide() -> None:
+    assert gspo.Padded(np.ones((1, 2))).mask.dtype == bool
+    packed = gspo.Packed(np.asarray([0, 2], "int8"), mask=np.asarray([1, 0]))
+    assert (packed.mask.dtype, packed.offsets.dtype) == (bool, np.int32)
+    for wide in ("int32", "int64", "uint32", "uint64"):
+        assert gspo.Packed(np.asarray([0, 2], wide)).offsets.dtype == wide
