@@ -179,6 +179,7 @@ def main() -> int:
     listed = mutants(modules)
     known = {} if options.all else results()
     pending = [mutant for mutant in listed if known.get(mutant["key"], {}).get("verdict") != "killed"]
+    pending.sort(key=lambda mutant: mutant["key"] in known)  # what was never tried comes first
     if pending and not options.table:
         run(pending, options.jobs)
     sys.stdout.write(f"{survivors(listed)}\n\n{table(listed)}\n")
