@@ -99,6 +99,9 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+_AGAIN = 0.5
+
+
 class _TimeLimit(BaseException):
     """Not an Exception, so that the target's own `except Exception` does not swallow it."""
 
@@ -114,7 +117,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise _TimeLimit
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Python drops what is raised while it clears away an object, so the bell rings until it is heard.
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
     try:
         yield
     finally:

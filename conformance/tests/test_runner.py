@@ -108,6 +108,20 @@ def test_a_target_that_hangs_in_this_process_is_interrupted() -> None:
     assert found.exit_code == 3
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_limit_that_is_reached_while_an_object_is_cleared_away_is_reached_again() -> None:
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(0.2)  # what is raised here, Python prints and drops
+
+    def endless(case: Case) -> Any:
+        Slow()
+        time.sleep(60)
+
+    found = run(endless, limit=0.1)
+    assert found.results[0].reason == "no answer within 0.1 s"
+
+
 @pytest.mark.parametrize(
     ("capabilities", "missing"),
     [

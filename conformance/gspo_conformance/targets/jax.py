@@ -18,6 +18,10 @@ from ..tensors import NumPyArray
 from .core import Arrays, CoreTarget
 
 
+# A compiled operation holds a megabyte or two, and a run has thousands of them.
+_CASES_KEPT = 150
+
+
 class Jax:
     """JAX arrays on the default device, operation by operation."""
 
@@ -58,9 +62,14 @@ class JaxTarget(CoreTarget):
         super().__init__(*arguments, **options)
         self._programs: dict[str, Any] = {}
         self._met: Counter[str] = Counter()
+        self._answered = 0
 
     def run(self, case: Case) -> dict[str, Any]:
         """The outputs of the case as NumPy arrays."""
+        self._answered += 1
+        if self._answered % _CASES_KEPT == 0:
+            self._programs.clear()
+            jax.clear_caches()
         with jax.enable_x64(case.dtype == "float64"):
             return super().run(case)
 
