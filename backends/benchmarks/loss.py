@@ -59,10 +59,19 @@ Row = dict[str, Any]
 class Size(NamedTuple):
     batch: int
     length: int
+    packed: bool = False
 
 
-SIZES = (Size(64, 4096), Size(8, 32_768), Size(256, 16_384))
-QUICK = (Size(4, 64),)
+SIZES = (
+    Size(64, 4096),
+    Size(8, 32_768),
+    Size(256, 16_384),
+    Size(64, 4096, packed=True),
+    Size(8, 32_768, packed=True),
+)
+QUICK = (Size(4, 64), Size(4, 64, packed=True))
+# The trainers whose loss takes responses one behind the other.
+PACKS = {"areal", "slime"}
 
 
 def main() -> None:
@@ -82,7 +91,8 @@ def main() -> None:
         peers = _peers(options.trainers, folder)
         for size in QUICK if options.quick else SIZES:
             for peer in peers:
-                rows += _measure(size, peer, options)
+                if not size.packed or peer is peers[0] or peer.paths[-1] in PACKS:
+                    rows += _measure(size, peer, options)
     if options.out is not None:
         import loss_report
 
@@ -155,7 +165,7 @@ def _measure(size: Size, peer: Peer, options: argparse.Namespace) -> list[Row]:
 def _line(row: Row) -> str:
     low, high = row["quartiles"]
     return (
-        f"B={row['batch']:>4} T={row['length']:>6} {row['path']:10s} beside {row['beside']:8s} processor {1e3 * row['least']:8.3f} ms, "
+        f"B={row['batch']:>4} T={row['length']:>6} {'packed' if row['packed'] else 'padded'} {row['path']:10s} beside {row['beside']:8s} processor {1e3 * row['least']:8.3f} ms, "
         f"median {1e3 * row['median']:8.3f} ms; {row['ratio']:5.2f} times ours ({low:.2f} to {high:.2f}); wall {1e3 * row['wall']:8.3f} ms"
     )
 

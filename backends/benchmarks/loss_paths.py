@@ -24,13 +24,18 @@ Batch = SimpleNamespace
 Loss = Callable[[], Tensor]
 
 
-def batch(size: int, length: int) -> Batch:
-    """Log-ratios of standard deviation 0.01, lengths between half and all of `length`."""
+def batch(size: int, length: int, packed: bool) -> Batch:
+    """Log-ratios of standard deviation 0.01, lengths between half and all of `length`, which is the width where responses are padded."""
     torch.manual_seed(0)
     old_logp = -torch.rand(size, length)
-    logp = (old_logp + 0.01 * torch.randn(size, length)).requires_grad_()
-    mask = torch.arange(length) < torch.randint(length // 2, length + 1, (size, 1))
-    return Batch(logp=logp, old_logp=old_logp, mask=mask, advantages=torch.randn(size), gradient=None)
+    logp = old_logp + 0.01 * torch.randn(size, length)
+    lengths = torch.randint(length // 2, length + 1, (size, 1))
+    where = {"mask": torch.arange(length) < lengths}
+    if packed:
+        logp, old_logp = logp[where["mask"]], old_logp[where["mask"]]
+        where = {"offsets": torch.nn.functional.pad(lengths.flatten().cumsum(0), (1, 0))}
+    found = {"logp": logp.requires_grad_(), "old_logp": old_logp, "advantages": torch.randn(size)}
+    return Batch(**found, where=where, gradient=None)
 
 
 def gspo_torch(data: Batch) -> tuple[Loss, str]:
@@ -56,10 +61,11 @@ def autograd(data: Batch) -> tuple[Loss, str]:
 
 
 def _ours(function: Any, data: Batch) -> Loss:
-    from gspo_core import Objective
+    from gspo_core import Objective, Packed
 
     objective = Objective.from_dict(data.objective)
-    rest = {"old_logp": data.old_logp, "advantages": data.advantages, "sequences": data.mask}
+    sequences = Packed(data.where["offsets"]) if "offsets" in data.where else data.where["mask"]
+    rest = {"old_logp": data.old_logp, "advantages": data.advantages, "sequences": sequences}
     return lambda: function(objective, logp=data.logp, **rest).loss
 
 
@@ -71,10 +77,11 @@ def verl_function(data: Batch) -> tuple[Loss, str]:
     settings = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
     mode = "seq-mean-token-mean"
     config = ActorConfig(clip_ratio_low=LOW, clip_ratio_high=HIGH, loss_agg_mode=mode, **settings)
-    advantages = (data.advantages[:, None] * data.mask).contiguous()
+    mask = data.where["mask"]
+    advantages = (data.advantages[:, None] * mask).contiguous()
 
     def loss() -> Tensor:
-        return compute_policy_loss_gspo(data.old_logp, data.logp, advantages, data.mask, mode, config)[0]
+        return compute_policy_loss_gspo(data.old_logp, data.logp, advantages, mask, mode, config)[0]
 
     return loss, f"verl {version('verl')}"
 
@@ -84,7 +91,7 @@ def trainer(name: str, settings: dict[str, Any], objective: dict[str, Any], data
     adapter = import_module(f"gspo_conformance.trainers.{name}.adapter")
     from gspo_conformance.target import Case
 
-    arrays = {"logp": data.logp, "old_logp": data.old_logp, "advantages": data.advantages, "mask": data.mask}
+    arrays = {"logp": data.logp, "old_logp": data.old_logp, "advantages": data.advantages, **data.where}
     case = Case("policy_loss", {"objective": objective}, {key: value.detach().numpy() for key, value in arrays.items()})
     adapter.torch_loss = lambda _case, loss: loss  # the function of the log-probabilities, instead of its value
     # JSON has no tuples, and adapters keep what they build by its settings.
@@ -121,7 +128,7 @@ def stream(data: Batch) -> tuple[float, float]:
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """`rounds` in which all paths take turns, after a few that do not count; every gradient is the first path's."""
     torch.set_num_threads(task["threads"])
-    data = batch(task["batch"], task["length"])
+    data = batch(task["batch"], task["length"], task["packed"])
     made = {name: path(name, task, data) for name in task["paths"]}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*made, "stream")}
     expected = None

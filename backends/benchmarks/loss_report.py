@@ -29,8 +29,8 @@ def table(run: dict[str, Any], titles: dict[str, str]) -> str:
     where = f"{machine['device']}, {machine['cores']} cores, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}, float32"
     how = f"Loss and gradient; load average {machine['load']:.1f} at the end. Ratios to `gspo_torch` in the same round"
     lines = [f"{where}. {how}: median and quartiles. Regenerate: `make bench`."]
-    for (batch, length), rows in groupby(run["rows"], key=_size):
-        lines += ["", f"**{batch} responses of {length:,} tokens**", ""]
+    for size, rows in groupby(run["rows"], key=_size):
+        lines += ["", f"**{_name(*size)}**", ""]
         lines.append(
             "| path | processor time, least, ms | median, ms | times ours | quartiles | wall time, least, ms |"
         )
@@ -46,8 +46,13 @@ def shown(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["beside"] == own or row["path"] not in ("gspo_torch", "stream")]
 
 
-def _size(row: Row) -> tuple[int, int]:
-    return row["batch"], row["length"]
+def _size(row: Row) -> tuple[int, int, bool]:
+    return row["batch"], row["length"], row["packed"]
+
+
+def _name(batch: int, length: int, packed: bool) -> str:
+    layout = f"of {length // 2:,} to {length:,} tokens, packed" if packed else f"padded to {length:,} tokens"
+    return f"{batch} responses {layout}"
 
 
 def _row(row: Row, titles: dict[str, str]) -> str:
@@ -60,7 +65,8 @@ def _row(row: Row, titles: dict[str, str]) -> str:
 
 def plot(run: dict[str, Any], titles: dict[str, str], path: Path) -> None:
     """Bars of the ratios, per size."""
-    sizes = [(size, shown(list(rows))) for size, rows in groupby(run["rows"], key=_size)]
+    padded = [row for row in run["rows"] if not row["packed"]]
+    sizes = [(size, shown(list(rows))) for size, rows in groupby(padded, key=_size)]
     plt.rcParams["svg.hashsalt"] = "gspo"
     figure, panels = plt.subplots(
         1,
@@ -70,7 +76,7 @@ def plot(run: dict[str, Any], titles: dict[str, str], path: Path) -> None:
         squeeze=False,
         layout="constrained",
     )
-    for panel, ((batch, length), rows) in zip(panels[0], sizes, strict=True):
+    for panel, ((batch, length, _), rows) in zip(panels[0], sizes, strict=True):
         names = [titles[row["path"]].replace("`", "") for row in rows]
         ratios = [row["ratio"] for row in rows]
         panel.barh(names, ratios, color=["C0" if row["path"] == "gspo_torch" else "0.7" for row in rows])

@@ -62,7 +62,7 @@ def test_importing_the_core_loads_no_framework() -> None:
 
 
 def test_importing_the_core_loads_little_of_the_standard_library() -> None:
-    """It is imported before anything is computed, so it takes less than 50 ms (backends/benchmarks/start_up.py)."""
+    """It is imported before anything is computed, so it takes less than 50 ms (backends/benchmarks/limits.py)."""
     slow = {
         "argparse",
         "asyncio",
