@@ -13,6 +13,7 @@ from gspo_core.objective import PRESETS
 
 from ..files import read_text
 from ..lint.configuration import MAX_BYTES, read_configuration
+from ..lint.detection import recognised
 from ..trainers.dialect import Finding, Inexpressible, Reading
 from ..trainers.room import find_room, rooms
 from ..words import UsageError, choices
@@ -92,10 +93,9 @@ def _objective(fields: Any, place: str) -> Objective:
 
 
 def _from_files(config: list[str], dialect: str | None) -> Claim:
-    if dialect is None:
-        raise UsageError(f"--config: expected --dialect too, one of {', '.join(rooms())}")
     settings = read_configuration(config).settings
-    return _from_reading(_read(dialect, settings, None), f"{', '.join(config)}, read as {dialect}")
+    name = recognised(config, settings)[0] if dialect is None else dialect
+    return _from_reading(_read(name, settings, None), f"{', '.join(config)}, read as {name}")
 
 
 def _from_trainer(run: Mapping[str, Any]) -> Claim:

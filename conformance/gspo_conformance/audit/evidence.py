@@ -11,6 +11,8 @@ from .shards import Broken
 from .trace import Part, Step, Tokens
 
 MOST = 200_000
+# No rounding makes a log-probability this large; noise that somebody adds may, in a few tokens.
+POSITIVE = 0.01
 SLOPE, EXPLAINED, ENOUGH = 0.03, 0.5, 16
 
 
@@ -85,6 +87,7 @@ class Evidence:
     frozen: list[int] = field(default_factory=list)
     moving: list[int] = field(default_factory=list)
     shifted: list[int] = field(default_factory=list)
+    positive: dict[str, list[int]] = field(default_factory=dict)
     minibatches_known: bool = False
 
     def add(self, step: Step) -> None:
@@ -100,6 +103,7 @@ class Evidence:
             sampler.add(tokens.logp, tokens.behavior_logp)
             sampler_of_old.add(tokens.old_logp, tokens.behavior_logp)
             self._add_rounding(step.index, tokens)
+            self._add_signs(step.index, tokens)
             if shifted:
                 self.shifted.append(step.index)
         _append(self.sampler_of_old, sampler_of_old.gap(step.index))
@@ -114,6 +118,14 @@ class Evidence:
             _append(self.sampler, sampler)
         else:
             (self.moving if own.largest > 0 else self.frozen).append(step.index)
+
+    def _add_signs(self, step: int, tokens: Tokens) -> None:
+        for name in ("logp", "old_logp", "behavior_logp", "ref_logp"):
+            values = getattr(tokens, name)
+            if values is not None and values.size and np.mean(values > POSITIVE) > 0.5:
+                steps = self.positive.setdefault(name, [])
+                if step not in steps[-1:]:
+                    steps.append(step)
 
     def _add_rounding(self, step: int, tokens: Tokens) -> None:
         for name in ("logp", "old_logp"):

@@ -20,7 +20,24 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
     found = [*tempered]
     if not tempered:
         found += _stale(evidence)
-    return [*found, *_frozen(evidence), *_rounded(evidence, claim), *_shifted(evidence), *_unknown(evidence)]
+    return [
+        *_positive(evidence),
+        *found,
+        *_frozen(evidence),
+        *_rounded(evidence, claim),
+        *_shifted(evidence),
+        *_unknown(evidence),
+    ]
+
+
+def _positive(evidence: Evidence) -> Iterator[Finding]:
+    """Log-probabilities above 0: probabilities, or negative log-likelihoods."""
+    if evidence.positive:
+        names = list(evidence.positive)
+        told = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} above 0 since step {min(evidence.positive[names[0]])}: these are no log-probabilities"
+        costs = "what is recomputed from them means nothing"
+        fix = "record log π of the sampled tokens, not π and not the cross-entropy -log π"
+        yield Finding("not-log-probabilities", "error", names[0], told, "GSPO-DATA-5", costs, fix)
 
 
 def _tempered(evidence: Evidence) -> list[Finding]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 
 from ..formats import ROOT
 from ..tensors import NumPyArray
@@ -104,15 +104,16 @@ def read_shard(path: Path) -> Shard:
 def _json(path: Path, raw: bytes | str, what: str) -> dict[str, Any]:
     try:
         found = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise Broken(path, f"{what} is not JSON") from None
+    except (ValueError, RecursionError) as error:
+        constant = f": {error}" if str(error).startswith("expected") else ""
+        raise Broken(path, f"{what} is not JSON{constant}") from None
     if not isinstance(found, dict):
         raise Broken(path, f"{what}: expected a JSON object")
     return found
 
 
 def _no_constant(literal: str) -> Any:
-    raise ValueError(literal)
+    raise ValueError(f'expected such a number as a string, as in "loss": "nan", got {literal}')
 
 
 def _header(path: Path, metadata: Any) -> dict[str, Any]:
@@ -123,8 +124,16 @@ def _header(path: Path, metadata: Any) -> dict[str, Any]:
         raise Broken(path, f"{KEY}.parts: expected at most {MAX_PARTS}, got {len(header['parts'])}")
     wrong = next(_validator().iter_errors(header), None)
     if wrong is not None:
-        raise Broken(path, f"{KEY}{wrong.json_path.removeprefix('$')}: {wrong.message[:160]}")
+        raise Broken(path, f"{KEY}{wrong.json_path.removeprefix('$')}: {_said(wrong)[:160]}")
     return header
+
+
+def _said(wrong: ValidationError) -> str:
+    """What is wrong in words; where several kinds are allowed, the description of them."""
+    described = wrong.schema.get("description") if isinstance(wrong.schema, dict) else None
+    if wrong.validator == "oneOf" and described:
+        return f"expected {described}, got {wrong.instance!r}"
+    return wrong.message
 
 
 @cache

@@ -41,6 +41,8 @@ FAMILIES = (
     "numerics",
     "distribution",
 )
+# Of several that give the same numbers, what people leave on comes before what they would have to write.
+LIKELY = ("clip.default-range", "ratio.token-level")
 MOST_PARTS, MOST_TOKENS, MOST_GROUPS = 5, 400_000, 64
 # They change how parts are put together, of which a part alone shows nothing.
 _UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
@@ -71,7 +73,7 @@ def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
 def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
     few = _few(parts)
     found = [*_groups_dropped(few, precision), *_by_mutants(few, precision)] if few else []
-    return sorted(found, key=lambda one: one.name == _less_likely(parts))
+    return sorted(found, key=lambda one: (one.name == _less_likely(parts), one.name not in LIKELY))
 
 
 def _less_likely(parts: Sequence[Recomputed]) -> str:

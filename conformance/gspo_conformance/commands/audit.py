@@ -1,7 +1,7 @@
 """Recomputes a real run from its trace, and says where its own numbers differ from what it claims, and why.
 
     gspo audit trace/
-    gspo audit trace/ --config grpo.yaml --dialect trl
+    gspo audit trace/ --config grpo.py
     gspo audit trace/ --objective gspo --format html --out report/
 
 A trace is a folder that gspo_torch.record, gspo_jax.record or any writer of the format (docs/audit.md)
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="the trainer's configuration; may be repeated"
     )
-    parser.add_argument("--dialect", metavar="NAME", help="whose configuration that is")
+    parser.add_argument("--dialect", metavar="NAME", help="whose configuration that is, where it cannot be recognised")
     parser.add_argument("--objective", metavar="NAME", help="a preset such as gspo, a file of JSON, or JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write audit.<format> there instead of to stdout")

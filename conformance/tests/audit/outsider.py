@@ -43,6 +43,9 @@ def _step(stream: np.random.Generator, step: int, mistake: str) -> tuple[dict[st
     reference, sampler = old + 0.3 * stream.normal(size=mask.shape), old + 0.2 * stream.normal(size=mask.shape)
     tokens = {"logp": new, "old_logp": old, "ref_logp": reference, "behavior_logp": sampler}
     tokens = {name: values.astype(np.float32) for name, values in tokens.items()}
+    units = {"probabilities": np.exp, "costs": np.negative}
+    if mistake in units:
+        tokens |= {name: units[mistake](tokens[name]) for name in ("logp", "old_logp")}
     whole = {"rewards": rewards.astype(np.float32), "groups": groups, "advantages": a, "mask": mask}
     arrays: dict[str, NumPyArray] = {}
     parts: list[dict[str, Any]] = []

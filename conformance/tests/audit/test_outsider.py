@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gspo_conformance.audit import audit_trace
 from gspo_conformance.audit.judgement import Audit
+from gspo_conformance.cli import main
 from gspo_conformance.noise.estimate import estimate
 
 from .outsider import write
@@ -71,6 +74,27 @@ def test_what_settings_do_beside_the_objective_is_said(tmp_path: Path) -> None:
     settings = {"importance_sampling_level": "sequence", "top_entropy_quantile": 0.5}
     trace = write(tmp_path, "eos", trainer={"name": "trl", "version": "1.16.0", "settings": settings})
     assert "settings/entropy-mask" in _rules(audit_trace(trace), "note")
+
+
+@pytest.mark.parametrize("unit", ["probabilities", "costs"])
+def test_what_is_no_log_probability_is_refused(unit: str, tmp_path: Path) -> None:
+    """Hunts π, or the cross-entropy, recorded as log π: with s = 1 every number would agree."""
+    found = audit_trace(write(tmp_path, unit, steps=1))
+    assert found.verdict == "differs"
+    assert _rules(found)[0] == "not-log-probabilities"
+    assert "logp and old_logp are above 0 since step 0" in found.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"), [(None, "got None"), ("-0.25", "expected a number"), (float("nan"), "as a string")]
+)
+def test_a_loss_that_is_none_is_refused_in_words(
+    loss: object, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = {"version": 1, "parts": [{"step": 0, "loss": loss}]}
+    save_file({"0.mask": np.ones((1, 1), bool)}, tmp_path / "0.safetensors", {"gspo_trace": json.dumps(header)})
+    assert main(["audit", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_rounding_of_float32_is_no_bias() -> None:
