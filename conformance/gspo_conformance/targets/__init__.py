@@ -45,13 +45,14 @@ class Launch:
 def launch(name: str) -> Launch | None:
     """The processes of a target that is too slow for one, None for all others.
 
-    JAX compiles every operation for every shape: most of the time of a run. One process per dtype shares
-    nothing that the other could use, the compiler is told not to optimise programs that run once, and what it
+    JAX compiles every operation for every shape: most of the time of a run. Processes for each dtype share
+    little that another could use, the compiler is told not to optimise programs that run once, and what it
     made is kept for the next run, in `$JAX_COMPILATION_CACHE_DIR` or ~/.cache/gspo/jax.
     """
     if name.partition(":")[0] != "jax":
         return None
-    return Launch(2, {"XLA_FLAGS": _quick_compilation(), **_kept_programs()})
+    jobs = min(max(2, os.cpu_count() or 2), 8)
+    return Launch(jobs, {"XLA_FLAGS": _quick_compilation(), **_kept_programs()})
 
 
 def _kept_programs() -> dict[str, str]:
