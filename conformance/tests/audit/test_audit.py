@@ -123,7 +123,7 @@ def test_the_command_reports_in_three_forms_and_ends_as_it_should(
         ([str(TRL), "--objective", "gpso"], "did you mean 'gspo'"),
         ([str(TRL), "--objective", '{"ratio": "sequence"'], "not JSON"),
         ([str(TRL), "--objective", '{"ratio": "sequence"}'], "surrogate"),
-        ([str(TRL), "--config", "x.yaml"], "expected --dialect too"),
+        ([str(TRL), "--config", "x.yaml"], "No such file"),
         ([str(TRL), "--config", "x.yaml", "--objective", "gspo"], "got both"),
     ],
 )
