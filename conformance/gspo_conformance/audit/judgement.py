@@ -284,4 +284,17 @@ def _numbers(worst: Difference) -> str:
 
 
 def _fix(one: Explanation) -> str:
-    return f"gspo explain {one.name}" if "." in one.name and not one.name.startswith(("advantage.", "step.")) else ""
+    explained = "." in one.name and not one.name.startswith(("advantage.", "step."))
+    return f"gspo explain {one.name}" if explained else FIXES.get(one.name, "")
+
+
+FIXES = {
+    "added-term": "set its coefficient to 0, or claim it: Objective.replace(penalty=...)",
+    "advantage.clamped": "advantages as they are: the clip range bounds the step",
+    "advantage.order": "take rewards, groups and advantages through every shuffle and gather together",
+    "clip-two-sided-by-response": "count where the gradient is 0: s too large with A > 0, too small with A < 0",
+    "factor": "one division, by the number of responses of the whole step",
+    "token-before-counted": "a mask from the first sampled token on",
+    "token-behind-counted": "a mask up to the end-of-sequence token and no further",
+    "truncated-dropped": "drop them before the loss and divide by those that are left, or claim it",
+}
