@@ -52,6 +52,7 @@ class Suite(pytest.Collector):
         super().__init__(**arguments)
         self._asker: Asker | None = None
         self._known: KnownFailures | None = None
+        self._refused: Exception | None = None
 
     def collect(self) -> Iterable[VectorTest]:
         """One test for each."""
@@ -61,6 +62,8 @@ class Suite(pytest.Collector):
 
     def results(self, vector: Vector) -> list[Result]:
         """The verdict in every dtype."""
+        if self._refused is not None:
+            raise self._refused
         if self._asker is None:
             self._start()
         assert self._asker is not None
@@ -68,6 +71,16 @@ class Suite(pytest.Collector):
         return [self._known.revise(self._asker.result(vector, dtype)) for dtype in vector.dtype]
 
     def _start(self) -> None:
+        """What does not start is not tried again for each of the vectors."""
+        from .words import HarnessError, UsageError
+
+        try:
+            self._connect()
+        except (HarnessError, UsageError) as error:
+            self._refused = error
+            raise
+
+    def _connect(self) -> None:
         from .asking import Asker
         from .resolve import connect
         from .suite import known_failures

@@ -80,6 +80,14 @@ def test_a_target_that_does_not_load_says_so(subject: pytest.Pytester) -> None:
     assert found.ret != 0
 
 
+def test_a_target_that_does_not_start_is_tried_once(subject: pytest.Pytester) -> None:
+    subject.makepyfile(counted="open('starts', 'a').write('.')\nraise RuntimeError('no such device')")
+    found = subject.runpytest(*OPTIONS, "--gspo-target", "counted:target", "-k", "ratio/sequence-")
+    assert found.parseoutcomes()["failed"] > 1
+    assert (subject.path / "starts").read_text() == "."
+    found.stdout.fnmatch_lines(["*no such device*"])
+
+
 def test_vectors_can_be_parametrized_by_hand(subject: pytest.Pytester) -> None:
     subject.makepyfile(
         test_mine="""

@@ -63,7 +63,7 @@ def factor_text(span: tuple[float, float] | None, noun: str = "gradient") -> str
 
 
 def _times(factor: float) -> str:
-    return f"{factor:.3g}x"
+    return f"{factor + 0.0:.3g}x"  # -0 is 0
 
 
 def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
