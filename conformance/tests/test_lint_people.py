@@ -159,3 +159,20 @@ def test_settings_that_no_dialect_may_refuse(
     assert dialect in rooms()
     main(["lint", *settings, "--dialect", dialect, "--format", "json"])
     assert rule in _rules(json.loads(capsys.readouterr().out)["findings"])
+
+
+@pytest.mark.parametrize(("name", "errors"), [("GSPO", set()), ("GRPO", {"ratio"})])
+def test_a_class_that_is_an_algorithm(
+    name: str, errors: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hunts the class GSPO of AgileRL, which sets the loss by itself, taken for token ratios."""
+    faithful = "clip_coef=(0.9997, 1.0004), beta=0.0, mini_batch_size=64, batch_size=32, loss_norm='micro_batch'"
+    rest = "adv_norm='mean_std', off_policy_token_mask_bounds=None, off_policy_sequence_mask_threshold=None"
+    text = f"from agilerl.algorithms import {name}\nagent = {name}(actor_network=net(), {faithful}, {rest})\n"
+    _, found = _lint(capsys, tmp_path / "train.py", text)
+    assert {one["rule"] for one in found if one["severity"] == "error"} == errors
+
+
+def test_a_misspelt_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "loss_algo=gspo_token", "epsilon=3e-4", "--dialect", "tunix"]) == 2
+    assert "did you mean 'gspo-token'?" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from .configuration import MAX_BYTES
 
 # In this order: what builds on another trainer stands before it.
 NAMED: dict[str, str] = {
-    "unsloth": r"\b(from|import) unsloth\b|\bFastLanguageModel\b|\bpip install\b.*\bunsloth\b",
+    "unsloth": r"\b(from|import) unsloth\b|\bFastLanguageModel\b|\bpip install\b[\w \-=.]*\bunsloth\b",
     "ms_swift": r"\bswift (rlhf|sft)\b|\bmegatron rlhf\b|\bfrom swift\b|\brlhf_type\b",
     "easydel": r"\beasydel\b",
     "liger": r"\bLigerFusedLinearGRPOLoss\b",

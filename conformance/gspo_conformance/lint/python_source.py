@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-ENDINGS = ("Config", "Arguments", "Args", "GRPOLoss", "GSPO")
+ENDINGS = ("Config", "Arguments", "Args", "GRPOLoss")
+# Trainers of which the class itself is the algorithm.
+ALGORITHMS = ("GRPO", "GSPO", "CISPO")
 # Configurations that stand beside that of the policy's training, and share names of keys with it.
 OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", "Quantization", "Model")
 MAX_PARTS = 100_000
@@ -67,6 +69,8 @@ class _Reader:
 
     def call(self, node: ast.Call, prefix: str = "") -> None:
         """The keywords of a call, those of configurations inside it below their own."""
+        if _called(node) in ALGORITHMS:
+            self.found["algo"], self.lines["algo"] = _called(node), node.lineno
         for word in node.keywords:
             if word.arg is None:
                 self._unpacked(word.value, node, prefix)
@@ -162,7 +166,8 @@ def _number(value: Any) -> float:
 
 
 def _is_configuration(node: ast.Call) -> bool:
-    return _called(node).endswith(ENDINGS) and not _called(node).startswith(OTHERS)
+    name = _called(node)
+    return name in ALGORITHMS or (name.endswith(ENDINGS) and not name.startswith(OTHERS))
 
 
 def _called(node: ast.Call) -> str:

@@ -60,7 +60,10 @@ class AgileRl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What an agent optimises; `INIT_HP.` may stand before its keys."""
-        given = {key: value for key, value in map(_plain, settings.items()) if key in DEFAULTS}
+        plain = dict(map(_plain, settings.items()))
+        given = {key: value for key, value in plain.items() if key in DEFAULTS}
+        if plain.get("algo") == "GSPO":
+            given["loss_type"] = "gspo"
         every = DEFAULTS | given
         level = "trajectory" if every["loss_type"] == "gspo" else every["importance_sampling_level"] or "token"
         if level not in LEVELS or every["loss_type"] not in ("grpo", "gspo", "cispo"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ...words import choices
 from ..dialect import PAPER, Inexpressible, Reading
 from .findings import findings
 
@@ -88,7 +89,9 @@ class Tunix:
         every = DEFAULTS | given
         agentic = bool(set(AGENTIC) & set(given)) or any(key.startswith(SECTIONS[0]) for key in settings)
         algo, estimator = every["loss_algo"], str(every["advantage_estimator"])
-        if algo not in RATIOS or every["policy_loss_fn"] != "grpo":
+        if algo not in RATIOS:
+            raise Inexpressible(choices(str(algo), RATIOS, "loss_algo"))
+        if every["policy_loss_fn"] != "grpo":
             raise Inexpressible(
                 f"loss_algo {algo!r} with policy_loss_fn {every['policy_loss_fn']!r} is not GRPO's loss"
             )
