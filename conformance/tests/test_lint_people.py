@@ -173,6 +173,17 @@ def test_a_class_that_is_an_algorithm(
     assert {one["rule"] for one in found if one["severity"] == "error"} == errors
 
 
-def test_a_misspelt_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["lint", "loss_algo=gspo_token", "epsilon=3e-4", "--dialect", "tunix"]) == 2
-    assert "did you mean 'gspo-token'?" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("setting", "dialect", "words"),
+    [
+        ("loss_algo=gspo", "tunix", "GSPO is loss_algo='gspo-token'"),
+        ("loss_type=gspo", "trl", "GSPO is importance_sampling_level='sequence'"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=GSPO", "verl", "policy_loss.loss_mode=gspo"),
+        ("actor_rollout_ref.actor.loss_agg_mode=sequence-mean", "verl", "it has no such value"),
+    ],
+)
+def test_a_value_that_was_meant_for_gspo(
+    setting: str, dialect: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", setting, "--dialect", dialect]) == 2
+    assert words in capsys.readouterr().err

@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         reading, found = read_settings(room.dialect, configuration.settings, version)
         found = [*misspelt(configuration.settings, reading), *doubted(found, configuration.unread, reading)]
     except Inexpressible as reason:
-        raise UsageError(str(reason)) from None
+        switch = getattr(room.dialect, "fixes", {}).get("ratio", "")
+        raise UsageError(f"{reason}{f'; GSPO is {switch}' if switch else ''}") from None
     if how:
         print(f"{room.name}, recognised by {cut(how)}; --dialect names another", file=sys.stderr)
     print(render(reading, found, configuration, arguments.format), end="")

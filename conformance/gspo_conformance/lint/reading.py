@@ -26,7 +26,8 @@ def read_settings(dialect: Dialect, settings: Mapping[str, Any], version: str) -
     except Exception as error:
         culprit = _culprit(dialect, settings, version)
         what = f"{cut(culprit)} = {cut(repr(settings[culprit]))}" if culprit else "these settings"
-        raise UsageError(f"{what}: {dialect.name} cannot mean that: {cut(describe(error), 200)}") from None
+        reason = "it has no such value" if isinstance(error, KeyError) else cut(describe(error), 200)
+        raise UsageError(f"{what}: {dialect.name} cannot mean that: {reason}") from None
 
 
 def _read(dialect: Dialect, settings: Mapping[str, Any], version: str) -> tuple[Reading, list[Finding]]:

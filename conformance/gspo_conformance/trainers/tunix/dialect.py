@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ...words import choices
 from ..dialect import PAPER, Inexpressible, Reading
 from .findings import findings
 
@@ -90,7 +89,7 @@ class Tunix:
         agentic = bool(set(AGENTIC) & set(given)) or any(key.startswith(SECTIONS[0]) for key in settings)
         algo, estimator = every["loss_algo"], str(every["advantage_estimator"])
         if algo not in RATIOS:
-            raise Inexpressible(choices(str(algo), RATIOS, "loss_algo"))
+            raise Inexpressible(f"loss_algo {algo!r} is not one of {', '.join(RATIOS)}")
         if every["policy_loss_fn"] != "grpo":
             raise Inexpressible(
                 f"loss_algo {algo!r} with policy_loss_fn {every['policy_loss_fn']!r} is not GRPO's loss"
