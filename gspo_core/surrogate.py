@@ -104,9 +104,9 @@ class Clip:
 class Unclipped:
     """J = x A: importance weighting alone. Clause GSPO-SURR-6."""
 
-    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:  # noqa: ARG002
         """Nothing is."""
-        return _nothing(ratio, advantages)
+        return _nothing(ratio)
 
     def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:  # noqa: ARG002
         """J, differentiable in `log_ratio`; exactly 0 where A is 0."""
@@ -146,9 +146,9 @@ class Gmpo:
         held = xp.where(clipped.low, -self.low, log_ratio)
         return xp.where(clipped.high, self.high, held)
 
-    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:  # noqa: ARG002
         """No whole response is."""
-        return _nothing(ratio, advantages)
+        return _nothing(ratio)
 
     value = Unclipped.value
     slope = Unclipped.slope
@@ -165,9 +165,9 @@ class Sapo:
         check_number("tau_pos", self.tau_pos, low=0.0, strict=True)
         check_number("tau_neg", self.tau_neg, low=0.0, strict=True)
 
-    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:  # noqa: ARG002
         """The gate is soft: nothing is."""
-        return _nothing(ratio, advantages)
+        return _nothing(ratio)
 
     def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
         """J, differentiable in `log_ratio`."""
@@ -200,7 +200,7 @@ class Reinforce:
 
     def clipped(self, ratio: Array, advantages: Array) -> Clipped:
         """Where the gate is 0."""
-        return _nothing(ratio, advantages) if self.gate is None else self.gate.clipped(ratio, advantages)
+        return _nothing(ratio) if self.gate is None else self.gate.clipped(ratio, advantages)
 
     def weight(self, log_ratio: Array, advantages: Array) -> Array:
         """1, or the gate."""
@@ -228,10 +228,9 @@ class Cispo:
 
     def clipped(self, ratio: Array, advantages: Array) -> Clipped:
         """Where the weight is held at a bound, whatever the sign of A; A = 0 is not counted."""
-        moved = advantages != 0
-        none = moved & (ratio < 0)
-        low = none if self.low is None else moved & (ratio < 1 - self.low)
-        return Clipped(low, moved & (ratio > 1 + self.high), none)
+        moved, nothing = advantages != 0, _nothing(ratio)
+        low = nothing.low if self.low is None else moved & (ratio < 1 - self.low)
+        return Clipped(low, moved & (ratio > 1 + self.high), nothing.dual)
 
     def weight(self, log_ratio: Array, advantages: Array) -> Array:  # noqa: ARG002
         """clip(x, 1-low, 1+high)."""
@@ -253,9 +252,9 @@ class Vespo:
         for name in ("k_pos", "lam_pos", "k_neg", "lam_neg"):
             check_number(name, getattr(self, name), low=0.0)
 
-    def clipped(self, ratio: Array, advantages: Array) -> Clipped:
+    def clipped(self, ratio: Array, advantages: Array) -> Clipped:  # noqa: ARG002
         """The kernel is smooth: nothing is."""
-        return _nothing(ratio, advantages)
+        return _nothing(ratio)
 
     def weight(self, log_ratio: Array, advantages: Array) -> Array:
         """x^k e^{λ(1-x)}, in log space; it vanishes where x is too large for the dtype."""
@@ -302,8 +301,9 @@ def _open(clipped: Clipped, advantages: Array) -> Array:
     return (advantages != 0) & ~(clipped.low | clipped.high | clipped.dual)
 
 
-def _nothing(ratio: Array, advantages: Array) -> Clipped:
-    none = (advantages != 0) & (ratio < 0)
+def _nothing(like: Array) -> Clipped:
+    xp = namespace_of(like)
+    none = xp.zeros_like(like, dtype=xp.bool)
     return Clipped(none, none, none)
 
 

@@ -142,4 +142,74 @@ def test_the_gate_is_an_interval(xp: Any, dual: float | None) -> None:
     np.testing.assert_array_equal(np.clip(ratio, low, high) * advantages, value)
     closed = np.any([xp.numpy(cause) for cause in clip.clipped(xp(ratio), xp(advantages))], axis=0)
     moved = advantages != 0
+    assert not low[~moved].any()
+    assert not high[~moved].any()
     np.testing.assert_array_equal(((ratio < low) | (ratio > high))[moved], closed[moved])
+
+
+RATIOS = ("token", "sequence", "gspo_token", "product")
+SURROGATES = {"unclipped": gspo.Unclipped(), "clip": gspo.Clip(0.2, 0.3), "dual": gspo.Clip(0.2, 0.3, 2.0), "sapo": gspo.Sapo(),
+              "reinforce": gspo.Reinforce(), "gated": gspo.Reinforce(gspo.Clip(0.1, 0.1)), "cispo": gspo.Cispo(0.1, 0.2),
+              "vespo": gspo.Vespo()}  # fmt: skip
+EVERY = [
+    pytest.param(surrogate, ratio, id=f"{name}-{ratio}") for name, surrogate in SURROGATES.items() for ratio in RATIOS
+]
+
+
+@pytest.mark.parametrize(("surrogate", "ratio"), [*EVERY, pytest.param(gspo.Gmpo(), "token", id="gmpo")])
+def test_no_advantage_is_no_loss_even_where_the_ratio_overflows(surrogate: Any, ratio: str) -> None:
+    """0 times infinity is not what A = 0 means (GSPO-SURR-12): value, gradient and clip fractions are exactly 0."""
+    objective = gspo.Objective(ratio, surrogate)
+    for d in (1000.0, -1000.0):
+        arguments = {
+            "logp": np.full((1, 2), d),
+            "old_logp": np.zeros((1, 2)),
+            "advantages": np.zeros(1),
+            "sequences": np.ones((1, 2)),
+        }
+        with np.errstate(over="ignore"):
+            out, slopes = gspo.policy_loss(objective, **arguments), gspo.policy_gradient(objective, **arguments)
+        assert float(out.loss) == 0.0
+        assert not slopes.any()
+        assert float(out.metrics["clip_fraction"]) == 0.0
+
+
+def test_no_advantage_is_no_surrogate_even_where_the_ratio_is_infinite() -> None:
+    for clip in (gspo.Clip(0.1, 0.2), gspo.Clip(0.1, 0.2, 3.0)):
+        assert gspo.clipped_surrogate(np.asarray([np.inf, 0.0]), np.zeros(2), clip).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dual", [None, 1.7])
+def test_value_slope_and_gate_at_once_are_those_apart(dual: float | None) -> None:
+    clip = gspo.Clip(LOW, HIGH, dual)
+    log_ratio, advantages = np.meshgrid([-900.0, -0.5, 0.0, 0.2, 0.6, 900.0], [-2.0, 0.0, 0.5])
+    with np.errstate(over="ignore"):
+        found = clip.evaluate(log_ratio, advantages)
+        np.testing.assert_array_equal(found.value, clip.value(log_ratio, advantages, lambda values: values))
+        np.testing.assert_array_equal(found.slope, clip.slope(log_ratio, advantages))
+        for one, other in zip(found.clipped, clip.clipped(np.exp(log_ratio), advantages), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_range_of_zero_still_holds_the_ratio_of_one(advantage: float) -> None:
+    """Bounds belong to the range: on-policy nothing is clipped, whatever the range."""
+    for surrogate in (
+        gspo.Clip(0.0, 0.0),
+        gspo.Cispo(0.0, 0.0),
+        gspo.Gmpo(0.0, 0.0),
+        gspo.Reinforce(gspo.Clip(0.0, 0.0)),
+    ):
+        _, slope, metrics = _one(surrogate, "token", [0.0, 0.0], advantage)
+        np.testing.assert_array_equal(slope, [advantage / 2] * 2)
+        assert float(metrics["clip_fraction"]) == 0.0
+    for d in (0.25, -0.25):
+        _, slope, metrics = _one(gspo.Gmpo(0.25, 0.25), "token", [d, d], advantage)
+        np.testing.assert_allclose(slope, [math.exp(d) * advantage / 2] * 2)
+        assert float(metrics["clip_fraction"]) == 0.0
+
+
+def test_the_wider_of_ratio_and_advantages_computes() -> None:
+    for ratio, advantages in (("float32", "float64"), ("float64", "float32"), ("float32", "float32")):
+        found = gspo.clipped_surrogate(np.ones(2, ratio), np.ones(2, advantages), gspo.Clip(0.1, 0.2))
+        assert found.dtype == max(ratio, advantages)
