@@ -129,6 +129,10 @@ def last_place(mask: Any) -> Any:
     return ((torch.arange(mask.shape[1]) + 1) * mask).amax(1).clamp(min=1)
 
 
+def no_end(mask: Any) -> Any:
+    return mask & (mask.flip(1).cumsum(1).flip(1) > 1)
+
+
 STRANGERS: dict[str, tuple[Any, str]] = {
     "divided twice": (lambda new, old, a, m: paper(new, old, a, m).mean() / len(a), "divided by the number of responses"),
     "one too long": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1).mean(), "a length that is one too large"),
@@ -136,6 +140,7 @@ STRANGERS: dict[str, tuple[Any, str]] = {
     "small advantages": (lambda new, old, a, m: paper(new, old, a.clamp(-1, 1), m).mean(), "held to ±1"),
     "normalised twice": (lambda new, old, a, m: paper(new, old, centred(a), m).mean(), "centred over the batch"),
     "eight ranks": (lambda new, old, a, m: paper(8 * new - 7 * new.detach(), old, a, m).mean(), "the loss is right"),
+    "no end": (lambda new, old, a, m: paper(new, old, a, no_end(m)).sum() / m.sum() * 3, "the last counted token of a response has no gradient"),
     "the last place": (lambda new, old, a, m: paper(new, old, a, m, length=last_place(m)).mean(), "only in responses with gaps"),
 }  # fmt: skip
 

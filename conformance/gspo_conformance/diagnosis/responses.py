@@ -21,12 +21,16 @@ NEAR, CLOSE, ENOUGH, MOST = 4e-4, 1e-2, 6, 0.9
 
 
 class Response(NamedTuple):
-    """One response of an answer. `factor` is got / expected, NaN where that is no one number."""
+    """One response of an answer. `factor` is got / expected, NaN where that is no one number.
+
+    `silent`: "first" or "last" where that counted token alone has no gradient.
+    """
 
     question: int
     right: bool
     factor: float
     uneven: bool
+    silent: str
     advantage: float
     log_ratio: float
     clipped: bool
@@ -97,6 +101,7 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             right=bool((units[i] <= expected.compare.k).all()),
             factor=_quotient(mine, truth),
             uneven=_constant(truth) and np.isfinite(mine).all() and not _constant(mine),
+            silent=_silent(mine),
             advantage=float(case.inputs["advantages"][i]),
             log_ratio=float(moved.mean()),
             clipped=not truth.any(),
@@ -121,7 +126,19 @@ def _constant(values: NumPyArray) -> bool:
 
 def _uneven(wrong: Sequence[Response]) -> str:
     many = [one for one in wrong if one.uneven]
-    return "the gradient differs between tokens of one response" if 4 * len(many) > len(wrong) else ""
+    if 4 * len(many) <= len(wrong):
+        return ""
+    for place in ("first", "last"):
+        if sum(one.silent == place for one in many) >= MOST * len(many):
+            return f"the {place} counted token of a response has no gradient"
+    return "the gradient differs between tokens of one response"
+
+
+def _silent(got: NumPyArray) -> str:
+    zeros = np.flatnonzero(got == 0)
+    if len(got) < 2 or len(zeros) != 1:
+        return ""
+    return {0: "first", len(got) - 1: "last"}.get(int(zeros[0]), "")
 
 
 def _factor(found: Sequence[Response]) -> str:
