@@ -55,11 +55,12 @@ def from_mutant(mutant: Mutant) -> Explanation:
 
 def explain_loss(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
     """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been."""
-    choices = [parts, *_divided_otherwise(parts)] if parts else []
-    for explain in (_known_ones, _by_factor, _variants):
-        for chosen in choices:
-            if found := list(explain(chosen, precision)):
-                return found
+    others = _divided_otherwise(parts) if parts else []
+    base = [(explain, parts) for explain in (_known_ones, _by_factor) if parts]
+    rest = [(explain, chosen) for explain in (_by_factor, _known_ones) for chosen in others]
+    for explain, chosen in (*base, *rest, *((_variants, chosen) for chosen in (parts, *others))):
+        if found := list(explain(chosen, precision)):
+            return found
     return list(_by_precision(_few(parts), precision)) if _few(parts) else []
 
 
