@@ -40,7 +40,6 @@ def test_a_clip_fraction_over_responses_is_another_definition_and_no_error(tmp_p
         ("behind", "token-behind-counted", "token behind the last one"),
         ("truncated", "truncated-dropped", "reach the last column"),
         ("kl", "added-term", "0.02 times k3 of the reference policy"),
-        ("entropy", "added-term", "0.01 times the mean log-probability of a response"),
         ("weighted", "objective", "a correction for the sampler, of the level geometric"),
         ("tokens", "aggregation.token-mean", "of its step"),
         ("sums", "aggregation.token-sum", "mean over responses of their token sums"),
