@@ -117,6 +117,12 @@ def run(pending: list[Mutant], jobs: int) -> None:
     again = [mutant for mutant in pending if known[mutant["key"]]["verdict"] == "again"]
     seconds = {name: one["seconds"] for name, one in json.loads(cache.read_text()).items() if one["passes"]}
     keeper = Keeper(len(again), "what runs at import")
+    controls = [
+        trials.fresh({"module": name}, sources[name], seconds) for name in sorted({one["module"] for one in again})
+    ]
+    for control, code, check, _ in trials.forked(controls, jobs):
+        if code != trials.SURVIVED:
+            sys.exit(f"{control['module']}: expected every check to pass without a mutant, got a failure of {check}")
     for verdict in trials.forked((trials.fresh(one, source(one), seconds) for one in again), jobs):
         keeper(*verdict)
 
