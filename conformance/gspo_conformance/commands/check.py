@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the report and the record of each run there")
     parser.add_argument("--smoke", action="store_true", help="a few easy vectors: is the adapter itself right?")
     parser.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS", help="for one answer (20)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes that share the work (jax: one per core, 2 to 8; others: 1)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="processes that share the work (jax: one per core, 2 to 8; others: 1)"
+    )
     parser.add_argument(
         "--in-process", action="store_true", help="run module:attribute in this process, for a debugger"
     )

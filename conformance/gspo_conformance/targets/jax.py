@@ -17,7 +17,6 @@ from ..target import Case
 from ..tensors import NumPyArray
 from .core import Arrays, CoreTarget
 
-
 # A compiled operation holds a megabyte or two, and a run has thousands of them.
 _CASES_KEPT = 150
 
