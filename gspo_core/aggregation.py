@@ -68,12 +68,12 @@ class AggregateSum(NamedTuple):
     count: Array
 
 
-def as_aggregation(mode: Any) -> Aggregation:
+def as_aggregation(mode: Any, name: str = "mode") -> Aggregation:
     """An `Aggregation`, or the name of its mode."""
     if isinstance(mode, Aggregation):
         return mode
     if not isinstance(mode, str):
-        raise TypeError(f"mode: expected an Aggregation or the name of a mode, got {type(mode).__name__}")
+        raise TypeError(f"{name}: expected an Aggregation or the name of a mode, got {type(mode).__name__}")
     return Aggregation(mode)
 
 

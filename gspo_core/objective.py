@@ -68,7 +68,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         check_choice("ratio", self.ratio, RATIOS)
-        object.__setattr__(self, "aggregation", as_aggregation(self.aggregation))
+        object.__setattr__(self, "aggregation", as_aggregation(self.aggregation, "aggregation"))
         object.__setattr__(self, "correction", _as_tuple(self.correction))
         self._check_types()
         if self.log_ratio_cap is not None:

@@ -22,7 +22,7 @@ from .connection import Broken, Hello, Outputs, Reply, Skipped
 from .judge import Stored, as_numpy
 from .target import Capabilities, Case
 from .tensors import NumPyArray
-from .words import cut
+from .words import cut, read_json
 
 VERSION = 1
 MAX_LINE = 16 * 2**20
@@ -48,7 +48,7 @@ def decode(line: bytes) -> dict[str, Any]:
     if line.count(b"[") + line.count(b"{") > MAX_BRACKETS:
         raise ProtocolError(f"more than {MAX_BRACKETS} lists and objects on one line: {excerpt(line)}")
     try:
-        found = json.loads(line, parse_constant=_refuse_constant)
+        found = read_json(line)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a line of JSON ({error}): {excerpt(line)}") from None
     if not isinstance(found, dict):
@@ -259,10 +259,6 @@ def _fields(
         if name not in known:
             raise ProtocolError(f"{where}{cut(name)} is not a field; expected {', '.join(known)}")
         known[name](value, f"{where}{name}")
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f'{word} is not JSON; write "nan", "inf" or "-inf"')
 
 
 def _expect(holds: bool, value: Any, where: str, expected: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -55,6 +56,22 @@ def json_text(value: Any, default: Callable[[Any], Any] | None = None) -> str:
     """JSON for people too: letters as they are, what a terminal would obey by its number."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=default)
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+
+
+def read_json(text: str | bytes) -> Any:
+    """What JSON says, without NaN and infinities, which it has no numbers for: not even those that a long exponent makes."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f'{word} is not JSON; write "nan", "inf" or "-inf"')
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if math.isinf(value):
+        raise ValueError(f'{cut(word)} is beyond every float; write "inf" or "-inf"')
+    return value
 
 
 class UsageError(Exception):

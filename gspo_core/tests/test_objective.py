@@ -170,7 +170,8 @@ def test_an_axis_of_another_type_is_refused() -> None:
         ({"surrogate": gspo.Penalty()}, "^surrogate: expected one of clip, unclipped, reinforce, .*, got Penalty$"),
         ({"penalty": gspo.Clip(0.1, 0.1)}, "^penalty: expected a Penalty or None, got Clip$"),
         ({"correction": (gspo.Correction(), gspo.Penalty())}, "^correction: expected Correction entries, got Penalty$"),
-        ({"aggregation": 3}, "^mode: expected an Aggregation or the name of a mode, got int$"),
+        ({"aggregation": 3}, "^aggregation: expected an Aggregation or the name of a mode, got int$"),
+        ({"aggregation": None}, "^aggregation: expected an Aggregation or the name of a mode, got NoneType$"),
     ):
         with pytest.raises(TypeError, match=message):
             gspo_.replace(**changes)

@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from ..formats import ROOT
 from ..tensors import NumPyArray
+from ..words import read_json
 
 KEY = "gspo_trace"
 VERSION = 1
@@ -103,17 +104,13 @@ def read_shard(path: Path) -> Shard:
 
 def _json(path: Path, raw: bytes | str, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(raw, parse_constant=_no_constant)
+        found = read_json(raw)
     except (ValueError, RecursionError) as error:
-        constant = f": {error}" if str(error).startswith("expected") else ""
-        raise Broken(path, f"{what} is not JSON{constant}") from None
+        number = f": {error}" if "; write" in str(error) else ""
+        raise Broken(path, f"{what} is not JSON{number}") from None
     if not isinstance(found, dict):
         raise Broken(path, f"{what}: expected a JSON object")
     return found
-
-
-def _no_constant(literal: str) -> Any:
-    raise ValueError(f'expected such a number as a string, as in "loss": "nan", got {literal}')
 
 
 def _header(path: Path, metadata: Any) -> dict[str, Any]:

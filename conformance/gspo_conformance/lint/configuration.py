@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_text
-from ..words import UsageError, cut
+from ..words import UsageError, cut, read_json
 from .python_source import notebook_source, python_settings
 from .references import resolved
 from .shell import commands, flag_value, word_lines
@@ -80,7 +79,7 @@ def _read_file(path: Path) -> Configuration:
             lines: dict[str, int] = {}
             return _from_tree(_yaml(text, lines), str(path), lines)
         if kind == ".json":
-            return _from_tree(json.loads(text, parse_constant=_no_constant), str(path))
+            return _from_tree(read_json(text), str(path))
         if kind == ".toml":
             return _from_tree(tomllib.loads(_short_lines(text)), str(path))
         if kind in (".py", ".ipynb"):
@@ -201,10 +200,6 @@ def parse_value(text: str) -> Any:
         number = plain.replace("_", "")
         return int(number) if re.fullmatch(r"[+-]?\d+", number) else float(number)
     return plain
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is not JSON")
 
 
 def _line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from ..judge import Judged, Stored
 from ..protocol import decode_output
 from ..run import LEVELS, VERDICTS, Result, Run
 from ..tensors import NumPyArray
-from ..words import UsageError, cut
+from ..words import UsageError, cut, read_json
 from .record import COPIED, SCHEMA
 
 MAX_BYTES = 2**28
@@ -53,14 +53,10 @@ def read(path: Path) -> Run:
 def _entry(line: str) -> dict[str, Any] | None:
     """The object of a line; None for the line in whose middle a record was cut."""
     try:
-        found = json.loads(line, parse_constant=_no_constant)
+        found = read_json(line)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(word)
 
 
 def _obeys(path: Path, line: int, kind: str, entry: Mapping[str, Any]) -> None:

@@ -47,6 +47,7 @@ CONFIGURATIONS = {
     "date.yaml": ("a: 2001-99-99\n", "not readable as yaml"),
     "deep.json": ('{"a":' * 100_000, "not readable as json"),
     "nan.json": ('{"a": NaN}', "NaN is not JSON"),
+    "exponent.json": ('{"a": 1e999}', "1e999 is beyond every float"),
     "digits.json": ('{"a": ' + "9" * 5000 + "}", "not readable as json"),
     "deep.toml": ("a = " + "[" * 9000, "not readable as toml"),
     "dotted.toml": (".".join("a" * 20_000) + " = 1\n", "expected lines of at most"),
@@ -246,7 +247,13 @@ def test_a_record_is_checked_before_it_is_believed(kind: str, record: list[dict[
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"[" * 100_000, b'{"type":"header","schema":"' + b"x" * 10**6 + b'"}']
+    "content",
+    [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"type":"header","schema":"' + b"x" * 10**6 + b'"}',
+        b'{"type":"header","schema":1e999}',
+    ],
 )
 def test_what_is_no_record_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
