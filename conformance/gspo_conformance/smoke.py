@@ -13,6 +13,7 @@ import numpy as np
 
 from .applicability import Unsupported, case_of
 from .formats import Vector
+from .reports.untested import why
 from .run import ERROR, LEVELS, PASS, SKIPPED, UNSUPPORTED, Result, Run
 from .target import Capabilities
 
@@ -33,7 +34,7 @@ def form(run: Run) -> list[str]:
         return [run.failure]
     asked = [result for result in run.results if result.verdict not in (UNSUPPORTED, SKIPPED)]
     if not asked:
-        return ["not one vector applies to what this target claims to do; see its capabilities"]
+        return [why(run.capabilities)]
     return [f"{result.key}: {fault}" for result in asked for fault in _faults(result)]
 
 

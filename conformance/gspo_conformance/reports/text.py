@@ -10,6 +10,7 @@ from typing import Any
 from ..run import BAD, EXPECTED_FAILURE, PASS, Result, Run, by_vector, show_k
 from ..words import plural
 from .markup import printable
+from .untested import why
 
 _SHOWN = 5
 _WIDTH = 110
@@ -72,7 +73,7 @@ def _verdict(run: Run) -> list[str]:
     lines = [f"  {run.verdict}: {'; '.join(filter(None, (counts, used, f'{run.seconds:.1f} s')))}"]
     lines += [f"  {line}" for line in run.failure.splitlines()]
     if not run.failure and not run.answered:
-        lines.append("  not one vector applies to what this target claims to do; see its capabilities")
+        lines += [f"  {line}" for line in wrap(why(run.capabilities), _WIDTH - 2)]
     return [*lines, *(f"  stale known failure, nothing it names fails: {pattern}" for pattern in run.stale), ""]
 
 

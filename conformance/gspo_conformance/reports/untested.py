@@ -1,0 +1,57 @@
+"""Why no vector applies to a target, as far as its objective says: the nearest objective that vectors have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..formats import Vector, load_vectors
+from ..words import plural
+
+NOTHING = "not one vector applies to what this target claims to do; see its capabilities"
+
+
+def why(capabilities: Mapping[str, Any]) -> str:
+    """One sentence; `NOTHING` where objectives do not explain it."""
+    claimed = capabilities.get("objectives") or ()
+    found = [(differences(one, vector), vector) for one in claimed for vector in load_vectors() if _has_loss(vector)]
+    if not found:
+        return NOTHING
+    least = min(_distance(differing) for differing, _ in found)
+    nearest = [(differing, vector) for differing, vector in found if _distance(differing) == least]
+    if not any(least):
+        missing = min((_lacking(vector, capabilities) for _, vector in nearest), key=len)
+        return f"{NOTHING}: vectors with its objective need {', '.join(missing)}" if missing else NOTHING
+    (differing, count) = Counter(differing for differing, _ in nearest).most_common(1)[0]
+    told = ", ".join(f"{name} {theirs} for {own}" for name, own, theirs in differing)
+    return f"no vector has the objective of this target; the nearest, with {plural(count, 'vector')}, has {told}"
+
+
+def _distance(differing: tuple[tuple[str, str, str], ...]) -> tuple[bool, int]:
+    """Another kind of surrogate is farther away than any number of other fields."""
+    return any(name == "surrogate" for name, _, _ in differing), len(differing)
+
+
+def _has_loss(vector: Vector) -> bool:
+    return vector.operation == "policy_loss" and vector.refuses is None
+
+
+def _lacking(vector: Vector, capabilities: Mapping[str, Any]) -> list[str]:
+    taken = capabilities.get("inputs")
+    return [] if taken is None else [f"the input {name}" for name in vector.raw["inputs"] if name not in taken]
+
+
+def differences(claimed: Mapping[str, Any], vector: Vector) -> tuple[tuple[str, str, str], ...]:
+    """Every field of `claimed` that the vector's objective has otherwise: its name, the claimed value, the vector's."""
+    return tuple(_differing("", claimed, vector.parameters["objective"]))
+
+
+def _differing(name: str, claimed: Any, found: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(claimed, Mapping) and isinstance(found, Mapping) and claimed.get("kind") == found.get("kind"):
+        for key, value in claimed.items():
+            yield from _differing(f"{name}.{key}" if name else key, value, found.get(key))
+    elif isinstance(claimed, Mapping) and isinstance(found, Mapping):
+        yield name, str(claimed["kind"]), str(found["kind"])
+    elif (list(claimed) if isinstance(claimed, tuple) else claimed) != found:
+        yield name, str(claimed), str(found)

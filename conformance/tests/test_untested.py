@@ -1,0 +1,33 @@
+"""Why nothing was tested: in words that lead to what would be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gspo_conformance.reports.untested import NOTHING, why
+from gspo_conformance.target import Capabilities
+from gspo_conformance.wrap import loss_target
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clip": (3e-3, 4e-3)}, "has surrogate.low 0.0003 for 0.003, surrogate.high 0.0004 for 0.004"),
+        ({"objective": "grpo", "clip": (0.3, 0.27)}, "has surrogate.low 0.2 for 0.3"),
+        ({"objective": "dapo"}, "vectors with its objective need the input groups"),
+    ],
+)
+def test_the_nearest_objective_or_the_missing_input_is_named(options: dict[str, Any], words: str) -> None:
+    target = loss_target(lambda logp, old_logp, advantages, mask: logp.sum(), "numpy", **options)
+    assert words in why(target.capabilities.to_dict())
+
+
+def test_a_surrogate_of_another_kind_is_farther_away_than_any_range() -> None:
+    target = loss_target(lambda logp, old_logp, advantages, mask: logp.sum(), "numpy", clip=(0.123, 0.456))
+    assert "surrogate.low" in why(target.capabilities.to_dict())
+
+
+def test_where_objectives_say_nothing_the_capabilities_are_to_be_looked_at() -> None:
+    assert why(Capabilities(operations=frozenset({"policy_loss"})).to_dict()) == NOTHING
