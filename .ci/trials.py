@@ -16,6 +16,7 @@ import mmap
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -175,10 +176,12 @@ class Watch:
         """What a call returns, the CPU seconds that it takes, and what it enters."""
         self.entered, begin = set(), time.process_time()
         sys.setprofile(self)
+        threading.setprofile(self)
         try:
             found = call()
         finally:
             sys.setprofile(None)
+            threading.setprofile(None)  # type: ignore[arg-type]
         return found, time.process_time() - begin, frozenset(self.entered)
 
 
