@@ -11,7 +11,7 @@ from ..noise.analysis import Analysis, analyse
 from ..noise.findings import findings_of
 from ..noise.responses import gate_of
 from ..trainers.dialect import Finding
-from ..words import plural
+from ..words import plural, uncapitalised
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits
 from .claim import Claim, findings_of_settings
 from .coverage import Coverage, coverage_findings
@@ -261,7 +261,7 @@ def _cause(one: Explanation) -> str:
     """`mask.shifted gives this: ...`, or what a name of this module's own stands for."""
     known = "." in one.name and not one.name.startswith(("advantage.", "step."))
     if known:
-        return f"{one.name} gives this: {one.told[:1].lower()}{one.told[1:]}"
+        return f"{one.name} gives this: {uncapitalised(one.told)}"
     return f"{one.told[:1].upper()}{one.told[1:]}"
 
 

@@ -116,6 +116,7 @@ _MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
     ("mask.eos-dropped", "", _without_last),
     ("mask.first-dropped", "", _without_first),
     ("mask.shifted", "", lambda part: _masked(part, _right)),
+    ("mask.shifted-left", "", lambda part: _masked(part, _left)),
     (
         "token-behind-counted",
         "one token behind the last one of every response is counted too",

@@ -14,6 +14,7 @@ from math import inf
 
 from ..formats import Vector
 from ..judge import error_units
+from ..words import uncapitalised
 from .bench import Answer, Bench, Question, Refused, bench, same
 from .registry import Mutant
 
@@ -47,7 +48,9 @@ class Scored:
     @property
     def missing(self) -> str:
         """What vector would kill it, in words."""
-        return f"a vector of clause {self.mutant.clause} on which {self.mutant.title.lower()} gives another number"
+        return (
+            f"a vector of clause {self.mutant.clause} on which {uncapitalised(self.mutant.title)} gives another number"
+        )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def test_what_is_no_log_probability_is_refused(unit: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("loss", "words"), [(None, "got None"), ("-0.25", "expected a number"), (float("nan"), "as a string")]
+    ("loss", "words"), [(None, "got None"), ("-0.25", "expected a number"), (float("nan"), "NaN is not JSON; write")]
 )
 def test_a_loss_that_is_none_is_refused_in_words(
     loss: object, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

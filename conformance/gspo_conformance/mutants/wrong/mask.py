@@ -27,6 +27,10 @@ def _shifted(mask: NumPyArray) -> NumPyArray:
     return np.append(False, mask[:-1])[: len(mask)]
 
 
+def _shifted_left(mask: NumPyArray) -> NumPyArray:
+    return np.append(mask[1:], False)[: len(mask)]
+
+
 def _leading(mask: NumPyArray) -> NumPyArray:
     return mask | (np.cumsum(mask) == 0) & mask.any()
 
@@ -64,6 +68,18 @@ class Shifted(_rule(_shifted)):
     """The mask one place to the right: the first token of the response is lost, one behind it is counted.
 
     Logits predict the next token; the shift was applied to one array and not to the other.
+    """
+
+
+@mutant(
+    "mask.shifted-left",
+    "GSPO-DATA-4",
+    effect="the last token of every response is never trained, and the last one of the prompt is",
+)
+class ShiftedLeft(_rule(_shifted_left)):
+    """The mask one place to the left: the last token of the response is lost, one before it is counted.
+
+    Log-probabilities were cut to the positions that predict, and the mask was cut with them once too often.
     """
 
 
