@@ -42,6 +42,12 @@ def clamp(values: Array, low: float | None, high: float | None) -> Array:
     return held if high is None else xp.where(held > high, high, held)
 
 
+def times(values: Array, weights: Array) -> Array:
+    """v w, and 0 where either is 0, even beside a weight that overflowed (GSPO-SURR-12)."""
+    xp, product = namespace_of(values), values * weights
+    return xp.where((values != 0) & (weights != 0), product, xp.zeros_like(product))
+
+
 def gather(values: Array, places: Array) -> Array:
     """v_{p_1}, v_{p_2}, ... for `values` and `places` of one dimension."""
     return namespace_of(values).take(values, places, axis=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arrays import Array, clamp
+from .arrays import Array, clamp, times
 from .sequences import Layout
 from .validation import check_choice, check_flag, check_number
 
@@ -62,7 +62,7 @@ def correction_weights(
         weight = _cut(correction, layout, _raw(correction, layout, numerator - behavior_logp))
         if correction.negative_only:
             weight = xp.where(advantages < 0, weight, xp.ones_like(weight))
-        weights = weights * weight
+        weights = times(weights, weight)
     return layout.clean(weights)
 
 

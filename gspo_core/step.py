@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .aggregation import Weights, check_groups, token_weights
-from .arrays import Array, Namespace, compute_dtype
+from .arrays import Array, Namespace, compute_dtype, times
 from .correction import correction_weights
 from .objective import SEQUENCE_RATIOS, Objective
 from .ratio import gspo_token_log_ratio
@@ -79,7 +79,7 @@ def prepare(
         old_logp=clean["old_logp"],
         ref_logp=clean["ref_logp"],
         advantages=units,
-        effective=units * _corrections(objective, layout, clean, units),
+        effective=_corrected(objective, layout, clean, units),
         weights=weights,
         penalty_weights=_penalty_weights(objective, layout, groups, dtype, weights),
     )
@@ -177,14 +177,14 @@ def unit_advantages(objective: Objective, layout: Layout, advantages: Array, dty
     return layout.clean(values)
 
 
-def _corrections(objective: Objective, layout: Layout, clean: dict[str, Array], units: Array) -> Array | float:
+def _corrected(objective: Objective, layout: Layout, clean: dict[str, Array], units: Array) -> Array:
     if not objective.correction:
-        return 1.0
+        return units
     per_token = layout.spread(units) if objective.per_sequence else units
     weights = correction_weights(
         objective.correction, layout, clean["logp"], clean["old_logp"], clean["behavior_logp"], per_token
     )
-    return layout.mean_tokens(weights) if objective.per_sequence else weights
+    return times(units, layout.mean_tokens(weights) if objective.per_sequence else weights)
 
 
 def _penalty_weights(objective: Objective, layout: Layout, groups: Array | None, dtype: Any, own: Weights) -> Weights:

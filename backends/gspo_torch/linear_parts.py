@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gspo_core import Objective, Packed
 from gspo_core.aggregation import Weights
+from gspo_core.arrays import times
 from gspo_core.correction import Correction, correction_weights
 from gspo_core.gradient import step_gradient
 from gspo_core.step import Step
@@ -117,10 +118,10 @@ class Parts:
         weights = cut["known"]
         if self._current:
             moving = _weights(self._current, part, part.logp, cut["behavior"], cut["advantages"])
-            weights = moving if weights is None else weights * moving
+            weights = moving if weights is None else times(weights, moving)
         if weights is None:
             return part.advantages
-        return part.advantages * (part.layout.mean_tokens(weights) if part.objective.per_sequence else weights)
+        return times(part.advantages, part.layout.mean_tokens(weights) if part.objective.per_sequence else weights)
 
     def _arrays(self) -> dict[str, Tensor | None]:
         return {

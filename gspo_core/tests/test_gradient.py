@@ -224,3 +224,21 @@ def test_an_advantage_per_token_must_be_finite_where_its_token_counts() -> None:
         ValueError, match=r"^advantages: expected finite numbers at counted positions, got 1 NaN or inf, the first at"
     ):
         gspo.policy_loss(AXES["grpo"], **arguments)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_a_weight_that_overflows_changes_nothing_where_the_advantage_is_0(level: str, ratio: str) -> None:
+    """0 · w is 0 (GSPO-SURR-12), and so is a weight that another correction has set to 0."""
+    objective = gspo.Objective(ratio, gspo.Clip(0.2, 0.2), correction=gspo.Correction(level))
+    tokens = {"logp": np.asarray([[-1.0, -2.0]] * 2), "old_logp": np.asarray([[-1.0, -2.0]] * 2)}
+    tokens["behavior_logp"] = np.asarray([[-900.0, -900.0], [-1.0, -2.0]])
+    for objective_, advantages in (
+        (objective, [0.0, 1.0]),
+        (objective.replace(correction=(gspo.Correction(level), gspo.Correction(level, "mask", high=2.0))), [1.0, 1.0]),
+    ):
+        rest = {"advantages": np.asarray(advantages), "sequences": np.ones((2, 2), bool), **tokens}
+        with np.errstate(over="ignore", invalid="ignore"):
+            out, gradient = gspo.policy_loss(objective_, **rest), gspo.policy_gradient(objective_, **rest)
+        np.testing.assert_allclose(out.loss, -0.5)
+        np.testing.assert_allclose(gradient, [[0.0, 0.0], [-0.25, -0.25]])
