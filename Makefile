@@ -78,6 +78,7 @@ bench: setup  ## measure, into docs/benchmarks; trainers that are set up take pa
 	$(BIN)/python backends/benchmarks/jax_loss.py --out docs/benchmarks $(if $(TUNIX),--peers $(TUNIX))
 	$(BIN)/python backends/benchmarks/jax_linear.py --out docs/benchmarks $(if $(TUNIX),--peers $(TUNIX))
 	$(BIN)/python backends/benchmarks/wire.py --out docs/benchmarks
+	$(BIN)/python backends/benchmarks/limits.py --out docs/benchmarks
 
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation
