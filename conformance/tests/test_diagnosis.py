@@ -229,3 +229,15 @@ def test_a_sample_of_pairs_is_recognised(atlas: Atlas) -> None:
     results = [examine(atlas, account_of(atlas.bench, find(name))) for name in names]
     assert len(names) == 4
     assert sum(one.recognised for one in results) == 4, [one.sentence for one in results if not one.recognised]
+
+
+def test_every_operation_can_be_wrong_in_a_way_that_nobody_knows() -> None:
+    """A pipeline has a gradient and no advantages, a step has parts."""
+
+    def run(case: Case) -> dict[str, Any]:
+        return {name: value * 1.7 if name == "gradient" else value for name, value in CORE.run(case).items()}
+
+    target = FunctionTarget("deviant", run, Capabilities.everything())
+    diagnosis = found(target, "pipeline/*", "distribution/*", "aggregation/lengths*", dtypes=("float64",))
+    assert "it failed itself" not in diagnosis["sentence"]
+    assert "gradient 1.7x" in diagnosis["sentence"]

@@ -78,13 +78,16 @@ def responses(item: Evidence, atlas: Atlas) -> Iterator[Response]:
     """The responses of an answer that has a gradient over padded rows, one advantage each."""
     vector, case = atlas.bench.questions[item.question]
     expected = vector.expected.get("gradient")
-    if item.result is None or expected is None or "mask" not in case.inputs or case.inputs["mask"].ndim != 2:
+    if item.result is None or expected is None or not {"mask", "advantages"} <= set(case.inputs):
+        return
+    if case.inputs["mask"].ndim != 2 or case.inputs["advantages"].ndim != 1:
         return
     got = np.asarray(item.result.answer.get("gradient", np.zeros(0)), dtype=float)
     if item.right and got.shape != expected.shape:
         got = expected.value
-    if got.shape == expected.shape and case.inputs["advantages"].ndim == 1:
-        yield from _rows(item.question, vector, case, got)
+    if got.shape == expected.shape:
+        with np.errstate(invalid="ignore", over="ignore"):
+            yield from _rows(item.question, vector, case, got)
 
 
 def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterator[Response]:
