@@ -21,7 +21,7 @@ except ImportError:  # PyTorch runs without it
     numpy = None
 
 # Two levels of about this many additions each keep the error of a sum near sqrt(256) roundings.
-_BLOCK = 256
+_SHIFT = 8
 _TERMS = 32
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """The integers as wide as a float."""
@@ -60,9 +60,10 @@ class TorchBackend(Backend):
         position = torch.arange(num_tokens, device=values.device)
         owner = torch.searchsorted(offsets[1:], position, right=True)
         # Segment and block both grow along the tokens, so that their sum names the pair.
-        part = owner + position // _BLOCK
-        partial = values.new_zeros(num_tokens // _BLOCK + num_segments + 1).index_add(0, part, values)
-        starts = torch.arange(num_segments + 1, device=values.device) + offsets // _BLOCK
+        # By shifts: where positions are divided, the C++ that torch.compile writes loses the last, partial block.
+        part = owner + (position >> _SHIFT)
+        partial = values.new_zeros((num_tokens >> _SHIFT) + num_segments + 1).index_add(0, part, values)
+        starts = torch.arange(num_segments + 1, device=values.device) + (offsets >> _SHIFT)
         parts = torch.arange(partial.shape[0], device=values.device)
         whole = torch.searchsorted(starts, parts, right=True) - 1
         return values.new_zeros(num_segments + 1).index_add(0, whole, partial)[:num_segments]

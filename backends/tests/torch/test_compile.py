@@ -118,6 +118,25 @@ def test_one_graph_while_shapes_change(packs: bool) -> None:
     assert compiled.graphs == 0
 
 
+@pytest.mark.parametrize("backend", COMPILERS)
+@pytest.mark.parametrize("name", ["gspo", "gspo_token", "grpo"])
+def test_long_packed_responses(backend: str, name: str) -> None:
+    """Segments that cross blocks of 256 tokens, and a last block that is not full."""
+    objective = getattr(gspo.Objective, name)()
+
+    def eager(logp: Tensor, old_logp: Tensor, advantages: Tensor, offsets: Tensor) -> gspo.PolicyLoss:
+        arguments = {"old_logp": old_logp, "advantages": advantages, "sequences": gspo.Packed(offsets)}
+        return gspo.policy_loss(objective, logp=logp, **arguments)
+
+    for lengths, trailing in (([300, 500, 66], 0), ([1000, 7, 1000], 33)):
+        arguments = packed(lengths, trailing)
+        found, expected = Compiled(eager, backend)(*arguments), eager(*arguments)
+        # A thousand terms of both signs: what is left of the loss is no measure of its rounding.
+        torch.testing.assert_close(found.loss, expected.loss, rtol=0, atol=1e-5)
+        gradients = [torch.autograd.grad(one.loss, arguments[0])[0] for one in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-9)
+
+
 def test_marked_dimensions_are_dynamic() -> None:
     """`mark_dynamic` is refused where a dimension is specialised; here it is not."""
     eager = loss(gspo.Objective.gspo(), True)
