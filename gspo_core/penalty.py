@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .aggregation import Aggregation
+from .aggregation import Aggregation, as_aggregation
 from .arrays import Array, clamp, compute_dtype, namespace_of
 from .backend import backend_of
 from .sequences import Layout
@@ -23,7 +23,7 @@ class Penalty:
     """+ coefficient · aggregate(KL_t), in the loss. Clauses GSPO-KL-1 to GSPO-KL-8.
 
     `importance` multiplies each token's KL by the differentiable token ratio or sequence ratio.
-    `aggregation` None is the objective's own. Clamps hold the value and cut the gradient outside.
+    `aggregation`, or the name of its mode; None is the objective's own. Clamps hold the value and cut the gradient outside.
     """
 
     estimator: str = "k3"
@@ -37,6 +37,8 @@ class Penalty:
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("importance", self.importance, IMPORTANCE)
         check_number("coefficient", self.coefficient, low=0.0)
+        if self.aggregation is not None:
+            object.__setattr__(self, "aggregation", as_aggregation(self.aggregation, "aggregation"))
         for name in ("log_ratio_clamp", "value_clamp"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), low=0.0, strict=True)

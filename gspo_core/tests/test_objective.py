@@ -43,6 +43,7 @@ def test_replace_accepts_short_forms() -> None:
     objective = gspo.Objective.gspo().replace(aggregation="token_mean", correction=gspo.Correction(high=2.0))
     assert objective.aggregation == gspo.Aggregation("token_mean")
     assert objective.correction == (gspo.Correction(high=2.0),)
+    assert gspo.Penalty(aggregation="token_mean") == gspo.Penalty(aggregation=gspo.Aggregation("token_mean"))
 
 
 def test_from_json_names_what_is_unknown_or_missing() -> None:
