@@ -18,6 +18,8 @@ BUILT_IN: dict[str, str] = {
     "torch": "gspo_conformance.targets.torch:target",
     "torch:compile": "gspo_conformance.targets.torch:compile_target",
     "torch:cp": "gspo_conformance.targets.torch_ranks:cp",
+    "torch:cuda": "gspo_conformance.targets.torch_cuda:target",
+    "torch:cuda-fused": "gspo_conformance.targets.torch_cuda:fused_target",
     "torch:ddp": "gspo_conformance.targets.torch_ranks:ddp",
     "torch:fused": "gspo_conformance.targets.torch_fused:target",
     "jax": "gspo_conformance.targets.jax:target",

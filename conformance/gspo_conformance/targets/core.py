@@ -39,7 +39,8 @@ class Framework(Protocol):
 class CoreTarget:
     """`gspo_core` on one framework. `module` is where its functions come from: the core, or a backend that re-exports it.
 
-    `traced`: values cannot be read while an answer is computed. What can be refused only by reading them (GSPO-NUM-6) is skipped.
+    `traced`: values cannot be read while an answer is computed. What can be refused only by reading them (GSPO-NUM-6,
+    GSPO-PACK-3), and is not refused as `sequences` are made, is skipped.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class CoreTarget:
 
     def run(self, case: Case) -> dict[str, Any]:
         """The outputs of the case as NumPy arrays."""
-        if self.traced and not all(map(_acceptable, case.inputs.get("parts", [case.inputs]))):
-            raise Skip("values that have to be refused cannot be read under a trace")
         return {name: self.framework.numpy(value) for name, value in self.native(case).items()}
 
     def native(self, case: Case) -> dict[str, Any]:
         """The outputs of the case in the framework's arrays."""
-        return self.answer(case, self.arguments(case))
+        given = self.arguments(case)
+        if self.traced and not all(map(_acceptable, case.inputs.get("parts", [case.inputs]))):
+            raise Skip("values that have to be refused cannot be read here")
+        return self.answer(case, given)
 
     def arguments(self, case: Case) -> Arrays | list[Arrays]:
         """The inputs of the case in the framework's arrays, its tokens as `sequences`; a list of them for a step."""
@@ -155,12 +157,12 @@ def _storage(name: str, case: Case) -> str | None:
 
 
 def _acceptable(inputs: Mapping[str, Any]) -> bool:
-    """Whether what is counted is finite, and the offsets, if any, end within the tokens."""
+    """Whether what is counted is finite, and the offsets, if any, rise from 0 to an end within the tokens."""
     offsets, mask = inputs.get("offsets"), inputs.get("mask")
     tokens = max((array.shape[0] for array in inputs.values() if array.ndim), default=0)
-    counted = mask != 0 if mask is not None else None if offsets is None else np.arange(tokens) < offsets[-1]
-    if offsets is not None and offsets[-1] > tokens:
+    if offsets is not None and (offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > tokens):
         return False
+    counted = mask != 0 if mask is not None else None if offsets is None else np.arange(tokens) < offsets[-1]
     floats = [array for array in inputs.values() if array.dtype.kind == "f"]
     by_token = [counted is not None and array.shape == counted.shape for array in floats]
     read = [array[counted] if whole else array for array, whole in zip(floats, by_token, strict=True)]

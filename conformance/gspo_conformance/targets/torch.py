@@ -15,19 +15,22 @@ from .core import Arrays, CoreTarget
 
 
 class Torch:
-    """Tensors on the CPU; the narrow dtypes are native."""
+    """Tensors on one device; the narrow dtypes are native."""
 
     version = {"torch": torch.__version__}
 
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
     def array(self, values: NumPyArray, storage: str | None) -> torch.Tensor:
         """A tensor that shares nothing with the suite."""
-        tensor = torch.tensor(values)
+        tensor = torch.tensor(values, device=self.device)
         return tensor.to(getattr(torch, storage)) if storage and values.dtype.kind == "f" else tensor
 
     def numpy(self, values: Any) -> NumPyArray:
         """Detached; bfloat16 and float16 widened to float32, which NumPy can hold."""
         tensor = torch.as_tensor(values).detach()
-        return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
+        return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy(force=True)
 
     def loss_and_gradient(self, objective: Any, arguments: Arrays) -> tuple[Any, torch.Tensor]:
         """`policy_loss`, then `backward`."""
@@ -59,6 +62,7 @@ class CompiledTorch(Torch):
     """The same with `torch.compile(fullgraph=True)`, dynamic shapes and one program for each objective."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._compiled: dict[Any, Any] = {}
 
     def loss_and_gradient(self, objective: Any, arguments: Arrays) -> tuple[Any, torch.Tensor]:

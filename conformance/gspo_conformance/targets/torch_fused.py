@@ -36,8 +36,8 @@ class FusedTorch(Torch):
         found = gspo_torch.linear_policy_loss(
             objective,
             hidden=hidden,
-            weight=torch.eye(2, dtype=hidden.dtype),
-            tokens=torch.zeros(given.shape, dtype=torch.int64),
+            weight=_eye(hidden),
+            tokens=torch.zeros_like(given, dtype=torch.int64),
             chunk_size=max(3, counted.numel() // 8),
             **{name: _same_policy(name, value, given, logp) for name, value in rest.items()},
         )
@@ -58,7 +58,7 @@ def hidden_states(logp: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     states = torch.where(likely[:, None, None], torch.stack([zero, tried], -1), torch.stack([tried, zero], -1))
     found = _logps(states)
     best = (found.double() - wanted[:, None]).abs().argmin(-1)
-    row = torch.arange(len(best))
+    row = torch.arange(len(best), device=best.device)
     shape = tuple(logp.shape)
     states = torch.where(counted.flatten()[:, None], states[row, best], torch.nan)
     return states.view(*shape, 2), found[row, best].view(shape)
@@ -74,8 +74,12 @@ def _neighbours(values: Tensor) -> Tensor:
 
 
 def _logps(states: Tensor) -> Tensor:
-    tokens = torch.zeros(states.shape[:-1], dtype=torch.int64)
-    return gspo_torch.linear_token_logps(states, torch.eye(2, dtype=states.dtype), tokens, chunk_size=1 << 16)
+    tokens = torch.zeros_like(states[..., 0], dtype=torch.int64)
+    return gspo_torch.linear_token_logps(states, _eye(states), tokens, chunk_size=1 << 16)
+
+
+def _eye(hidden: Tensor) -> Tensor:
+    return torch.eye(2, dtype=hidden.dtype, device=hidden.device)
 
 
 def _same_policy(name: str, value: Any, given: Tensor, logp: Tensor) -> Any:
@@ -91,6 +95,11 @@ def _gradient(loss: Tensor, hidden: Tensor, logp: Tensor, counted: Tensor) -> Te
 
 
 def target() -> CoreTarget:
-    """The built-in target `torch:fused`: the operations that have a loss."""
+    """The built-in target `torch:fused`."""
+    return fused("torch:fused", "cpu")
+
+
+def fused(name: str, device: str, **options: Any) -> CoreTarget:
+    """The operations that have a loss, on `device`."""
     losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return CoreTarget("torch:fused", FusedTorch(), gspo_torch, losses)
+    return CoreTarget(name, FusedTorch(device), gspo_torch, losses, **options)
