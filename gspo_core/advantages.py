@@ -72,7 +72,7 @@ def group_advantages(
         centred = divide_by_spread(centred, _spread(scale, rewards, counted, stats, index, ddof), eps, eps_placement)
     xp = namespace_of(centred)
     kept = counted if center == "none" else counted & (stats.extent > 0)
-    return index.restore(xp.where(kept, centred, xp.zeros_like(centred)))
+    return index.restore(xp.where(kept, centred, 0.0))
 
 
 def leave_one_out_advantages(rewards: Array, groups: Array, *, valid: Array | None = None) -> Array:
@@ -135,7 +135,7 @@ def clip_advantages(advantages: Array, bound: float, sequences: Sequences | Arra
     values = backend_of(advantages).stop_gradient(xp.astype(advantages, compute_dtype(advantages)))
     if sequences is not None:
         layout = bind_sequences(sequences, tuple(advantages.shape), "advantages")
-        check_same_namespace(xp, sequences=layout.counted)
+        check_same_namespace(xp, advantages=advantages, sequences=layout.counted)
         values = layout.clean(values)
     check_no_nan("advantages", values)
     return xp.clip(values, -bound, bound)

@@ -19,6 +19,7 @@ from .validation import (
     check_finite,
     check_floating,
     check_integer,
+    check_no_nan,
     check_number,
     check_same_namespace,
     check_shape,
@@ -120,8 +121,9 @@ def aggregate_sum(
     xp = check_array("values", values)
     check_floating("values", values)
     layout = bind_sequences(sequences, tuple(values.shape), "values")
-    check_same_namespace(xp, sequences=layout.counted, groups=groups)
+    check_same_namespace(xp, values=values, sequences=layout.counted, groups=groups)
     check_groups(groups, layout)
+    check_no_nan("values", values, layout.counted)
     values = layout.clean(xp.astype(values, compute_dtype(values)))
     weights = token_weights(as_aggregation(mode), layout, groups, normalizer, values.dtype)
     return AggregateSum(xp.sum(weights.omega * layout.sum_tokens(values)), weights.count)
@@ -160,7 +162,7 @@ def check_groups(groups: Array | None, layout: Layout) -> None:
 
 def _nonzero(values: Array) -> Array:
     xp = namespace_of(values)
-    return xp.where(values > 0, values, xp.ones_like(values))
+    return xp.where(values > 0, values, 1)
 
 
 def _responses(xp: Namespace, aggregation: Aggregation, nonempty: Array) -> Array:
@@ -192,6 +194,7 @@ def _group_weights(
 ) -> tuple[Array, Array]:
     if groups is None:
         groups = xp.astype(xp.zeros_like(lengths), xp.int32)
+    groups = backend_of(groups).dense(groups)
     order = xp.argsort(groups)
     ids = gather(groups, order)
     # Integers: cumulative sums, and so their differences, are exact.

@@ -45,7 +45,7 @@ def clamp(values: Array, low: float | None, high: float | None) -> Array:
 def times(values: Array, weights: Array) -> Array:
     """v w, and 0 where either is 0, even beside a weight that overflowed (GSPO-SURR-12)."""
     xp, product = namespace_of(values), values * weights
-    return xp.where((values != 0) & (weights != 0), product, xp.zeros_like(product))
+    return xp.where((values != 0) & (weights != 0), product, 0.0)
 
 
 def gather(values: Array, places: Array) -> Array:

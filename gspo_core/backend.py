@@ -49,9 +49,9 @@ class Backend:
         columns = xp.arange(max_length, dtype=offsets.dtype, device=device_of(values))[None, :]
         positions = starts + columns
         inside = positions < ends
-        flat = xp.reshape(xp.where(inside, positions, xp.zeros_like(positions)), (-1,))
+        flat = xp.reshape(xp.where(inside, positions, 0), (-1,))
         gathered = xp.reshape(gather(values, flat), positions.shape)
-        return xp.sum(xp.where(inside, gathered, xp.zeros_like(gathered)), axis=1)
+        return xp.sum(xp.where(inside, gathered, 0), axis=1)
 
     def running_sum(self, values: Array) -> Array:
         """0, v_0, v_0 + v_1, ...: `[N + 1]` sums of `values` `[N]`."""
@@ -60,7 +60,7 @@ class Backend:
     def select(self, values: Array, condition: Array) -> Array:
         """v where the condition holds, else 0, also where v is NaN or infinite (GSPO-NUM-5)."""
         xp = namespace_of(values)
-        return xp.where(condition, values, xp.zeros_like(values))
+        return xp.where(condition, values, 0)
 
     def all_finite(self, values: Array, condition: Array | None = None) -> bool:
         """Whether v is finite wherever the condition holds; asked only where `can_inspect`."""
@@ -85,6 +85,10 @@ class Backend:
     def device(self, values: Array) -> Any:
         """The device of `values`, as the array functions of its namespace take it."""
         return array_api_compat.device(values)  # pyright: ignore[reportUnknownMemberType]
+
+    def dense(self, values: Array) -> Array:
+        """`values` in one piece of memory, for searches that complain of strides."""
+        return values
 
     def can_inspect(self, values: Array) -> bool:  # noqa: ARG002
         """Whether `values` may be read here without a device synchronisation or a broken trace."""

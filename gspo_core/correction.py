@@ -61,7 +61,7 @@ def correction_weights(
         numerator = old_logp if correction.numerator == "old" else layout.backend.stop_gradient(logp)
         weight = _cut(correction, layout, _raw(correction, layout, numerator - behavior_logp))
         if correction.negative_only:
-            weight = xp.where(advantages < 0, weight, xp.ones_like(weight))
+            weight = xp.where(advantages < 0, weight, 1.0)
         weights = times(weights, weight)
     return layout.clean(weights)
 
@@ -83,4 +83,4 @@ def _cut(correction: Correction, layout: Layout, weight: Array) -> Array:
     if correction.high is not None:
         inside = inside & (weight <= correction.high)
     kept = weight if correction.action == "mask" else xp.ones_like(weight)
-    return xp.where(inside, kept, xp.zeros_like(weight))
+    return xp.where(inside, kept, 0.0)

@@ -72,7 +72,7 @@ def _share(step: Step) -> Array:
 
 def _over(omega: Array, count: Array, layout: Any) -> Array:
     xp = namespace_of(omega)
-    return layout.spread(omega / xp.where(count > 0, count, xp.ones_like(count)))
+    return layout.spread(omega / xp.where(count > 0, count, 1.0))
 
 
 def _coefficients(step: Step) -> Array:
@@ -81,7 +81,7 @@ def _coefficients(step: Step) -> Array:
     log_ratio = unit_log_ratio(step)
     if isinstance(surrogate, (Reinforce, Cispo, Vespo)):
         weight = surrogate.weight(at_tokens(step, log_ratio), step.advantages)
-        return step.xp.where(step.effective != 0, weight, step.xp.zeros_like(weight)) * step.effective
+        return step.xp.where(step.effective != 0, weight, 0.0) * step.effective
     slope = surrogate.slope(surrogate_log_ratio(step, log_ratio), step.effective)
     if isinstance(surrogate, Gmpo):
         return layout.spread(slope) * _unclipped_tokens(step, log_ratio)

@@ -100,6 +100,7 @@ class GroupIndex:
 def index_groups(groups: Array) -> GroupIndex:
     """The sorted view of group ids `[n]`."""
     check_integer("groups", groups)
+    groups = backend_of(groups).dense(groups)
     xp, size = namespace_of(groups), groups.shape[0]
     order = None if _is_sorted(groups) else xp.argsort(groups)
     ids = groups if order is None else gather(groups, order)
@@ -138,7 +139,7 @@ def moments(values: Array, counted: Array, over: Over) -> Moments:
     count = over.sum(xp.astype(counted, values.dtype))
     members = at_least_one(count)
     low, high = over.extent(xp.where(counted, values, xp.inf), xp.where(counted, values, -xp.inf))
-    low, high = xp.where(count > 0, low, xp.zeros_like(low)), xp.where(count > 0, high, xp.zeros_like(high))
+    low, high = xp.where(count > 0, low, 0.0), xp.where(count > 0, high, 0.0)
     mean = xp.maximum(xp.minimum(over.sum(xp.where(counted, values, zero)) / members, high), low)
     deviation = xp.where(counted, values - mean, zero)
     missed = over.sum(deviation) / members
@@ -169,7 +170,7 @@ def spread_of_others(stats: Moments, index: GroupIndex, counted: Array, ddof: fl
     for reach, backward in ((index.before, False), (index.behind, True)):
         ends = segmented_scan(merge_moments, state, reach, index.longest, backward=backward)
         shifted = (xp.roll(end, -1 if backward else 1, axis=0) for end in ends)
-        sides.append(tuple(xp.where(reach > 0, end, xp.zeros_like(end)) for end in shifted))
+        sides.append(tuple(xp.where(reach > 0, end, 0.0) for end in shifted))
     count, _, squares = merge_moments(sides[0], sides[1])
     return _spread(unit, squares, count - ddof)
 
@@ -183,7 +184,7 @@ def divide_by_spread(values: Array, spread: Spread, eps: float, placement: str =
     """x / (σ + ε), or x / √(σ² + ε) for placement "variance"; x itself where there is no σ, or only 0 to divide by."""
     xp, std = namespace_of(values), spread.std
     padded = std + eps if placement == "std" else xp.hypot(std, xp.full_like(std, eps**0.5))
-    return values / xp.where((spread.freedom > 0) & (padded > 0), padded, xp.ones_like(padded))
+    return values / xp.where((spread.freedom > 0) & (padded > 0), padded, 1.0)
 
 
 def informative_groups(
@@ -220,14 +221,14 @@ def informative_groups(
 def prepare(rewards: Array, groups: Array | None, valid: Array | None) -> tuple[Array, Array]:
     """Checked `rewards` as constants in the compute dtype, 0 where invalid, and which of them count."""
     xp = check_rewards(rewards)
-    check_same_namespace(xp, groups=groups, valid=valid)
+    check_same_namespace(xp, rewards=rewards, groups=groups, valid=valid)
     if groups is not None:
         check_integer("groups", groups)
         check_shape("groups", groups, tuple(rewards.shape), "one id per response")
     counted = _valid(xp, rewards, valid)
     check_finite("rewards", rewards, counted)
     rewards = xp.astype(rewards, compute_dtype(rewards))
-    rewards = xp.where(counted, rewards, xp.zeros_like(rewards))
+    rewards = xp.where(counted, rewards, 0.0)
     return backend_of(rewards).stop_gradient(rewards), counted
 
 
@@ -253,4 +254,4 @@ def _spread(unit: Array, squares: Array, freedom: Array) -> Spread:
 
 def _positive(values: Array) -> Array:
     xp = namespace_of(values)
-    return xp.where(values > 0, values, xp.ones_like(values))
+    return xp.where(values > 0, values, 1)

@@ -228,7 +228,7 @@ def _unit_sum(step: Step, value: Array) -> Array:
 
 
 def _times(step: Step, weight: Array) -> Array:
-    return step.xp.where(step.effective != 0, weight, step.xp.zeros_like(weight)) * step.effective
+    return step.xp.where(step.effective != 0, weight, 0.0) * step.effective
 
 
 def _penalty_sum(step: Step) -> Array | None:

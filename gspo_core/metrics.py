@@ -59,7 +59,7 @@ def metrics_of(
 ) -> dict[str, Array]:
     """The metrics from what they are made of: T `[S]`, how many tokens are clipped by which cause, and sums."""
     xp, num_tokens = namespace_of(lengths), namespace_of(lengths).sum(lengths)
-    total, zero = xp.where(num_tokens > 0, num_tokens, xp.ones_like(num_tokens)), xp.zeros_like(num_tokens)
+    total, zero = xp.where(num_tokens > 0, num_tokens, 1.0), xp.zeros_like(num_tokens)
     low, high, dual = (count / total for count in clipped)
     return {
         "clip_fraction": low + high + dual,
@@ -117,7 +117,7 @@ def ratio_sums(step: Step, log_ratio: Array) -> RatioSums:
     ends = xp.stack([xp.max(held), xp.max(xp.where(present, -unit, absent))])
     top, low = backend.all_reduce_max(ends, ranks)
     # e^{-inf} is 0: absent units add nothing, whatever they hold.
-    ratio, scaled = xp.exp(held), xp.exp(held - xp.where(top > -float("inf"), top, xp.zeros_like(top)))
+    ratio, scaled = xp.exp(held), xp.exp(held - xp.where(top > -float("inf"), top, 0.0))
     parts = (xp.astype(present, unit.dtype), ratio, scaled, scaled * scaled)
     count, total, scaled, squares = backend.all_reduce_sum(xp.stack([xp.sum(part) for part in parts]), ranks)
     return RatioSums(count, total, -low, top, scaled, squares)

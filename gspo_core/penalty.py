@@ -55,7 +55,7 @@ def kl_penalty(logp: Array, ref_logp: Array, estimator: str = "k3") -> Array:
     """
     xp = check_array("logp", logp)
     check_choice("estimator", estimator, ESTIMATORS)
-    check_same_namespace(xp, ref_logp=ref_logp)
+    check_same_namespace(xp, logp=logp, ref_logp=ref_logp)
     check_floating("logp", logp)
     check_floating("ref_logp", ref_logp)
     check_shape("ref_logp", ref_logp, tuple(logp.shape), "like logp")
@@ -99,7 +99,7 @@ def penalty_values(penalty: Penalty, layout: Layout, logp: Array, old_logp: Arra
     else:
         # What is held leaves the graph before `exp`, whose overflow would spoil the derivative (GSPO-NUM-3).
         beyond = estimate(penalty.estimator, layout.backend.stop_gradient(z))
-        within = estimate(penalty.estimator, xp.where(inside, z, xp.zeros_like(z)))
+        within = estimate(penalty.estimator, xp.where(inside, z, 0.0))
         values = xp.where(inside, within, clamp(beyond, -penalty.value_clamp, penalty.value_clamp))
     return layout.clean(values * _importance(penalty, layout, logp - old_logp))
 
@@ -108,7 +108,7 @@ def penalty_slope(penalty: Penalty, layout: Layout, logp: Array, old_logp: Array
     """dΣ_t KL_t / d log π_θ(y_u) within the sequence of u, in closed form."""
     xp, log_ratio = layout.xp, logp - old_logp
     z, inside = _clamped(penalty, logp - ref_logp)
-    slope = xp.where(inside, estimate_slope(penalty.estimator, z), xp.zeros_like(z))
+    slope = xp.where(inside, estimate_slope(penalty.estimator, z), 0.0)
     if penalty.importance is None:
         return layout.clean(slope)
     values = penalty_values(penalty, layout, logp, old_logp, ref_logp)

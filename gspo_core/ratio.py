@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from .arrays import Array, compute_dtype
 from .sequences import Layout, Sequences, bind_sequences
-from .validation import check_array, check_floating, check_same_namespace, check_shape
+from .validation import check_array, check_finite, check_floating, check_same_namespace, check_shape
 
 
 def _bind(logp: Array, old_logp: Array, sequences: Sequences | Array) -> tuple[Layout, Array, Array]:
     xp = check_array("logp", logp)
     layout = bind_sequences(sequences, tuple(logp.shape))
-    check_same_namespace(xp, old_logp=old_logp, sequences=layout.counted)
+    check_same_namespace(xp, logp=logp, old_logp=old_logp, sequences=layout.counted)
     for name, values in (("logp", logp), ("old_logp", old_logp)):
         check_floating(name, values)
         check_shape(name, values, layout.token_shape, "like logp")
+        check_finite(name, values, layout.counted)
     dtype = compute_dtype(logp, old_logp)
     return layout, layout.clean(xp.astype(logp, dtype)), layout.clean(xp.astype(old_logp, dtype))
 

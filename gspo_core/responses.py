@@ -75,7 +75,7 @@ def response_step(
     layout = Responses(lengths)
     if objective.ratio == "gspo_token":
         objective = objective.replace(ratio="sequence")
-    mean = log_ratio / layout.xp.where(layout.counted, lengths, layout.xp.ones_like(lengths))
+    mean = log_ratio / layout.xp.where(layout.counted, lengths, 1.0)
     units = unit_advantages(objective, layout, advantages, lengths.dtype)
     weights = token_weights(objective.aggregation, layout, groups, normalizer, lengths.dtype)
     return Step(

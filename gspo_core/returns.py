@@ -117,7 +117,7 @@ def whiten_counted(values: Array, counted: Array, *, center: bool, ddof: float, 
     stats = moments(values, counted, batch)
     white = divide_by_spread(stats.deviation, spread_of(stats, batch, ddof), eps, "variance")
     white = white if center else white + stats.mean
-    return xp.where(counted, white, xp.zeros_like(white))
+    return xp.where(counted, white, 0.0)
 
 
 def return_to_go(layout: Layout, sequences: Sequences | Array, rewards: Array, gamma: float) -> Array:
@@ -131,7 +131,7 @@ def last_counted(layout: Layout, sequences: Sequences | Array, per_sequence: Arr
     counted = xp.astype(layout.counted, per_sequence.dtype)
     later = _shifted(layout, sequences, _recur(layout, sequences, counted, 0.0)[1], xp.zeros_like(per_sequence))
     spread = layout.spread(per_sequence)
-    return xp.where(layout.counted & (later == 0), spread, xp.zeros_like(spread))
+    return xp.where(layout.counted & (later == 0), spread, 0.0)
 
 
 def check_token_rewards(name: str, rewards: Array, sequences: Sequences | Array) -> tuple[Layout, Array]:
@@ -143,14 +143,14 @@ def check_token_rewards(name: str, rewards: Array, sequences: Sequences | Array)
 
 def _whole_layout(name: str, values: Array, sequences: Sequences | Array) -> Layout:
     layout = bind_sequences(sequences, tuple(values.shape), name)
-    check_same_namespace(namespace_of(values), sequences=layout.counted)
+    check_same_namespace(namespace_of(values), **{name: values}, sequences=layout.counted)
     if layout.context is not None:
         raise ValueError("sequences: expected whole sequences (context=None), got a group of ranks: gather first")
     return layout
 
 
 def _tokens(name: str, values: Array, layout: Layout) -> Array:
-    check_same_namespace(layout.xp, **{name: values})
+    check_same_namespace(layout.xp, sequences=layout.counted, **{name: values})
     check_floating(name, values)
     check_shape(name, values, layout.token_shape, "the shape of the tokens")
     check_finite(name, values, layout.counted)
@@ -165,7 +165,7 @@ def _constant(values: Array) -> Array:
 def _bootstrap(bootstrap: Array | None, layout: Layout, like: Array) -> Array:
     if bootstrap is None:
         return layout.lengths(like.dtype) * 0
-    check_same_namespace(layout.xp, bootstrap=bootstrap)
+    check_same_namespace(layout.xp, sequences=layout.counted, bootstrap=bootstrap)
     check_floating("bootstrap", bootstrap)
     check_shape("bootstrap", bootstrap, (layout.num_sequences,), "one value per sequence")
     check_finite("bootstrap", bootstrap)
@@ -196,7 +196,7 @@ def _recur(layout: Layout, sequences: Sequences | Array, values: Array, factor: 
     bound = layout.token_shape[-1]
     if isinstance(sequences, Packed) and sequences.max_length is not None:
         bound = min(bound, sequences.max_length)
-    growth = xp.where(layout.counted, xp.zeros_like(values) + factor, xp.ones_like(values))
+    growth = xp.where(layout.counted, xp.zeros_like(values) + factor, 1.0)
     longest = longest_segment(behind, bound) if bound else 0
     return segmented_scan(affine, (growth, values), behind, longest, backward=True)
 

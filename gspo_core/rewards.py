@@ -77,7 +77,7 @@ class RunningMoments(NamedTuple):
         """√(m2 / (n - ddof)), and n - ddof."""
         xp = namespace_of(self.m2)
         freedom = self.m2 * 0 + (self.count - ddof)
-        return Spread(xp.sqrt(self.m2 / xp.where(freedom > 0, freedom, xp.ones_like(freedom))), freedom)
+        return Spread(xp.sqrt(self.m2 / xp.where(freedom > 0, freedom, 1.0)), freedom)
 
 
 def normalize_rewards(
@@ -149,7 +149,7 @@ def token_kl_rewards(
     xp = check_rewards(rewards)
     check_number("coefficient", coefficient, low=0.0)
     check_choice("estimator", estimator, ESTIMATORS)
-    check_same_namespace(xp, logp=logp, ref_logp=ref_logp)
+    check_same_namespace(xp, rewards=rewards, logp=logp, ref_logp=ref_logp)
     layout, logp = check_token_rewards("logp", logp, sequences)
     check_shape("ref_logp", ref_logp, layout.token_shape, "like logp")
     _, ref_logp = check_token_rewards("ref_logp", ref_logp, sequences)
@@ -158,7 +158,7 @@ def token_kl_rewards(
     check_finite("rewards", rewards, held)
     dtype = compute_dtype(rewards, logp, ref_logp)
     rewards, logp, ref_logp = (xp.astype(array, dtype) for array in (rewards, logp, ref_logp))
-    rewards = backend_of(rewards).stop_gradient(xp.where(held, rewards, xp.zeros_like(rewards)))
+    rewards = backend_of(rewards).stop_gradient(xp.where(held, rewards, 0.0))
     kl = kl_penalty(logp, ref_logp, estimator)
     return layout.clean(last_counted(layout, sequences, rewards) - coefficient * kl)
 

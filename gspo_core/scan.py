@@ -60,6 +60,6 @@ def merge_moments(first: State, second: State) -> State:
     """
     (n, mean, squares), (m, other, more) = first, second
     xp = namespace_of(n)
-    share = m / xp.where(n + m > 0, n + m, xp.ones_like(n))
+    share = m / xp.where(n + m > 0, n + m, 1.0)
     step = other - mean
     return n + m, mean + step * share, squares + more + step * step * n * share

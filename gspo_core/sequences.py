@@ -72,7 +72,7 @@ class Layout:
     def mean_tokens(self, values: Array) -> Array:
         """(1/T_i) Σ_t v_t over the counted tokens of each sequence; 0 for an empty sequence (GSPO-DATA-3)."""
         lengths = self.lengths(values.dtype)
-        return self.sum_tokens(values) / self.xp.where(lengths > 0, lengths, self.xp.ones_like(lengths))
+        return self.sum_tokens(values) / self.xp.where(lengths > 0, lengths, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,7 @@ class Packed:
         if self.offsets.dtype in (xp.int8, xp.int16, xp.uint8, xp.uint16):
             # Positions are counted in the dtype of the offsets, and there may be more tokens than a narrow one holds.
             object.__setattr__(self, "offsets", xp.astype(self.offsets, xp.int32))
+        object.__setattr__(self, "offsets", backend_of(self.offsets).dense(self.offsets))
         if self.offsets.ndim != 1 or self.offsets.shape[0] < 2:
             raise ValueError(
                 f"offsets: expected shape [num_sequences + 1] with at least one sequence, "
@@ -201,7 +202,7 @@ class _Segments(Layout):
         """The segment of each token, found at the first use; 0 for trailing padding."""
         if self._owner is None:
             owner = self.xp.searchsorted(self.offsets[1:], self._position, side="right")
-            self._owner = self.xp.where(self._inside, owner, self.xp.zeros_like(owner))
+            self._owner = self.xp.where(self._inside, owner, 0)
         return self._owner
 
     def _count(self, dtype: Any) -> Array:

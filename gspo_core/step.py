@@ -91,7 +91,7 @@ def bind(objective: Objective, sequences: Sequences | Array, advantages: Array, 
         raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
     xp = check_array("logp", tokens["logp"])
     layout = bind_sequences(sequences, tuple(tokens["logp"].shape))
-    check_same_namespace(xp, sequences=layout.counted, **tokens, advantages=advantages, groups=groups)
+    check_same_namespace(xp, **tokens, sequences=layout.counted, advantages=advantages, groups=groups)
     _check_needed(objective, tokens["ref_logp"], tokens["behavior_logp"])
     for name, values in tokens.items():
         if values is not None or name == "old_logp":
@@ -124,7 +124,7 @@ def below_cap(step: Step, log_ratio: Array) -> Array:
     if cap is None:
         return ones
     uncapped = step.replace(objective=step.objective.replace(log_ratio_cap=None))
-    return xp.where(unit_log_ratio(uncapped) <= cap, ones, xp.zeros_like(ones))
+    return xp.where(unit_log_ratio(uncapped) <= cap, ones, 0.0)
 
 
 def surrogate_log_ratio(step: Step, log_ratio: Array) -> Array:

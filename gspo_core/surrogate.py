@@ -75,7 +75,7 @@ class Clip:
         xp = namespace_of(log_ratio)
         clipped = self.clipped(xp.exp(stop(log_ratio)), advantages)
         open_ = _open(clipped, advantages)
-        ratio = xp.exp(xp.where(open_, log_ratio, xp.zeros_like(log_ratio)))
+        ratio = xp.exp(xp.where(open_, log_ratio, 0.0))
         return xp.where(open_, ratio, self._bound(clipped, ratio)) * advantages
 
     def slope(self, log_ratio: Array, advantages: Array) -> Array:
@@ -83,7 +83,7 @@ class Clip:
         xp = namespace_of(log_ratio)
         ratio = xp.exp(log_ratio)
         open_ = _open(self.clipped(ratio, advantages), advantages)
-        return xp.where(open_, ratio, xp.zeros_like(ratio)) * advantages
+        return xp.where(open_, ratio, 0.0) * advantages
 
     def evaluate(self, log_ratio: Array, advantages: Array) -> Evaluation:
         """All three at once, without a derivative."""
@@ -91,7 +91,7 @@ class Clip:
         ratio = xp.exp(log_ratio)
         clipped = self.clipped(ratio, advantages)
         open_ = _open(clipped, advantages)
-        held, passed = xp.where(open_, ratio, self._bound(clipped, ratio)), xp.where(open_, ratio, xp.zeros_like(ratio))
+        held, passed = xp.where(open_, ratio, self._bound(clipped, ratio)), xp.where(open_, ratio, 0.0)
         return Evaluation(held * advantages, passed * advantages, clipped)
 
     def _bound(self, clipped: Clipped, like: Array) -> Array:
@@ -111,7 +111,7 @@ class Unclipped:
     def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:  # noqa: ARG002
         """J, differentiable in `log_ratio`; exactly 0 where A is 0."""
         xp = namespace_of(log_ratio)
-        return xp.exp(xp.where(advantages != 0, log_ratio, xp.zeros_like(log_ratio))) * advantages
+        return xp.exp(xp.where(advantages != 0, log_ratio, 0.0)) * advantages
 
     def slope(self, log_ratio: Array, advantages: Array) -> Array:
         """dJ/dℓ = x A."""
@@ -208,7 +208,7 @@ class Reinforce:
         ones = xp.ones_like(log_ratio)
         if self.gate is None:
             return ones
-        return xp.where(_open(self.clipped(xp.exp(log_ratio), advantages), advantages), ones, xp.zeros_like(ones))
+        return xp.where(_open(self.clipped(xp.exp(log_ratio), advantages), advantages), ones, 0.0)
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def clipped_surrogate(ratio: Array, advantages: Array, clip: Clip) -> Array:
     xp = check_array("ratio", ratio)
     if not isinstance(clip, Clip):
         raise TypeError(f"clip: expected a Clip, got {type(clip).__name__}")
-    check_same_namespace(xp, advantages=advantages)
+    check_same_namespace(xp, ratio=ratio, advantages=advantages)
     check_floating("ratio", ratio)
     check_floating("advantages", advantages)
     check_shape("advantages", advantages, tuple(ratio.shape), "like ratio")

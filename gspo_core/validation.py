@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from .arrays import Array, Namespace, namespace_of
-from .backend import backend_of
+from .backend import backend_of, device_of
 
 _switch = {"value_checks": True}
 _LARGEST = sys.float_info.max
+_OWN_ARITHMETIC = ("MaskedArray", "matrix", "MaskedTensor")
 
 
 @contextmanager
@@ -38,6 +39,8 @@ def check_array(name: str, value: Any) -> Namespace:
     """The namespace of `value`, or a TypeError where it is not an array."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
+    if type(value).__name__ in _OWN_ARITHMETIC:
+        raise TypeError(f"{name}: expected a plain array, got {type(value).__name__}")
     try:
         return namespace_of(value)
     except TypeError:
@@ -45,13 +48,18 @@ def check_array(name: str, value: Any) -> Namespace:
 
 
 def check_same_namespace(xp: Namespace, **arrays: Any) -> None:
-    """Every array that is given belongs to the framework `xp`."""
+    """Every array that is given belongs to the framework `xp`, and lies on the device of the first."""
+    first: tuple[str, Any] | None = None
     for name, value in arrays.items():
         if value is None:
             continue
         found = check_array(name, value)
         if found is not xp:
             raise TypeError(f"{name}: expected an array of {_framework(xp)}, got one of {_framework(found)}")
+        device = device_of(value)
+        first = first or (name, device)
+        if device != first[1]:
+            raise ValueError(f"{name}: expected an array on {first[1]}, like {first[0]}, got one on {device}")
 
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:

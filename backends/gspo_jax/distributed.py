@@ -109,7 +109,7 @@ def _ratios(step: Step, axes: Axes) -> dict[str, jax.Array]:
     own = ratio_sums(step, jax.lax.stop_gradient(unit_log_ratio(step)))
     top, low = jax.lax.pmax(jnp.stack([own.top, -own.low]), axes)
     scale = jnp.where(own.top == top, jnp.ones_like(top), jnp.exp(own.top - top))
-    scale = jnp.where(own.count > 0, scale, jnp.zeros_like(scale))
+    scale = jnp.where(own.count > 0, scale, 0.0)
     count, total, scaled, squares = jax.lax.psum(
         jnp.stack([own.count, own.total, own.scaled * scale, own.squares * scale * scale]), axes
     )

@@ -74,7 +74,7 @@ def _forward_and_save(
     head: Head, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, tokens: jax.Array, wanted: jax.Array
 ) -> tuple[jax.Array, Saved]:
     found = _forward(head, hidden, weight, bias, tokens, wanted)
-    return jnp.where(wanted, found.logp, jnp.zeros_like(found.logp)), (hidden, weight, bias, tokens, found)
+    return jnp.where(wanted, found.logp, 0.0), (hidden, weight, bias, tokens, found)
 
 
 @partial(jax.jit, static_argnums=0)

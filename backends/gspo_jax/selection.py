@@ -60,7 +60,7 @@ def logit_gradient(
     """g (1[v = token] - p_v): the gradient of each logit, exactly 0 in rows where g is 0."""
     share = jnp.exp((logits - found.peak[..., None]) - found.log_total[..., None])
     slope = jnp.where(_hit(logits, tokens, vocab_axis), -jnp.expm1(found.logp)[..., None], -share)
-    return jnp.where(gradient[..., None] != 0, slope * gradient[..., None], jnp.zeros_like(slope))
+    return jnp.where(gradient[..., None] != 0, slope * gradient[..., None], 0.0)
 
 
 def _hit(logits: jax.Array, tokens: jax.Array, vocab_axis: str | None) -> jax.Array:

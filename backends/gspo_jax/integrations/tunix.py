@@ -127,7 +127,7 @@ def _of_segments(values: jax.Array, sequences: Packed) -> jax.Array:
     owner = jnp.searchsorted(sequences.offsets[1:], position, side="right")
     counted = jnp.where(sequences.mask, values, -jnp.inf)
     found = jax.ops.segment_max(counted, owner, values.size + 1, indices_are_sorted=True)
-    return jnp.where(jnp.isfinite(found), found, jnp.zeros_like(found))
+    return jnp.where(jnp.isfinite(found), found, 0.0)
 
 
 def _segment_normalizer(objective: Objective, number: jax.Array) -> jax.Array | None:
