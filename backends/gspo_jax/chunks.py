@@ -98,4 +98,4 @@ def strides(shape: tuple[int, ...], size: int) -> tuple[int, int]:
 
 def _select(wanted: jax.Array, values: jax.Array) -> jax.Array:
     wanted = wanted.reshape(wanted.shape + (1,) * (values.ndim - wanted.ndim))
-    return jnp.where(wanted, values, 0.0)
+    return jnp.where(wanted, values, 0)
