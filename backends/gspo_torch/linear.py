@@ -11,7 +11,9 @@ from torch._compile import _disable_dynamo
 
 from gspo_core.validation import check_array, check_floating, check_same_namespace, check_shape
 
+from .backend import transformed
 from .head import Gradients, Head, Needs, default_chunk_size
+from .inference import keepable
 from .logps import check_temperature, check_tokens, compute_dtype
 from .normalise import Normalised
 from .once import once
@@ -68,12 +70,15 @@ class Layer(NamedTuple):
 
 def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: Any, chunk_size: Any) -> Layer:
     """Shapes, dtypes and settings of a head, checked."""
+    if transformed():
+        raise RuntimeError(
+            "linear_token_logps, linear_policy_loss: expected to be called outside torch.func, forward-mode derivatives "
+            "and make_fx, which cannot follow them; inside, use token_logps(hidden @ weight.T, tokens) and policy_loss"
+        )
     named = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
     check_same_namespace(check_array("hidden", hidden), **named)
     for name, values in named.items():
         check_floating(name, values)
-        if values.device != hidden.device:
-            raise ValueError(f"{name}: expected device {hidden.device} like hidden, got {values.device}")
     if hidden.ndim < 1 or weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
             f"weight: expected shape [V, D] with D the last dimension of hidden {tuple(hidden.shape)}, "
@@ -117,7 +122,7 @@ def full_precision(like: Tensor) -> AbstractContextManager[None]:
 class _LinearTokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, layer: Layer, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        flat = tokens.reshape(-1).long()
+        flat = keepable(tokens.reshape(-1).long())
         positions = torch.arange(flat.shape[0], device=flat.device)
         with full_precision(hidden):
             found = layer.head(hidden, weight, bias).normalised(positions, flat)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gspo_core.validation import check_array, check_floating, check_integer, check_number, check_shape, reads_values
 
-from .normalise import Normalised, exponentials_, normalise_, slopes_
+from .backend import transformed
+from .inference import keepable
+from .normalise import Normalised, exponentials_, normalise_, normalised, slopes, slopes_
 from .once import once
 
 # Bytes of logits worked on at once: what stays in a core's cache, and what keeps a GPU busy.
@@ -22,7 +24,8 @@ def token_logps(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> 
     """log π(y_t) = z_y/τ - log Σ_j e^{z_j/τ}, in float32 or wider, without a second `[.., V]` array.
 
     Clauses GSPO-NUM-1 and GSPO-NUM-2. The gradient to `logits` is exact and in their dtype; the
-    backward pass makes the softmax again from two numbers per token.
+    backward pass makes the softmax again from two numbers per token. Under `torch.func` and forward-mode
+    derivatives PyTorch differentiates the formula instead.
 
     Args:
         logits: `[.., V]`, of any floating dtype.
@@ -41,6 +44,8 @@ def token_logps(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> 
         raise ValueError("logits: expected shape [.., V], got ()")
     check_temperature(temperature)
     check_tokens(tokens, tuple(logits.shape[:-1]), logits.shape[-1], "like logits without the vocabulary")
+    if not torch.compiler.is_compiling() and transformed():
+        return normalised(logits.to(compute_dtype(logits)) / temperature, tokens.long()).logp
     return _TokenLogps.apply(logits, tokens, float(temperature))
 
 
@@ -78,11 +83,13 @@ def compute_dtype(values: Tensor) -> torch.dtype:
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        flat = tokens.reshape(-1).long()
-        found = Normalised.empty(flat.numel(), logits, compute_dtype(logits))
-        for at, part in _chunks(logits):
-            found.put(at, normalise_(_scaled(part, found.logp.dtype, temperature), flat[at]))
-        ctx.save_for_backward(logits, flat, *found)
+        tokens, dtype = keepable(tokens.long()), compute_dtype(logits)
+        if torch.compiler.is_compiling():
+            # A compiler would write out every turn of a loop, and fuses what is done with all tokens at once.
+            found = normalised(logits.to(dtype) / temperature, tokens)
+        else:
+            found = _normalised_by_chunks(logits, tokens.reshape(-1), dtype, temperature)
+        ctx.save_for_backward(logits, tokens, *found)
         ctx.temperature = temperature
         return found.logp.clone().view(tokens.shape)
 
@@ -91,14 +98,27 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, tokens, *saved = ctx.saved_tensors
         found = Normalised(*saved)
-        weights = gradient.reshape(-1) / ctx.temperature
-        result = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        rows = result.view(-1, logits.shape[-1])
-        for at, part in _chunks(logits):
-            exponentials = exponentials_(_scaled(part, found.logp.dtype, ctx.temperature), found.peak[at])
-            slopes = slopes_(exponentials, tokens[at], found.at(at), weights[at])
-            rows[at] = _without_unused(slopes, weights[at])
-        return result, None, None
+        weights = gradient / ctx.temperature
+        if torch.compiler.is_compiling():
+            scaled = logits.to(found.logp.dtype) / ctx.temperature
+            return slopes(scaled, tokens, found, weights).to(logits.dtype), None, None
+        return _slopes_by_chunks(logits, tokens.reshape(-1), found, weights.reshape(-1), ctx.temperature), None, None
+
+
+def _normalised_by_chunks(logits: Tensor, tokens: Tensor, dtype: torch.dtype, temperature: float) -> Normalised:
+    found = Normalised.empty(tokens.numel(), logits, dtype)
+    for at, part in _chunks(logits):
+        found.put(at, normalise_(_scaled(part, dtype, temperature), tokens[at]))
+    return found
+
+
+def _slopes_by_chunks(logits: Tensor, tokens: Tensor, found: Normalised, weights: Tensor, temperature: float) -> Tensor:
+    result = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    rows = result.view(-1, logits.shape[-1])
+    for at, part in _chunks(logits):
+        exponentials = exponentials_(_scaled(part, found.logp.dtype, temperature), found.peak[at])
+        rows[at] = _without_unused(slopes_(exponentials, tokens[at], found.at(at), weights[at]), weights[at])
+    return result
 
 
 def _scaled(logits: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:

@@ -20,6 +20,7 @@ from gspo_core.sequences import Sequences
 
 from .backend import transformed
 from .closed_form import Solution, solve
+from .inference import keepable
 from .observers import OBSERVERS, tell
 
 
@@ -144,7 +145,7 @@ class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logp: Tensor, solution: Solution, objective: Objective, rest: dict[str, Any]) -> Tensor:
         # What the gradient reads again is saved, so that a change in place before then is an error.
-        ctx.save_for_backward(logp, solution.counted)
+        ctx.save_for_backward(logp, keepable(solution.counted))
         ctx.gradient, ctx.objective, ctx.rest = solution.gradient, objective, rest
         return solution.loss
 

@@ -54,3 +54,28 @@ def slopes_(exponentials: Tensor, tokens: Tensor, found: Normalised, gradient: T
     """g (1[j = y] - softmax_j) = d (g log π(y)) / d z_j, in place of e^{z - m}."""
     exponentials.mul_((-gradient / found.total)[:, None])
     return exponentials.scatter_(-1, tokens[:, None], (-gradient * found.logp.expm1())[:, None])
+
+
+def normalised(logits: Tensor, tokens: Tensor) -> Normalised:
+    """`normalise_` without a change in place or a loop, for `[.., V]` and `[..]`; `logp` has a derivative.
+
+    What compilers fuse into two passes over the logits, and what transforms of functions follow.
+    """
+    peak = logits.detach().amax(-1)
+    picked = logits.gather(-1, tokens[..., None])[..., 0] - peak
+    rest = torch.where(_others(logits, tokens), (logits - peak[..., None]).exp(), 0.0).sum(-1)
+    total, top = rest + picked.exp(), picked.detach() == 0
+    # Where y is the largest, picked is 0 and takes part for its derivative alone.
+    near = -(rest * (-torch.where(top, picked, 0.0)).exp()).log1p()
+    return Normalised(torch.where(top, near, picked - total.log()), peak, total)
+
+
+def slopes(logits: Tensor, tokens: Tensor, found: Normalised, gradient: Tensor) -> Tensor:
+    """`slopes_` of logits without a change in place, exactly 0 in rows where g is 0 (GSPO-DATA-2)."""
+    share = (logits - found.peak[..., None]).exp() / found.total[..., None]
+    slope = torch.where(_others(logits, tokens), -share, -found.logp.expm1()[..., None])
+    return torch.where(gradient[..., None] != 0, slope * gradient[..., None], 0.0)
+
+
+def _others(logits: Tensor, tokens: Tensor) -> Tensor:
+    return torch.arange(logits.shape[-1], device=logits.device) != tokens[..., None]

@@ -196,6 +196,30 @@ def test_inside_a_model() -> None:
     assert compiled.graphs == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated")
+def test_log_probabilities_from_logits_are_one_graph_of_one_size() -> None:
+    """No loop over chunks of tokens is written out, and the logits of a masked token may be NaN."""
+
+    def eager(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, gspo.token_logps(logits, tokens, temperature=0.7), 0.0).square().sum()
+
+    compiled, sizes = Compiled(eager), []
+    compile_graph = compiled.compiler
+    compiled.compiler = lambda graph, inputs: sizes.append(size_of(graph)) or compile_graph(graph, inputs)
+    for count in (3, 9):
+        torch._dynamo.reset()
+        logits = torch.randn(2, count, 1 << 18).requires_grad_()
+        tokens, mask = torch.randint(1 << 18, (2, count)), torch.arange(count).lt(count - 1).expand(2, count)
+        logits.data[~mask] = torch.nan
+        found, wanted = (torch.autograd.grad(run(logits, tokens, mask), logits)[0] for run in (compiled, eager))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert sizes[0] == sizes[1]
+
+
+def size_of(graph: torch.nn.Module) -> int:
+    return sum(len(part.graph.nodes) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
+
+
 @pytest.mark.parametrize("backend", COMPILERS)
 def test_the_band_survives_the_compiler(backend: str) -> None:
     """s = 1 ± 1e-5 around both bounds, from bfloat16-sized log-probabilities: the gate is decided in float32."""

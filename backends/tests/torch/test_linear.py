@@ -188,6 +188,12 @@ def test_twice_differentiated_is_one_clear_error() -> None:
         gradient.sum().backward()
 
 
+def test_under_transforms_of_functions_is_one_clear_error() -> None:
+    hidden, weight, _ = leaves()
+    with pytest.raises(RuntimeError, match=r"outside torch\.func"):
+        torch.func.grad(lambda states: gspo.linear_token_logps(states, weight, TOKENS).sum())(hidden.detach())
+
+
 def test_the_default_chunk_depends_on_the_vocabulary_alone() -> None:
     host, device = torch.device("cpu"), torch.device("meta")
     sizes = [default_chunk_size(vocabulary, host) for vocabulary in (1000, 32_000, 152_000, 10**7)]
@@ -212,7 +218,7 @@ BAD = [
     (
         {"weight": torch.zeros(VOCABULARY, WIDTH, device="meta")},
         ValueError,
-        "weight: expected device cpu like hidden, got meta",
+        "weight: expected an array on cpu, like hidden, got one on meta",
     ),
     ({"tokens": TOKENS.float()}, TypeError, "tokens: expected an integer dtype"),
     ({"tokens": TOKENS + 5}, ValueError, r"tokens: expected ids in \[0, 11\), got \d+ others, the first, 11, at index"),

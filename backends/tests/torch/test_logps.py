@@ -106,6 +106,29 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda z: gspo.token_logps(z, tokens, temperature=1.3), logits)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_under_transforms_of_functions() -> None:
+    """`torch.func` and forward-mode derivatives, with certain, forbidden and tied tokens among them."""
+    logits = torch.randn(3, 4, 7, dtype=torch.float64)
+    logits[0, 0] *= 40
+    logits[1, 1] = 0
+    logits[2, 2, 0] = -torch.inf
+    tokens = logits.argmax(-1)
+    tokens[2] = torch.arange(1, 5)
+    weights = torch.randn(3, 4, dtype=torch.float64)
+
+    def ours(values: torch.Tensor) -> torch.Tensor:
+        return (gspo.token_logps(values, tokens, temperature=0.6) * weights).sum()
+
+    def plain(values: torch.Tensor) -> torch.Tensor:
+        return ((values / 0.6).log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * weights).sum()
+
+    for transform in (torch.func.grad, torch.func.jacfwd, torch.func.hessian):
+        torch.testing.assert_close(transform(ours)(logits), transform(plain)(logits), rtol=1e-9, atol=1e-12)
+    each = torch.func.vmap(gspo.token_logps)(logits, tokens)
+    torch.testing.assert_close(each, gspo.token_logps(logits, tokens), rtol=1e-12, atol=0)
+
+
 def test_twice_differentiated_is_one_clear_error() -> None:
     logits = torch.randn(2, 5, requires_grad=True)
     value = gspo.token_logps(logits, torch.tensor([0, 1]))

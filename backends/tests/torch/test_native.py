@@ -192,6 +192,25 @@ def test_no_tokens_at_all(shape: tuple[int, ...]) -> None:
     assert logp.grad.shape == shape
 
 
+@pytest.mark.parametrize("objective", [gspo.Objective.gspo(), gspo.Objective.grpo(), gspo.Objective.cispo()])
+def test_a_rollout_made_in_inference_mode(objective: gspo.Objective) -> None:
+    """Autograd keeps no tensor of inference mode; masks, tokens and old log-probabilities may be some."""
+    hidden, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    with torch.inference_mode():
+        tokens, mask = torch.randint(5, (2, 3)), torch.ones(2, 3, dtype=torch.bool)
+        fixed = {
+            "old_logp": gspo.linear_token_logps(hidden, weight, tokens),
+            "advantages": torch.tensor([1.0, -1.0]),
+            "sequences": mask,
+        }
+    fused = gspo.linear_policy_loss(objective, hidden=hidden, weight=weight, tokens=tokens, **fixed)
+    linear = gspo.policy_loss(objective, logp=gspo.linear_token_logps(hidden, weight, tokens), **fixed)
+    plain = gspo.policy_loss(objective, logp=gspo.token_logps(hidden @ weight.T, tokens), **fixed)
+    gradients = [torch.autograd.grad(one.loss, (hidden, weight)) for one in (plain, linear, fused)]
+    for others in gradients[1:]:
+        torch.testing.assert_close(others, gradients[0])
+
+
 def test_inputs_in_any_memory_order() -> None:
     batch = Batch()
     arguments = batch.padded(tensor)
