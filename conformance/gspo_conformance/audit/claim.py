@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from gspo_core import Objective
+import numpy as np
+
+from gspo_core import Objective, group_advantages
 from gspo_core.objective import PRESETS
 
 from ..files import read_text
@@ -63,7 +66,7 @@ def claim_of(
     rest = {name: run[name] for name in ("micro_batches", "rank_losses", "dtype") if run.get(name) is not None}
     if found.advantages is None and found.notes == ():
         said = run.get("advantages")
-        rest["advantages"] = _advantages_of_trainer(run) if said is None else said
+        rest["advantages"] = _advantages_of_trainer(run) if said is None else _settings(said)
     fields = {name: getattr(found, name) for name in ("objective", "source", "advantages", "dtype", "notes")}
     return Claim(**(fields | rest))
 
@@ -90,6 +93,19 @@ def _objective(fields: Any, place: str) -> Objective:
         return Objective.from_dict(fields)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{place}: {error}") from None
+
+
+def _settings(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keyword arguments of `group_advantages`, as it accepts them itself."""
+    names = [name for name in signature(group_advantages).parameters if name not in ("rewards", "groups", "valid")]
+    for name in said:
+        if name not in names:
+            raise UsageError(f"run.advantages: {choices(name, names, 'setting')}")
+    try:
+        group_advantages(np.array([0.0, 1.0]), np.array([0, 0]), **said)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"run.advantages: {error}") from None
+    return said
 
 
 def _from_files(config: list[str], dialect: str | None) -> Claim:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..trainers.dialect import Finding
-from ..words import plural
-from .shards import Broken
+from ..words import cut, near, plural
+from .shards import HEADER, KEY, PART, RUN, Broken
 from .trace import Step, Trace
 
 _MOST = 10_000
@@ -25,6 +25,7 @@ class Coverage:
     generated: dict[int, dict[int, bool]] = field(default_factory=lambda: defaultdict(dict))
     trained: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     ungrouped: set[int] = field(default_factory=set)
+    begins: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, step: Step, ranks: int) -> None:
         """What a step holds."""
@@ -48,6 +49,8 @@ class Coverage:
                 groups, advantages = part.tokens.groups, part.tokens.advantages
             except Broken:
                 continue
+            if part.minibatch == 0 and part.kind == "loss":
+                self.begins[part.rollout].add(step.index)
             if part.kind == "loss":
                 self.steps[part.rollout].add(step.index)
                 if groups is None:
@@ -60,11 +63,21 @@ class Coverage:
                     alive = advantages is None or bool(np.any(advantages[groups == key]))
                     known[key] = known.get(key, False) or alive
 
+    def twice(self) -> dict[int, list[int]]:
+        """Rollouts with more than one first mini-batch, and the steps of these: two rollouts under one number."""
+        return {rollout: sorted(steps) for rollout, steps in self.begins.items() if len(steps) > 1}
+
     def lost(self) -> Iterator[tuple[int, list[int], list[int]]]:
         """Rollouts with groups that no loss saw: those with something to teach, and those without. Unfinished rollouts are left out."""
+        twice = self.twice()
         usual = Counter(len(steps) for steps in self.steps.values()).most_common(1)
         for rollout, known in sorted(self.generated.items()):
-            if not usual or len(self.steps.get(rollout, ())) < usual[0][0] or rollout in self.ungrouped:
+            if (
+                not usual
+                or len(self.steps.get(rollout, ())) < usual[0][0]
+                or rollout in self.ungrouped
+                or rollout in twice
+            ):
                 continue
             absent = sorted(set(known) - self.trained[rollout])
             if absent:
@@ -73,16 +86,43 @@ class Coverage:
 
 def coverage_findings(trace: Trace, coverage: Coverage) -> list[Finding]:
     """What is missing, as findings."""
-    found = [_broken(one) for one in trace.broken[:8]]
-    if len(trace.broken) > 8:
-        found.append(Finding("broken-file", "error", "", f"{len(trace.broken) - 8} more files cannot be read"))
-    if coverage.gaps and not trace.broken:
+    broken = [one for one in trace.broken if not one.other]
+    found = [_broken(one) for one in broken[:8]]
+    if len(broken) > 8:
+        found.append(Finding("broken-file", "error", "", f"{len(broken) - 8} more files cannot be read"))
+    found += [*_others(trace), *_contradictions(trace), *_unknown_fields(trace)]
+    if coverage.gaps and not broken:
         told = f"{coverage.gaps[0]}{f', and {len(coverage.gaps) - 1} more such gaps' if len(coverage.gaps) > 1 else ''}"
         found.append(Finding("gap", "warning", "", told, "", "the loss of such a step cannot be told"))
-    found += _ends(trace)
-    for rollout, taught, silent in coverage.lost() if not trace.broken else ():
-        found += _lost(rollout, taught, silent)
-    return found
+    found += [*_ends(trace), *_twice(coverage)]
+    return found if broken else [*found, *_lost(list(coverage.lost()))]
+
+
+def _others(trace: Trace) -> Iterator[Finding]:
+    others = [one for one in trace.broken if one.other]
+    if others:
+        told = f"{plural(len(others), 'file')} without a {KEY} header left out: {', '.join(one.path.name for one in others[:4])}"
+        yield Finding("other-file", "warning", str(others[0].path), told)
+
+
+def _contradictions(trace: Trace) -> Iterator[Finding]:
+    for name, path in trace.contradictions.items():
+        told = f"{path.name} claims another run.{name} than the files before it; the first one is taken"
+        yield Finding("contradiction", "warning", f"run.{name}", told, "", "one claim for the whole trace is audited")
+
+
+def _unknown_fields(trace: Trace) -> Iterator[Finding]:
+    """Fields that the format does not have: what a misspelt one says goes unread."""
+    known = {"": HEADER, "run.": RUN, "parts.": PART}
+    unknown: dict[str, str] = {}
+    for shard in trace.shards:
+        places = [("", shard.header), ("run.", shard.header.get("run", {}))]
+        for prefix, fields in (*places, *(("parts.", part) for part in shard.header["parts"])):
+            for name in fields.keys() - known[prefix]:
+                unknown.setdefault(f"{prefix}{name}", near(name, known[prefix]) or "")
+    for name, meant in sorted(unknown.items())[:8]:
+        told = f"the format has no field {cut(name)}{f'; did you mean {meant}?' if meant else ''}"
+        yield Finding("unknown-field", "warning" if meant else "note", cut(name), told, "", "what it says was not read")
 
 
 def _broken(one: Broken) -> Finding:
@@ -95,6 +135,15 @@ def _broken(one: Broken) -> Finding:
         "",
         "what it held was not audited",
     )
+
+
+def _twice(coverage: Coverage) -> Iterator[Finding]:
+    for rollout, steps in sorted(coverage.twice().items())[:1]:
+        told = f"rollout {rollout} begins at step {steps[0]} and again at step {steps[1]} (minibatch 0): two rollouts under one number"
+        fix = (
+            "count rollouts on where a run is resumed, or audit its parts apart; count minibatch on from epoch to epoch"
+        )
+        yield Finding("rollout-twice", "warning", "rollout", told, "", "their advantages are not compared", fix)
 
 
 def _ends(trace: Trace) -> Iterator[Finding]:
@@ -111,12 +160,16 @@ def _ends(trace: Trace) -> Iterator[Finding]:
         )
 
 
-def _lost(rollout: int, taught: list[int], silent: list[int]) -> Iterator[Finding]:
+def _lost(rollouts: list[tuple[int, list[int], list[int]]]) -> Iterator[Finding]:
+    taught = [(rollout, groups) for rollout, groups, _ in rollouts if groups]
     if taught:
-        words = f"group {', '.join(map(str, taught[:8]))} of rollout {rollout} was generated and rewarded, and is in no loss"
+        rollout, groups = taught[0]
+        words = f"group {', '.join(map(str, groups[:8]))} of rollout {rollout} was generated and rewarded, and is in no loss"
+        words += f"; so are groups of {plural(len(taught) - 1, 'later rollout')}" if len(taught) > 1 else ""
         yield Finding(
             "dropped-group", "error", "groups", words, "GSPO-AGG-2", "what these prompts teach is lost, without a word"
         )
+    silent = [len(groups) for _, _, groups in rollouts if groups]
     if silent:
-        words = f"{plural(len(silent), 'group')} of rollout {rollout} without a signal in no loss: dynamic sampling"
+        words = f"{plural(sum(silent), 'group')} of {plural(len(silent), 'rollout')} without a signal in no loss: dynamic sampling"
         yield Finding("silent-group", "note", "groups", words, "GSPO-REWARD-6")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..mutants.registry import mutants
 from ..noise.analysis import Analysis, analyse
 from ..noise.findings import findings_of
 from ..noise.responses import gate_of
@@ -91,6 +92,9 @@ def audit(trace: Trace, claim: Claim) -> Audit:
         coverage.add(step, ranks)
         found.rows.append(_row(audited))
         found.tokens += found.rows[-1].tokens
+    for rollout in coverage.twice():
+        if rollouts.found.pop(("rollout", rollout), None) is not None:
+            found.ledger.miss("advantages: two rollouts under one number")
     bad = audit_advantages(rollouts, claim, trace.run.get("group_size"), found.ledger)
     found.findings = _sorted(
         [
@@ -221,8 +225,6 @@ def _again(found: Audit, series: Series) -> list[Recomputed]:
 
 
 def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
-    from ..mutants.registry import mutants
-
     claimed = found.claim.advantages or {}
     for name, settings, mutant in candidates(claimed):
         try:
@@ -230,7 +232,8 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
                 if mutant is not None:
                     return [from_mutant(next(one for one in mutants() if one.name == mutant.name))]
                 rule = "advantage." + name.split()[0]
-                return [Explanation(rule, "GSPO-ADV-2" if "ddof" in name or "eps" in name else "GSPO-ADV-1", name)]
+                clause = "GSPO-ADV-2" if "ddof" in name or "eps" in name else "GSPO-ADV-1"
+                return [Explanation(rule, clause, f"they are those of {name}")]
         except NotComputable:
             continue
     return list(rearranged(bad[:6], claimed, found.claim.precision))
@@ -291,6 +294,9 @@ def _fix(one: Explanation) -> str:
 FIXES = {
     "added-term": "set its coefficient to 0, or claim it: Objective.replace(penalty=...)",
     "advantage.clamped": "advantages as they are: the clip range bounds the step",
+    "advantage.negated": "rewards are maximised: no minus sign, no costs in place of rewards",
+    "advantage.one-sign": "responses of both signs go into the loss",
+    "advantage.rewards": "give the loss the advantages, not the rewards",
     "advantage.order": "take rewards, groups and advantages through every shuffle and gather together",
     "clip-two-sided-by-response": "count where the gradient is 0: s too large with A > 0, too small with A < 0",
     "factor": "one division, by the number of responses of the whole step",

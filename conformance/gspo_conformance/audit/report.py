@@ -55,7 +55,7 @@ def _text(found: Audit, verbose: bool) -> Iterator[str]:
 def extent(found: Audit) -> str:
     """`6 steps (0 to 5), 1 rank, 486 tokens`."""
     steps = found.trace.indices
-    span = f" ({steps[0]} to {steps[-1]})" if steps else ""
+    span = f" ({steps[0]} to {steps[-1]})" if len(steps) > 1 else ""
     return f"{plural(len(steps), 'step')}{span}, {plural(len(found.trace.ranks), 'rank')}, {found.tokens:,} tokens"
 
 

@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 from jsonschema import Draft202012Validator, ValidationError
 
+from gspo_core import Objective
+from gspo_core.objective import PRESETS
+
 from ..formats import ROOT
 from ..tensors import NumPyArray
-from ..words import read_json
+from ..words import choices, plural, read_json
 
 KEY = "gspo_trace"
 VERSION = 1
@@ -29,9 +32,14 @@ MAX_ARRAY = 2**33
 MAX_PARTS = 16_384
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
+    "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
     "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
     "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
     "F32": np.dtype("<f4"),
@@ -42,13 +50,17 @@ TOKEN_ARRAYS = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
 FLOATS = frozenset({*TOKEN_ARRAYS, "advantages", "rewards"})
 NAMES = FLOATS | {"mask", "offsets", "groups"}
 
+_SCHEMA = json.loads((ROOT / "schemas" / "trace.schema.json").read_text(encoding="utf-8"))
+HEADER = frozenset(_SCHEMA["properties"])
+RUN, PART = (frozenset(_SCHEMA["$defs"][name]["properties"]) for name in ("run", "part"))
+
 
 class Broken(Exception):
-    """A file that cannot be read, and why."""
+    """A file that cannot be read, and why; `other` where it is no file of a trace at all."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, *, other: bool = False) -> None:
         super().__init__(f"{path.name}: {reason}")
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.other = path, reason, other
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class Shard:
     tensors: Mapping[str, Tensor] = field(repr=False)
 
     def array(self, name: str) -> NumPyArray:
-        """A tensor of the file; bfloat16 and float16 as float32, masks as booleans, integers as int64."""
+        """A tensor of the file; bfloat16 and float16 as float32, a mask as booleans, other integers as int64."""
         tensor = self.tensors[name]
         kind, count = _DTYPES[tensor.dtype], math.prod(tensor.shape)
         try:
@@ -80,7 +92,8 @@ class Shard:
             raise Broken(self.path, f"{name}: {count} elements do not fit into memory") from None
         if values.size != count:
             raise Broken(self.path, f"{name}: the file was cut while it was read")
-        return _decoded(values, tensor.dtype).reshape(tensor.shape)
+        found = values.astype(bool) if name.endswith(".mask") else _decoded(values, tensor.dtype)
+        return found.reshape(tensor.shape)
 
 
 def read_shard(path: Path) -> Shard:
@@ -115,14 +128,24 @@ def _json(path: Path, raw: bytes | str, what: str) -> dict[str, Any]:
 
 def _header(path: Path, metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get(KEY), str):
-        raise Broken(path, f"expected a JSON string under {KEY!r} in __metadata__: not a file of a trace")
+        told = f"expected a JSON string under {KEY!r} in __metadata__: not a file of a trace"
+        raise Broken(path, told, other=True)
     header = _json(path, metadata[KEY], KEY)
     if isinstance(header.get("parts"), list) and len(header["parts"]) > MAX_PARTS:
         raise Broken(path, f"{KEY}.parts: expected at most {MAX_PARTS}, got {len(header['parts'])}")
     wrong = next(_validator().iter_errors(header), None)
     if wrong is not None:
         raise Broken(path, f"{KEY}{wrong.json_path.removeprefix('$')}: {_said(wrong)[:160]}")
+    for fields in (header.get("run", {}), *header["parts"]):
+        if isinstance(fields.get("objective"), str):
+            fields["objective"] = _preset(path, fields["objective"])
     return header
+
+
+def _preset(path: Path, name: str) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise Broken(path, f"{KEY}: objective: {choices(name, PRESETS, 'preset')}")
+    return getattr(Objective, name)().to_dict()
 
 
 def _said(wrong: ValidationError) -> str:
@@ -135,7 +158,7 @@ def _said(wrong: ValidationError) -> str:
 
 @cache
 def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json.loads((ROOT / "schemas" / "trace.schema.json").read_text(encoding="utf-8")))
+    return Draft202012Validator(_SCHEMA)
 
 
 def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
@@ -147,7 +170,9 @@ def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
         raise Broken(path, f"{name[:80]}: expected dtype, shape and data_offsets") from None
     if not isinstance(kind, str) or kind not in _DTYPES:
         raise Broken(path, f"{name[:80]}: expected a dtype among {', '.join(_DTYPES)}, got {str(kind)[:20]!r}")
-    if not whole or len(shape) > 2 or end - start != math.prod(shape) * _DTYPES[kind].itemsize:
+    if whole and len(shape) > 2:
+        raise Broken(path, f"{name[:80]}: expected at most two axes, got shape {str(shape)[:60]}")
+    if not whole or end - start != math.prod(shape) * _DTYPES[kind].itemsize:
         raise Broken(
             path, f"{name[:80]}: shape {str(shape)[:60]} of {kind} does not fill data_offsets [{start}, {end}]"
         )
@@ -164,11 +189,11 @@ def _consistent(shard: Shard) -> Shard:
     parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for key, tensor in shard.tensors.items():
         index, _, name = key.partition(".")
-        if name not in NAMES or not index.isdecimal() or int(index) >= count:
-            raise Broken(
-                shard.path,
-                f"unknown tensor {key[:80]!r}: expected <index of a part>.<name>, names {', '.join(sorted(NAMES))}",
-            )
+        if not index.isdecimal() or int(index) >= count:
+            such = f"such as '0.{name or index}', of {plural(count, 'part')}"
+            raise Broken(shard.path, f"tensor {key[:80]!r}: expected <index of a part>.<name>, {such[:80]}")
+        if name not in NAMES:
+            raise Broken(shard.path, f"tensor {key[:80]!r}: {choices(name, NAMES, 'name')}")
         parts[int(index)][name] = tensor
     for index, tensors in enumerate(parts):
         reason = _misfit(tensors)
@@ -213,6 +238,4 @@ def _decoded(values: NumPyArray, dtype: str) -> NumPyArray:
         return (values.astype(np.uint32) << 16).view(np.float32)
     if dtype == "F16":
         return values.astype(np.float32)
-    if dtype in ("I32", "I64"):
-        return values.astype(np.int64)
-    return values.astype(bool) if dtype == "U8" else values
+    return values if dtype in STORED else values.astype(np.int64)

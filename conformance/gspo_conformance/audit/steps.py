@@ -21,7 +21,7 @@ from .trace import Part, Step, joined
 class Recomputed:
     """A micro-batch and its truth. `normalizer` is what it divides by: as recorded, or what fits of what it may be.
 
-    `choices` are all that it may be where nothing was recorded, None for its own count.
+    `choices` are all that it may be where nothing was recorded, None for its own count; `sure` whether one of them alone fits.
     """
 
     part: Part
@@ -29,6 +29,7 @@ class Recomputed:
     truth: Exact
     normalizer: float | None = None
     choices: tuple[float | None, ...] = ()
+    sure: bool = True
 
     @property
     def expected(self) -> float:
@@ -62,7 +63,7 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
             found.parts.append(recomputed)
     if len(found.parts) == len(step.parts) and found.parts:
         _union(found, claim)
-        found.parts = [_with_normalizer(one, found, claim, ledger) for one in found.parts]
+        found.parts = _with_normalizers(found, claim, ledger)
     for one in found.parts:
         _compare_part(one, claim, ledger)
     if len(found.parts) == len(step.parts):
@@ -102,28 +103,50 @@ def _union(found: StepAudit, claim: Claim) -> None:
     found.scale = math.fsum(one.scale for one in truths)
 
 
-def _with_normalizer(one: Recomputed, found: StepAudit, claim: Claim, ledger: Ledger) -> Recomputed:
-    """With a normaliser, where the run recorded none and its loss is a share of the step or of the rank.
+def _with_normalizers(found: StepAudit, claim: Claim, ledger: Ledger) -> list[Recomputed]:
+    """With normalisers, where the run recorded none and its losses are shares of the step or of the rank.
 
-    A loss that none of them gives is held against the one that the run's other losses have, or against the nearest.
+    Several may fit a loss near 0: the one that fits the run's other losses too is taken, and for a loss that none fits the
+    one that the others have, or the nearest.
     """
-    if one.part.normalizer is not None or one.part.loss is None or len(found.parts) == 1:
-        return one
-    mine = [other for other in found.parts if other.part.rank == one.part.rank]
-    choices: dict[str, float | None] = {
-        "own": None,
-        "rank": math.fsum(other.truth.count for other in mine),
-        "step": found.count,
-        "mean": len(mine) * one.truth.count,
+    open_ones = {at: _choices(one, found) for at, one in enumerate(found.parts) if _unsaid(one, found)}
+    fitting = {
+        at: [name for name, value in choices.items() if _off(one, value) <= one.truth.tolerance(claim.precision, value)]
+        for at, choices in open_ones.items()
+        for one in [found.parts[at]]
     }
-    one = replace(one, choices=tuple(choices.values()))
-    for name, normalizer in choices.items():
-        if _off(one, normalizer) <= one.truth.tolerance(claim.precision, normalizer):
-            ledger.shares[name] += 1
-            return replace(one, normalizer=normalizer)
+    for names in fitting.values():
+        ledger.shares.update(names)
+    parts = list(found.parts)
+    for at, choices in open_ones.items():
+        name = _chosen(parts[at], found, choices, fitting[at], ledger)
+        sure = len({choices[one] or parts[at].truth.count for one in fitting[at]}) == 1
+        parts[at] = replace(parts[at], normalizer=choices[name], choices=tuple(choices.values()), sure=sure)
+    return [replace(one, sure=False) if one.part.loss is None and len(parts) > 1 else one for one in parts]
+
+
+def _unsaid(one: Recomputed, found: StepAudit) -> bool:
+    return one.part.normalizer is None and one.part.loss is not None and len(found.parts) > 1
+
+
+def _choices(one: Recomputed, found: StepAudit) -> dict[str, float | None]:
+    mine = _of_rank(one, found)
+    rank = math.fsum(other.truth.count for other in mine)
+    return {"own": None, "rank": rank, "step": found.count, "mean": len(mine) * one.truth.count}
+
+
+def _chosen(
+    one: Recomputed, found: StepAudit, choices: dict[str, float | None], fitting: list[str], ledger: Ledger
+) -> str:
+    if fitting:
+        return max(fitting, key=lambda name: ledger.shares[name])
     usual = ledger.shares.most_common(1)
-    name = usual[0][0] if usual else min(choices, key=lambda name: sum(_off(other, choices[name]) for other in mine))
-    return replace(one, normalizer=choices[name])
+    mine = _of_rank(one, found)
+    return usual[0][0] if usual else min(choices, key=lambda name: sum(_off(other, choices[name]) for other in mine))
+
+
+def _of_rank(one: Recomputed, found: StepAudit) -> list[Recomputed]:
+    return [other for other in found.parts if other.part.rank == one.part.rank]
 
 
 def _off(one: Recomputed, normalizer: float | None) -> float:
@@ -162,7 +185,7 @@ def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
         return
     scale = np.abs(want[usable]).max(initial=0.0)
     factor = float(got[usable] @ want[usable] / max(want[usable] @ want[usable], 1e-300)) if scale else 1.0
-    if scale and factor > 0:
+    if scale and factor > 0 and one.sure:
         ledger.factors.append((one.part.step, factor))
     factor = max(factor, 0.0)
     worst = int(np.argmax(np.where(usable, np.abs(got - factor * want), -1.0)))

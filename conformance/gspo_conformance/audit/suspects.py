@@ -20,9 +20,10 @@ from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
+from .replaced import by_advantages, by_gradient_terms, by_terms
 from .steps import Recomputed, exact_gradient
 from .trace import Tokens
-from .variants import Explanation, by_definitions, by_divisors, by_masks, by_terms, looks_rounded
+from .variants import Explanation, by_definitions, by_divisors, by_masks, looks_rounded
 
 FAMILIES = (
     "aggregation",
@@ -41,9 +42,12 @@ FAMILIES = (
     "numerics",
     "distribution",
 )
+BOUNDS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)
 # Of several that give the same numbers, what people leave on comes before what they would have to write.
 LIKELY = ("clip.default-range", "ratio.token-level")
 MOST_PARTS, MOST_TOKENS, MOST_GROUPS = 5, 400_000, 64
+# A factor this close to 1 is none: a small term is added.
+NO_FACTOR = 1e-3
 # They change how parts are put together, of which a part alone shows nothing.
 _UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
 
@@ -54,14 +58,45 @@ def from_mutant(mutant: Mutant) -> Explanation:
 
 
 def explain_loss(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
-    """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been."""
+    """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been.
+
+    Where their gradients were recorded and are right, a mutant with another gradient is no explanation.
+    """
+    parts = [one for one in parts if one.part.loss is not None]
     others = _divided_otherwise(parts) if parts else []
     base = [(explain, parts) for explain in (_known_ones, _by_factor) if parts]
     rest = [(explain, chosen) for explain in (_by_factor, _known_ones) for chosen in others]
     for explain, chosen in (*base, *rest, *((_variants, chosen) for chosen in (parts, *others))):
-        if found := list(explain(chosen, precision)):
+        if found := _of_this_gradient(chosen, list(explain(chosen, precision)), precision):
             return found
     return list(_by_precision(_few(parts), precision)) if _few(parts) else []
+
+
+def _of_this_gradient(parts: Sequence[Recomputed], explained: list[Explanation], precision: float) -> list[Explanation]:
+    few = _few(parts)
+    if not explained or not all("gradient" in one.part.names and _gradient_is_right(one, precision) for one in few):
+        return explained
+    names = {one.name for one in mutants()}
+    also = {one.name for one in explain_gradient(few, precision, frozenset(one.name for one in explained))}
+    return [one for one in explained if one.name in also or one.name not in names]
+
+
+def _gradient_is_right(one: Recomputed, precision: float) -> bool:
+    """Whether the recorded gradient is that of the claim."""
+    want, uncertain = exact_gradient(one, precision)
+    got = one.part.tokens.gradient
+    return want is not None and got is not None and _parallel(np.asarray(got, np.float64), want, ~uncertain, precision)
+
+
+def _parallel(got: NumPyArray, want: NumPyArray, usable: NumPyArray, precision: float) -> bool:
+    """Whether one is a positive multiple of the other, up to rounding, or both are 0."""
+    got, want = got[usable], want[usable]
+    if not got.any() and not want.any():
+        return True
+    factor = float(got @ want / max(want @ want, 1e-300))
+    return factor > 0 and bool(
+        np.abs(got - factor * want).max(initial=0.0) <= 64 * precision * factor * np.abs(want).max()
+    )
 
 
 def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
@@ -105,6 +140,7 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
         return _right_loss(one, loss, precision)
 
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
+    found = found or list(by_advantages(few, right))
     return found or [*by_terms(few, right), *by_divisors(parts, _neighbours(few[0].objective), precision)]
 
 
@@ -134,7 +170,8 @@ def explain_gradient(parts: Sequence[Recomputed], precision: float, only: Only =
         return same_direction(one, np.asarray(answer["gradient"]).ravel(), precision)
 
     known = _known(("gradient", *FAMILIES), only)
-    return [from_mutant(one) for one in known if few and _all(few, one, ("gradient",), right)]
+    found = [from_mutant(one) for one in known if few and _all(few, one, ("gradient",), right)]
+    return found or (list(by_gradient_terms(few, precision)) if only is None else [])
 
 
 def _known(families: Sequence[str], only: Only) -> list[Mutant]:
@@ -155,11 +192,7 @@ def same_direction(one: Recomputed, want: NumPyArray, precision: float) -> bool:
     _, uncertain = exact_gradient(one, precision)
     counted, usable = _counted(one), np.ones(got.size, bool)
     usable[np.flatnonzero(counted)[uncertain]] = False
-    got, want = got[usable], want[usable]
-    factor = float(got @ want / max(want @ want, 1e-300))
-    return factor > 0 and bool(
-        np.abs(got - factor * want).max(initial=0.0) <= 64 * precision * factor * np.abs(want).max()
-    )
+    return _parallel(got, want, usable, precision)
 
 
 def _counted(one: Recomputed) -> NumPyArray:
@@ -245,6 +278,11 @@ def _by_objectives(few: Sequence[Recomputed], precision: float) -> Iterator[Expl
                 yield Explanation("objective", "", f"it is the loss with {told}")
 
 
+def _bounded(claimed: Objective, high: float) -> tuple[Correction, ...]:
+    """The claimed corrections, the first of them with another upper bound."""
+    return tuple(replace(one, high=high) if at == 0 else one for at, one in enumerate(claimed.correction))
+
+
 def _loss_of(objective: Objective, one: Recomputed) -> float:
     """With the normaliser of the run, or with the other objective's own where that gives the recorded loss."""
     truth = exact(objective, one.part.tokens)
@@ -261,6 +299,7 @@ def _neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
     changes += [(f"the range of {one.surrogate}", {"surrogate": one.surrogate}) for one in presets]
     changes += [(f"the surrogate of {name}()", {"surrogate": getattr(Objective, name)().surrogate}) for name in PRESETS]
     changes += [("no penalty", {"penalty": None}), ("no correction", {"correction": ()})]
+    changes += [(f"its correction bounded by {high:g}", {"correction": _bounded(claimed, high)}) for high in BOUNDS]
     for level, high in product(("token", "geometric", "sequence"), (2.0, 3.0, 5.0, None)):
         bound = "no bound" if high is None else f"the bound {high:g}"
         weight = {"correction": (Correction(level, high=high),)}
@@ -319,6 +358,8 @@ def _by_factor(parts: Sequence[Recomputed], precision: float) -> Iterator[Explan
     usable = [one for one in parts if abs(one.expected) > 1e3 * one.truth.tolerance(precision, one.normalizer)]
     factors = [one.part.loss / one.expected for one in usable if one.part.loss is not None]
     if len(factors) < 2 or max(factors) - min(factors) > 1e-4 * abs(factors[0]):
+        return
+    if abs(factors[0] - 1) < NO_FACTOR:
         return
     told = f"every loss is {factors[0]:.6g} times what is claimed{_factor_words(factors[0], parts)}"
     yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..tensors import NumPyArray
-from ..words import UsageError
-from .shards import STORED, Broken, Shard, read_shard
+from ..words import UsageError, plural
+from .shards import KEY, STORED, Broken, Shard, read_shard
 
 MAX_FILES = 1_000_000
 
@@ -172,7 +172,7 @@ class Part:
             return self._packed(offsets, mask)
         if mask is None:
             return self._without_tokens()
-        lengths, mask = mask.sum(axis=1), mask.astype(bool)
+        lengths = mask.sum(axis=1)
         arrays = {name: self._selected(name, mask) for name in _PER_TOKEN}
         widths = np.full(len(lengths), mask.shape[1])
         return Tokens(_offsets(lengths), widths=widths, **arrays, **self._per_response(mask))
@@ -181,7 +181,7 @@ class Part:
         size = (self.shape or (0,))[0]
         if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > size:
             raise Broken(self.shard.path, f"part {self.at}: offsets: expected to rise from 0 to at most {size}")
-        counted = np.ones(size, bool) if mask is None else mask.astype(bool)
+        counted = np.ones(size, bool) if mask is None else mask.copy()
         counted[offsets[-1] :] = False
         lengths = np.diff(np.append(0, np.cumsum(counted))[offsets])
         arrays = {name: self._selected(name, counted) for name in _PER_TOKEN}
@@ -246,6 +246,7 @@ class Step:
 class Trace:
     """A recorded run. `run` is what its header claims; `broken` are files that could not be read, with the reason.
 
+    `contradictions` are the claims that a later file makes otherwise than the first one, with that file.
     `ends` has what each rank wrote when it stopped: {"reason": "closed" | "budget" | "error", ...}; a rank
     that was killed has none.
     """
@@ -254,6 +255,7 @@ class Trace:
     run: Mapping[str, Any]
     shards: tuple[Shard, ...] = field(repr=False)
     broken: tuple[Broken, ...] = ()
+    contradictions: Mapping[str, Path] = field(default_factory=dict)
     ends: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -268,13 +270,17 @@ class Trace:
 
     @cached_property
     def _index(self) -> dict[int, dict[tuple[Any, ...], tuple[Shard, int]]]:
-        """Where the parts of each step lie. A micro-batch that was recorded twice, by a run that was resumed, counts once: the later file."""
+        """Where the parts of each step lie. A micro-batch or a rollout that was recorded twice, by a run that was resumed, counts once:
+        that of the file whose path comes last.
+        """
         found: dict[int, dict[tuple[Any, ...], tuple[Shard, int]]] = {}
         for number, shard in enumerate(self.shards):
             for at, fields in enumerate(shard.header["parts"]):
-                named = "microbatch" in fields and fields.get("kind", "loss") == "loss"
-                place = (fields["microbatch"],) if named else (at, number)
-                key = (shard.header.get("rank", 0), not named, *place)
+                if fields.get("kind") == "rollout":
+                    place = (2, fields.get("rollout", 0), at)
+                else:
+                    place = (0, fields["microbatch"]) if "microbatch" in fields else (1, at, number)
+                key = (shard.header.get("rank", 0), *place)
                 found.setdefault(fields["step"], {})[key] = (shard, at)
         return found
 
@@ -305,13 +311,30 @@ def read_trace(path: Path) -> Trace:
         except Broken as error:
             broken.append(error)
     if not shards:
-        first = f"; {broken[0]}" if broken else ""
-        raise UsageError(f"{path}: expected a trace, one or more .safetensors files with a gspo_trace header{first}")
+        raise UsageError(f"{path}: {_nothing(broken)}")
     run: dict[str, Any] = {}
+    contradictions: dict[str, Path] = {}
     for shard in shards:
-        run = {**shard.header.get("run", {}), **run}
+        said = shard.header.get("run", {})
+        if said is not run:
+            contradictions |= {
+                name: shard.path
+                for name, value in said.items()
+                if name not in contradictions and run.get(name, value) != value
+            }
+            run = {**said, **run}
     ends = {shard.header.get("rank", 0): shard.header["end"] for shard in shards if "end" in shard.header}
-    return Trace(path, run, tuple(shards), tuple(broken), ends)
+    return Trace(path, run, tuple(shards), tuple(broken), contradictions, ends)
+
+
+def _nothing(broken: list[Broken]) -> str:
+    """Why there is no trace: no files, or what is wrong with the first one that was meant as one."""
+    meant = [one for one in broken if not one.other]
+    if meant:
+        more = f", nor can {plural(len(meant) - 1, 'other')}" if len(meant) > 1 else ""
+        return f"{meant[0].path.name} cannot be read{more}: {meant[0].reason}"
+    first = f"; {broken[0]}" if broken else ""
+    return f"expected a trace, one or more .safetensors files with a {KEY} header{first}"
 
 
 def _sharing(shard: Shard, before: list[Shard]) -> Shard:

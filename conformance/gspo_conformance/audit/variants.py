@@ -1,4 +1,4 @@
-"""Losses of a run that no mutant gives as it stands: under another mask, with a term more, divided by a number of the step."""
+"""Losses of a run that no mutant gives as it stands: under another mask, divided by a number of the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gspo_core import Aggregation, Objective, Penalty
+from gspo_core import Objective
 
 from ..mutants.registry import mutants
 from ..tensors import NumPyArray
@@ -45,7 +45,7 @@ def by_masks(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
                 if known is not None:
                     yield Explanation(known.name, known.clause, known.summary, known.effect)
                 else:
-                    yield Explanation(name, "GSPO-DATA-4", told)
+                    yield Explanation(name, "GSPO-DATA-3" if name == "empty-counted" else "GSPO-DATA-4", told)
 
 
 def _losses(one: Recomputed, tokens: Tokens) -> Iterator[float]:
@@ -112,7 +112,14 @@ def _left(mask: NumPyArray) -> NumPyArray:
     return np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)
 
 
+def _as_it_is(part: Part) -> Tokens:
+    if not (part.tokens.lengths == 0).any():
+        raise NotComputable("no empty response")
+    return part.tokens
+
+
 _MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
+    ("empty-counted", "responses without a counted token add their advantage to the loss, as if s = 1", _as_it_is),
     ("mask.eos-dropped", "", _without_last),
     ("mask.first-dropped", "", _without_first),
     ("mask.shifted", "", lambda part: _masked(part, _right)),
@@ -132,57 +139,6 @@ _MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
         "responses that reach the last column are in the trace and not in the loss, as if truncated ones were masked",
         _without_truncated,
     ),
-)
-
-
-def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """A KL term or an entropy bonus beside what is claimed: one coefficient makes up for every difference."""
-    if few[0].objective.penalty is not None:
-        return
-    for told, reference, estimator, aggregation in _TERMS:
-        with suppress(NotComputable, ValueError):
-            terms = [_term(one, reference, estimator, aggregation) for one in few]
-            coefficient = _coefficient(few, terms)
-            if coefficient and all(
-                right(one, one.expected + coefficient * term) for one, term in zip(few, terms, strict=True)
-            ):
-                words = f"it is the claimed loss and {coefficient:.4g} times {told}"
-                yield Explanation(
-                    "added-term", "GSPO-KL-7", words, "the policy is pulled where the paper does not pull it"
-                )
-                return
-
-
-def _term(one: Recomputed, reference: str, estimator: str, aggregation: Aggregation | None) -> float:
-    """The mean of a KL estimator over this micro-batch, divided as its loss is."""
-    tokens = one.part.tokens
-    values = np.zeros(tokens.count) if reference == "" else getattr(tokens, reference)
-    if values is None:
-        raise NotComputable(f"{reference} not recorded")
-    penalty = Penalty(estimator, coefficient=1.0, aggregation=aggregation)
-    both = exact(one.objective.replace(penalty=penalty), replace(tokens, ref_logp=values))
-    return both.loss(one.normalizer) - one.expected
-
-
-def _coefficient(few: Sequence[Recomputed], terms: Sequence[float]) -> float:
-    """That of the least squares; 0 where fewer than three micro-batches have such a term: two are fitted by accident."""
-    excess = np.array([(one.part.loss or 0.0) - one.expected for one in few])
-    values = np.array(terms)
-    if not np.isfinite(values).all() or np.count_nonzero(np.abs(values) > SAME * np.abs(values).max(initial=0.0)) < 3:
-        return 0.0
-    return float(values @ excess / (values @ values))
-
-
-_MEAN = Aggregation("token_mean")
-_TERMS: tuple[tuple[str, str, str, Aggregation | None], ...] = (
-    *((f"{name} of the reference policy", "ref_logp", name, None) for name in ("k3", "k1", "k2")),
-    *(
-        (f"{name} of the reference policy, averaged over tokens", "ref_logp", name, _MEAN)
-        for name in ("k3", "k1", "k2")
-    ),
-    *((f"{name} of the old policy", "old_logp", name, None) for name in ("k3", "k1", "k2")),
-    ("the mean log-probability of a response, as an entropy bonus has it", "", "k1", None),
-    ("the mean log-probability of a token, as an entropy bonus has it", "", "k1", _MEAN),
 )
 
 

@@ -57,7 +57,8 @@ def _first_minibatch(run: Analysis) -> list[Finding]:
         return [Finding("unknown-minibatch", "note", "minibatch", _UNKNOWN, fix=_NUMBER_THEM)]
     rows = run.finite.of_minibatch(0)
     if run.first is None:
-        count = f"{rows.number} responses of a first mini-batch were recorded, too few to tell its noise"
+        were = "response of a first mini-batch was" if rows.number == 1 else "responses of a first mini-batch were"
+        count = f"{rows.number} {were} recorded, too few to tell its noise"
         return [Finding("first-minibatch", "note", "old_logp", count)]
     if run.first.exact:
         exact = f"s is exactly 1 for all {rows.number:,} responses of a first mini-batch: logp and old_logp come from one path"

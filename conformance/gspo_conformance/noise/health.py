@@ -30,11 +30,14 @@ def _inert(run: Analysis) -> list[Finding]:
     if not still:
         return []
     told = f"every ratio is exactly 1 in mini-batch {', '.join(map(str, still))} too: old_logp is the current policy, not the old one"
+    rows = run.finite
+    once = len(np.unique(rows.step[rows.minibatch > 0])) < 2
+    told += ", or this one update changed nothing, such as the first of a warm-up" if once else ""
     costs = "the clip never acts, and GSPO, GRPO and REINFORCE are the same"
     return [
         Finding(
             "inert-ratio",
-            "error",
+            "warning" if once else "error",
             "old_logp",
             told,
             "GSPO-METRIC-7",

@@ -55,6 +55,8 @@ def _step(stream: np.random.Generator, step: int, mistake: str) -> tuple[dict[st
         place = {"step": step, "rollout": step // 2, "minibatch": step % 2, "microbatch": at}
         total = {"responses": 2 * SIZE, "tokens": int(mask.sum())}
         parts.append(place | _reported(mine, mistake, total))
+        if mistake == "small kl":
+            arrays[f"{at}.gradient"] = _gradient(mine, total["responses"])
     if mistake == "unit":
         parts = [{**part, "loss": part["loss"] * len(CUTS)} for part in parts]
     return arrays, parts
@@ -70,6 +72,17 @@ def _advantages(rewards: NumPyArray, mistake: str) -> NumPyArray:
         "uncentred": lambda: np.abs(rows).ravel(),
     }
     return made[mistake]() if mistake in made else a
+
+
+def _gradient(mine: dict[str, NumPyArray], responses: int) -> NumPyArray:
+    """d loss / d logp of eq. 5 and of 1e-4 times k3, which the loss that is reported leaves out."""
+    mask, a = mine["mask"], mine["advantages"].astype(np.float64)
+    new, old, reference = (mine[name].astype(np.float64) for name in ("logp", "old_logp", "ref_logp"))
+    length = mask.sum(1)
+    s = np.exp(((new - old) * mask).sum(1) / length)
+    kept = ((s <= 1 + HIGH) | (a <= 0)) & ((s >= 1 - LOW) | (a >= 0))
+    token = -(kept * s * a)[:, None] + 1e-4 * (1 - np.exp(reference - new))
+    return (token * mask / length[:, None] / responses).astype(np.float32)
 
 
 def _counted(mask: NumPyArray, mistake: str) -> NumPyArray:
@@ -89,6 +102,7 @@ def _reported(mine: dict[str, NumPyArray], mistake: str, total: dict[str, int]) 
     new, old = mine["logp"].astype(np.float64), mine["old_logp"].astype(np.float64)
     length = np.maximum(mask.sum(1), 1)
     s = np.exp(((new - old) * mask).sum(1) / length)
+    a = -a if mistake == "negated" else a
     unit = np.minimum(s * a, np.clip(s, 1 - LOW, 1 + HIGH) * a)
     if mistake == "weighted":
         unit = unit * np.exp(((old - mine["behavior_logp"]) * mask).sum(1) / length)

@@ -48,6 +48,8 @@ def test_a_clip_fraction_over_responses_is_another_definition_and_no_error(tmp_p
         ("reversed", "advantage.order", "on other responses"),
         ("clamped", "advantage.clamped", "clamped to ±0.9"),
         ("halved", "advantage.factor", "0.5 times what is claimed"),
+        ("negated", "advantage.negated", "with the other sign"),
+        ("small kl", "added-term", "0.0001 times k3 of the reference policy"),
         ("outside", "clip-two-sided-by-response", "whatever the sign"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_hostile_file_is_one_clear_sentence(content: bytes, tmp_path: Path) ->
         read_shard(path)
     assert str(error.value).startswith("x.safetensors: ")
     assert len(str(error.value)) < 400
-    with pytest.raises(UsageError, match="expected a trace"):
+    with pytest.raises(UsageError, match=r"expected a trace|x.safetensors cannot be read: "):
         read_trace(tmp_path)
 
 
@@ -161,7 +161,7 @@ def test_a_micro_batch_that_a_resumed_run_recorded_again_counts_once(tmp_path: P
         write(tmp_path / folder / "rank-0/4.safetensors", parts, arrays)
     step = read_trace(tmp_path).step(4)
     assert [part.loss for part in step.parts] == [-2.0]
-    assert len(step.rollouts) == 2
+    assert len(step.rollouts) == 1
 
 
 def test_micro_batches_without_a_number_are_told_apart_by_their_place(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""Losses and gradients of a run with other advantages than those it recorded, or with a term more than it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from gspo_core import Aggregation, Penalty
+
+from ..spec_numbers import round_to
+from ..tensors import NumPyArray
+from .exact import Exact, NotComputable, exact
+from .shards import Broken
+from .steps import Recomputed, exact_gradient
+from .variants import Explanation, Right
+
+SAME = 1e-4
+BOUNDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
+_COST = "the policy is rewarded for something else than the trace says"
+
+
+def by_advantages(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Losses of other advantages than the recorded ones: of another sign, in another order, held inside bounds, rounded."""
+    for name, told, change in _ADVANTAGES:
+        with suppress(NotComputable, Broken, ValueError, IndexError):
+            if all(right(one, _loss_with(one, change)) for one in few):
+                yield Explanation(name, "GSPO-ADV-1", f"the loss is that of {told}", _COST)
+                return
+
+
+Change = Callable[[NumPyArray, Recomputed], NumPyArray]
+
+
+def _loss_with(one: Recomputed, change: Change) -> float:
+    recorded = one.part.tokens.advantages
+    if recorded is None:
+        raise NotComputable("advantages not recorded")
+    return exact(one.objective, replace(one.part.tokens, advantages=change(recorded, one))).loss(one.normalizer)
+
+
+def _rewards(recorded: NumPyArray, one: Recomputed) -> NumPyArray:
+    rewards = one.part.tokens.rewards
+    if rewards is None or len(rewards) != len(recorded):
+        raise NotComputable("rewards not recorded")
+    return rewards
+
+
+def _clamped(bound: float) -> Change:
+    return lambda recorded, _: np.clip(recorded, -bound, bound)
+
+
+_ADVANTAGES: tuple[tuple[str, str, Change], ...] = (
+    ("advantage.negated", "the recorded advantages with the other sign", lambda a, _: -a),
+    ("advantage.rewards", "the rewards in place of the advantages", _rewards),
+    ("advantage.one-sign", "the positive advantages alone, 0 for the others", lambda a, _: np.maximum(a, 0)),
+    ("advantage.one-sign", "the negative advantages alone, 0 for the others", lambda a, _: np.minimum(a, 0)),
+    ("advantage.one-sign", "the absolute advantages", lambda a, _: np.abs(a)),
+    ("advantage.order", "the recorded advantages in reverse order", lambda a, _: a[::-1]),
+    ("advantage.order", "the recorded advantages, one response further", lambda a, _: np.roll(a, 1)),
+    ("advantage.order", "the recorded advantages, one response back", lambda a, _: np.roll(a, -1)),
+    *(("advantage.clamped", f"the recorded advantages, clamped to ±{b:g}", _clamped(b)) for b in BOUNDS),
+    (
+        "low-precision",
+        "the recorded advantages, rounded to bfloat16",
+        lambda a, _: np.asarray(round_to(np.asarray(a), "bfloat16"), np.float64),
+    ),
+)
+
+
+def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """A KL term or an entropy bonus beside what is claimed: one coefficient makes up for every difference."""
+    if few[0].objective.penalty is not None:
+        return
+    for told, *term in _TERMS:
+        with suppress(NotComputable, ValueError):
+            terms = [_with_term(one, *term).loss(one.normalizer) - one.expected for one in few]
+            coefficient = _coefficient(few, terms)
+            if coefficient and all(
+                right(one, one.expected + coefficient * term) for one, term in zip(few, terms, strict=True)
+            ):
+                yield _added(coefficient, told)
+                return
+
+
+def _added(coefficient: float, told: str) -> Explanation:
+    words = f"it is the claimed loss and {coefficient:.4g} times {told}"
+    return Explanation("added-term", "GSPO-KL-7", words, "the policy is pulled where the paper does not pull it")
+
+
+def _with_term(one: Recomputed, reference: str, estimator: str, aggregation: Aggregation | None) -> Exact:
+    """The claim and the mean of a KL estimator over this micro-batch."""
+    tokens = one.part.tokens
+    values = np.zeros(tokens.count) if reference == "" else getattr(tokens, reference)
+    if values is None:
+        raise NotComputable(f"{reference} not recorded")
+    penalty = Penalty(estimator, coefficient=1.0, aggregation=aggregation)
+    return exact(one.objective.replace(penalty=penalty), replace(tokens, ref_logp=values))
+
+
+def _coefficient(few: Sequence[Recomputed], terms: Sequence[float]) -> float:
+    """That of the least squares; 0 where fewer than three micro-batches have such a term: two are fitted by accident."""
+    excess = np.array([(one.part.loss or 0.0) - one.expected for one in few])
+    values = np.array(terms)
+    if not np.isfinite(values).all() or np.count_nonzero(np.abs(values) > SAME * np.abs(values).max(initial=0.0)) < 3:
+        return 0.0
+    return float(values @ excess / (values @ values))
+
+
+def by_gradient_terms(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """A term that is too small to show in the loss: the gradient is the claim's and one coefficient times the term's."""
+    if not few or few[0].objective.penalty is not None:
+        return
+    for told, *term in _TERMS:
+        with suppress(NotComputable, ValueError, np.linalg.LinAlgError):
+            found = [_gradient_coefficient(one, _with_term(one, *term), precision) for one in few]
+            known = [value for value in found if value is not None]
+            middle = float(np.median(known)) if known else 0.0
+            if middle and all(abs(value / middle - 1) < 0.05 for value in known):
+                yield _added(middle, told)
+                return
+
+
+def _gradient_coefficient(one: Recomputed, both: Exact, precision: float) -> float | None:
+    """c in g = f (g_claim + c g_term); None where the claim has no gradient, 0 where no c fits."""
+    want, uncertain = exact_gradient(one, precision)
+    total, _ = exact_gradient(replace(one, truth=both), precision)
+    if want is None or total is None or total.size - uncertain.sum() < 8:
+        return 0.0
+    usable = ~uncertain
+    got, want, total = (np.asarray(x, np.float64)[usable] for x in (one.part.tokens.gradient, want, total))
+    if not np.any(want):
+        return None
+    pair = np.stack([want, total - want], axis=1)
+    factor, term = np.linalg.lstsq(pair, got, rcond=None)[0]
+    off = np.abs(got - pair @ [factor, term]).max()
+    fits = factor > 0 and off <= 64 * precision * np.abs(got).max()
+    return float(term / factor) if fits else 0.0
+
+
+_MEAN = Aggregation("token_mean")
+_TERMS: tuple[tuple[str, str, str, Aggregation | None], ...] = (
+    *((f"{name} of the reference policy", "ref_logp", name, None) for name in ("k3", "k1", "k2")),
+    *(
+        (f"{name} of the reference policy, averaged over tokens", "ref_logp", name, _MEAN)
+        for name in ("k3", "k1", "k2")
+    ),
+    *((f"{name} of the old policy", "old_logp", name, None) for name in ("k3", "k1", "k2")),
+    ("the mean log-probability of a response, as an entropy bonus has it", "", "k1", None),
+    ("the mean log-probability of a token, as an entropy bonus has it", "", "k1", _MEAN),
+)
