@@ -13,7 +13,7 @@ export JAX_PLATFORMS ?= cpu
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check trainers test lint format types unit vectors docs bench build pin clean fuzz matrix lock mutation
+.PHONY: help setup check trainers test lint format types unit vectors docs bench build pin clean fuzz matrix lock mutation gpu
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -79,6 +79,9 @@ bench: setup  ## measure, into docs/benchmarks; trainers that are set up take pa
 	$(BIN)/python backends/benchmarks/jax_linear.py --out docs/benchmarks $(if $(TUNIX),--peers $(TUNIX))
 	$(BIN)/python backends/benchmarks/wire.py --out docs/benchmarks
 	$(BIN)/python backends/benchmarks/limits.py --out docs/benchmarks
+
+gpu: setup  ## on a machine with a GPU: the suite there, and what is measured there, in eight minutes
+	$(BIN)/python backends/benchmarks/gpu.py --out docs/benchmarks
 
 build: setup  ## wheel and sdist, into dist/
 	$(BIN)/python -m build --no-isolation

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +50,14 @@ def test_conforms_on_a_gpu(name: str) -> None:
 def test_no_gpu_is_said(name: str) -> None:
     with pytest.raises(HarnessError, match=f"target '{name}': expected a GPU"):
         check(name)
+
+
+def test_what_is_measured_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+    options = ["--device", "cpu", "--quick", "--rounds", "2", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    paths = {row["path"] for row in found["losses"] + found["heads"] if "not_run" not in row}
+    assert paths >= {"gspo_torch.policy_loss", "formula", "naive", "gspo recompute", "gspo single pass"}
+    assert "| gspo recompute |" in (tmp_path / "gpu.md").read_text(encoding="utf-8")
