@@ -88,6 +88,10 @@ class TorchBackend(Backend):
         """The device of `values`."""
         return values.device
 
+    def dense(self, values: Tensor) -> Tensor:
+        """Contiguous: `searchsorted` warns of anything else."""
+        return values.contiguous()
+
     def can_inspect(self, values: Tensor) -> bool:
         """True for a plain tensor in host memory that nothing traces or transforms."""
         if torch.compiler.is_compiling() or type(values) not in (Tensor, torch.nn.Parameter):

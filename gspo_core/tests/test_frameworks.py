@@ -96,3 +96,33 @@ def test_half_precision_log_probabilities_are_widened(dtype: str) -> None:
     out = gspo.gspo_loss(logp, old, torch.ones(1), torch.ones(1, 4, dtype=torch.bool))
     assert out.loss.dtype == torch.float32
     assert float(out.metrics["clip_fraction"]) == 1.0
+
+
+def test_strides_of_ids_and_offsets_are_nobodys_concern() -> None:
+    import torch
+
+    def strided(values: list[int]) -> Any:
+        return torch.tensor(values).repeat_interleave(2)[::2]
+
+    rewards, logp = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(6)
+    torch.set_warn_always(True)  # else the library warns once per program
+    try:
+        for ids in ([0, 0, 1], [1, 0, 1]):
+            packed = gspo.Packed(strided([0, 2, 3, 6]))
+            gspo.group_advantages(rewards, strided(ids))
+            step = {"logp": logp, "old_logp": logp, "advantages": rewards, "sequences": packed}
+            gspo.policy_loss(gspo.Objective.dapo(), **step, groups=strided(ids))
+    finally:
+        torch.set_warn_always(False)
+
+
+def test_an_array_on_another_device_is_named() -> None:
+    import torch
+
+    logp, mask, elsewhere = torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2, device="meta")
+    with pytest.raises(ValueError, match=r"^old_logp: expected an array on cpu, like logp, got one on meta$"):
+        gspo.gspo_loss(logp, elsewhere, torch.ones(1), mask)
+    with pytest.raises(ValueError, match=r"^sequences: expected an array on cpu, like logp, got one on meta$"):
+        gspo.gspo_loss(logp, logp, torch.ones(1), elsewhere)
+    with pytest.raises(ValueError, match=r"^groups: expected an array on cpu, like rewards, got one on meta$"):
+        gspo.group_advantages(torch.ones(2), elsewhere[0].long())
