@@ -116,7 +116,7 @@ def aggregate_sum(
     """(Σ_i ω_i Σ_t l_{i,t}, M): the unreduced form of `aggregate`. Clause GSPO-AGG-8.
 
     The sums of the parts of a step add, and so do the counts, as long as no group is split for
-    `group_token_mean`; total loss = sum of sums / sum of counts.
+    `group_token_mean`; total loss = sum of sums / sum of counts. The M of `token_sum` is 1 however many parts there are.
     """
     xp = check_array("values", values)
     check_floating("values", values)

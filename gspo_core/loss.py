@@ -92,8 +92,8 @@ def policy_loss_sum(
 ) -> PolicyLossSum:
     """(Σ_i ω_i Σ_t l_{i,t}, M): the numerator of `policy_loss` and its normaliser, apart. Clause GSPO-AGG-8.
 
-    Arguments as in `policy_loss`. Sums and counts of the parts of a step add; no group may be split
-    for `group_token_mean`, and a penalty must use the objective's own aggregation.
+    Arguments as in `policy_loss`. Sums and counts of the parts of a step add, but for `token_sum`, whose M is 1 however
+    many parts there are; no group may be split for `group_token_mean`, and a penalty must use the objective's own aggregation.
     """
     if isinstance(objective, Objective) and objective.penalty is not None:
         own = objective.penalty.aggregation
