@@ -113,12 +113,28 @@ def test_what_nobody_knows_is_described(name: str) -> None:
     assert any(words in text for text in diagnosis["observed"]) or not words, diagnosis["observed"]
 
 
-def paper(logp: Any, old_logp: Any, advantages: Any, mask: Any, *, length: Any = None, scale: float = 1.0) -> Any:
-    """The losses of the paper's responses, with a length and a factor of the log-ratio to get wrong."""
+def paper(
+    logp: Any,
+    old_logp: Any,
+    advantages: Any,
+    mask: Any,
+    *,
+    length: Any = None,
+    scale: float = 1.0,
+    clip: Any = (3e-4, 4e-4),
+) -> Any:
+    """The losses of the paper's responses, with a length, a factor of the log-ratio and a clip range to get wrong."""
     length = mask.sum(1).clamp(min=1) if length is None else length
     ratio = torch.exp(scale * torch.where(mask, logp - old_logp, 0.0).sum(1) / length)
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - 3e-4, 1 + 4e-4) * advantages)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantages)
     return -torch.where(mask.any(1), surrogate, 0.0)
+
+
+def tied(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+    """A clipped term without a gradient is as small as the other inside the range, where `minimum` gives each of them half."""
+    ratio = torch.exp(torch.where(mask, logp - old_logp, 0.0).sum(1) / mask.sum(1).clamp(min=1))
+    value = torch.minimum(ratio * advantages, ratio.detach().clamp(1 - 3e-4, 1 + 4e-4) * advantages)
+    return -torch.where(mask.any(1), value, 0.0)
 
 
 def centred(values: Any) -> Any:
@@ -135,12 +151,21 @@ def no_end(mask: Any) -> Any:
 
 STRANGERS: dict[str, tuple[Any, str]] = {
     "divided twice": (lambda new, old, a, m: paper(new, old, a, m).mean() / len(a), "divided by the number of responses"),
-    "one too long": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1).mean(), "a length that is one too large"),
+    "one too long": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1).mean(), "a length that is 1 too large"),
     "a temperature": (lambda new, old, a, m: paper(new, old, a, m, scale=1 / 0.7).mean(), "1.43x, farther away"),
     "small advantages": (lambda new, old, a, m: paper(new, old, a.clamp(-1, 1), m).mean(), "held to ±1"),
     "normalised twice": (lambda new, old, a, m: paper(new, old, centred(a), m).mean(), "centred over the batch"),
     "eight ranks": (lambda new, old, a, m: paper(8 * new - 7 * new.detach(), old, a, m).mean(), "the loss is right"),
     "no end": (lambda new, old, a, m: paper(new, old, a, no_end(m)).sum() / m.sum() * 3, "the last counted token of a response has no gradient"),
+    "a tie": (lambda new, old, a, m: tied(new, old, a, m).mean(), "inside the clip range the gradient is 0.5x, outside it is right"),
+    "a wider clip": (lambda new, old, a, m: paper(new, old, a, m, clip=(3e-3, 4e-3)).mean(), "A > 0 is clipped from a ratio between 1.002 and"),
+    "one response too few": (lambda new, old, a, m: paper(new, old, a, m).sum() / max(1, len(a) - 1), "that of a mean over one response too few"),
+    "three responses": (lambda new, old, a, m: paper(new, old, a, m).sum() / 3, "divided by 3 in place of the number of responses"),
+    "other people's": (lambda new, old, a, m: paper(new, old, a.roll(1), m).mean(), "responses have the advantages of others"),
+    "an entropy bonus": (lambda new, old, a, m: paper(new, old, a, m).mean() + 0.001 * torch.where(m, new, 0.0).sum(), "something besides the surrogate is in the loss"),
+    "the last one lost": (lambda new, old, a, m: paper(new, old, a, m)[: max(1, len(a) - 1)].sum() / len(a), "the last response of a batch has no gradient"),
+    "bfloat16 at the end": (lambda new, old, a, m: paper(new, old, a, m).bfloat16().mean().float(), "every wrong loss is a bfloat16 number"),
+    "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
     "the last place": (lambda new, old, a, m: paper(new, old, a, m, length=last_place(m)).mean(), "only in responses with gaps"),
 }  # fmt: skip
 
@@ -148,7 +173,7 @@ STRANGERS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", STRANGERS)
 def test_a_loss_that_is_no_mutant_is_led_to(name: str) -> None:
     loss, words = STRANGERS[name]
-    diagnosis = found(loss_target(loss), "mask/*", "surrogate/paper-*", "gradient/*")
+    diagnosis = found(loss_target(loss), "mask/*", "surrogate/paper-*", "surrogate/zero-*", "gradient/*")
     assert diagnosis["sentence"].startswith("unknown deviation; "), diagnosis["sentence"]
     assert words in diagnosis["sentence"]
     assert "wrong shape" not in diagnosis["sentence"]

@@ -78,6 +78,8 @@ def test_without_a_gradient_a_loss_in_torch_may_be_a_plain_number() -> None:
         return torch_loss(*arrays).item()
 
     assert run(loss_target(number, gradient=None)).conforming
+    each = run(loss_target(lambda *arrays: torch_loss(*arrays) * arrays[2])).results[0].reason
+    assert each == "ValueError: the loss: expected one number, got shape [3]: is a mean missing?"
     reason = run(loss_target(number)).results[0].reason
     assert reason == "TypeError: the loss: expected a tensor, got float; with .item() it has no gradient"
 

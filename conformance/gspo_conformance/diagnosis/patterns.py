@@ -14,10 +14,11 @@ from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
 from ..words import cut
 from .evidence import REFUSED, Evidence
-from .responses import of_responses
+from .laws import of_responses
 
 PAPER_RATIOS = ("sequence", "gspo_token")
 FEW = 4
+BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _NARROW = re.compile(r"expected (float\d+), got (\w+)")
 
 
@@ -59,11 +60,12 @@ def factor_text(span: tuple[float, float] | None, noun: str = "gradient") -> str
     low, high = span
     if abs(high - low) <= 1e-3 * max(abs(low), abs(high)):
         return "" if abs(low - 1) < 1e-3 else f"{noun} {_times(low)} throughout"
-    return f"{noun} {_times(low)} to {_times(high)} here"
+    alike = _times(low) == _times(high)
+    return f"{noun} {_times(low, 6 if alike else 3)} to {_times(high, 6 if alike else 3)} here"
 
 
-def _times(factor: float) -> str:
-    return f"{factor + 0.0:.3g}x"  # -0 is 0
+def _times(factor: float, digits: int = 3) -> str:
+    return f"{factor + 0.0:.{digits}g}x"  # -0 is 0
 
 
 def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
@@ -71,8 +73,15 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     wrong = [item for item in evidence if not item.right]
     numbers = [item for item in wrong if not item.row.odd]
     paper = [item for item in evidence if _is_paper(item, atlas)]
-    found = [*_of_errors(wrong), *_of_forms(wrong), *of_responses(paper, atlas), *_of_outputs(numbers)]
-    found += [*_of_factors(numbers, atlas), *_of_numbers(numbers, len(wrong)), *_of_flags(wrong, evidence, atlas)]
+    found = [
+        *_of_errors(wrong),
+        *_of_forms(wrong),
+        *_of_numbers(numbers, len(wrong)),
+        *_of_bits(numbers, atlas),
+        *of_responses(paper, atlas),
+    ]
+    found += [*_of_outputs(numbers), *_of_factors(numbers, atlas)]
+    found += [*_of_flags(wrong, evidence, atlas)]
     found += _of_places(wrong, evidence, atlas)
     return list(dict.fromkeys(text for text in found if text))
 
@@ -96,6 +105,35 @@ def _of_forms(wrong: Sequence[Evidence]) -> list[str]:
     texts = [f"{len(shaped)} of {len(wrong)} wrong answers have the wrong shape" if shaped else ""]
     texts += [f"{count} outputs come in {got} where {due} is due" for (due, got), count in narrow.most_common()]
     return [*texts, f"{len(answered)} inputs are accepted that are to be refused" if answered else ""]
+
+
+def _of_bits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
+    """An output every wrong number of which is one of a narrower dtype, where the truth is none."""
+    texts = []
+    for output in ("loss", "gradient"):
+        there = [item for item in wrong if _has(item, atlas, output) and not _ok(item, output)]
+        got = [np.ravel(np.asarray(item.result.answer[output], float)) for item in there if item.result]
+        due = [np.ravel(atlas.bench.questions[item.question].vector.expected[output].value) for item in there]
+        wide = max((BITS[atlas.bench.questions[item.question].case.dtype] for item in there), default=0)
+        for dtype, bits in BITS.items():
+            if len(there) >= FEW and bits < wide and _within(got, bits) and not _within(due, bits):
+                texts.append(f"every wrong {output} is a {dtype} number: it is computed or stored too narrowly")
+                break
+    return texts
+
+
+def _ok(item: Evidence, output: str) -> bool:
+    """Whether an output is right, or wrong in its dtype alone, which is said elsewhere."""
+    judged = [one for one in item.result.judged if one.output == output] if item.result else []
+    return all(one.ok or _NARROW.fullmatch(one.reason) for one in judged)
+
+
+def _within(arrays: Sequence[NumPyArray], bits: int) -> bool:
+    """Whether `bits` significant bits hold all the numbers, which are not all 0."""
+    whole = np.concatenate(arrays)
+    whole = whole[np.isfinite(whole)]
+    scaled = np.ldexp(np.frexp(whole)[0], bits)
+    return bool(whole.any() and (scaled == np.rint(scaled)).all())
 
 
 def _of_outputs(wrong: Sequence[Evidence]) -> list[str]:

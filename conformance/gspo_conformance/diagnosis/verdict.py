@@ -14,6 +14,7 @@ from ..mutants.registry import mutants
 from ..run import Run
 from ..words import uncapitalised
 from .evidence import REFUSED, Evidence, evidence_of
+from .laws import CLIPPED_FROM
 from .patterns import factor_text, factors, observed
 from .suspects import Search, Suspect
 
@@ -107,11 +108,10 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     """`diagnose` for answers that are at hand."""
     if all(item.right for item in evidence):
         return None
-    answered = any(item.row is not REFUSED for item in evidence if not item.right)
-    suspects = _suspects(Search(atlas, evidence)) if answered else []
+    suspects = _suspects(Search(atlas, evidence)) if _answers(evidence) else []
     span = factors(evidence, atlas)
     seen = tuple(observed(evidence, atlas))
-    if not suspects or suspects[0].share < NAMED:
+    if not suspects or suspects[0].share <= NAMED or _another_range(suspects[0], seen):
         return Diagnosis(_unknown(seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
     best = suspects[0]
     level = [item for item in suspects[1:] if (item.explained, item.of) == (best.explained, best.of)]
@@ -120,6 +120,21 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     known = tuple(dialect.name for dialect in DIALECTS if set(dialect.names) == {part.name for part in best.parts})
     return Diagnosis(
         _sentence(best, _noun(evidence, atlas), alike, known, span), best, alike, others, known, seen, span
+    )
+
+
+def _answers(evidence: Sequence[Evidence]) -> bool:
+    """Whether most of what is wrong are answers; errors say for themselves what they are."""
+    wrong = [item for item in evidence if not item.right]
+    return 2 * sum(item.row is REFUSED for item in wrong) <= len(wrong)
+
+
+def _another_range(suspect: Suspect, seen: Sequence[str]) -> bool:
+    """Whether a clip that does not explain everything is contradicted by a range that was seen."""
+    return (
+        suspect.share < SURE
+        and all(part.name.startswith("clip.") for part in suspect.parts)
+        and any(CLIPPED_FROM in text for text in seen)
     )
 
 

@@ -19,6 +19,10 @@ def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"the loss: expected a tensor, got {type(loss).__name__}; with .item() it has no gradient")
     if gradient != "autodiff":
         return {"loss": loss, "gradient": gradient(*tensors.values())}
+    if loss.numel() != 1:
+        raise ValueError(
+            f"the loss: expected one number, got shape {list(loss.shape)}: is a mean missing?"
+        )
     if not loss.requires_grad:
         raise ValueError("the loss does not depend on logp: was it detached?")
     loss.backward()

@@ -1,0 +1,218 @@
+"""What is wrong, response by response, in words: which ones the gradient misses, by what factor, from which ratio on.
+
+Near ratio 1 a wrong ratio, clip or exponential hardly shows, so a factor there is one of lengths, counts and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import exp
+from typing import TypeAlias
+
+import numpy as np
+
+from ..mutants.atlas import Atlas
+from .evidence import Evidence
+from .responses import Response, responses
+
+NEAR, CLOSE, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 6, 0.9, 3, 1.2
+CLIPPED_FROM = "is clipped from a ratio between"
+
+Law: TypeAlias = Callable[[Response], float]
+
+FACTORS: dict[str, Law] = {
+    "divided by the number of responses": lambda one: 1 / one.responses,
+    "multiplied by the number of responses": lambda one: one.responses,
+    "that of a mean over one response too few": lambda one: one.responses / max(1, one.responses - 1),
+    "that of a mean over one response too many": lambda one: one.responses / (one.responses + 1),
+    "that of a mean over the responses with A other than 0": lambda one: one.responses / one.learning,
+    "that of advantages of size 1": lambda one: 1 / abs(one.advantage),
+    "multiplied by the length of the response": lambda one: one.length,
+    "divided by the length of the response": lambda one: 1 / one.length,
+    "multiplied by the root of the length": lambda one: one.length**0.5,
+    "divided by the root of the length": lambda one: one.length**-0.5,
+    "that of the padded width in place of the length": lambda one: one.length / one.width,
+    "that of a mean over all tokens": lambda one: one.length * one.responses / one.tokens,
+    "divided by the number of tokens": lambda one: 1 / one.tokens,
+}
+SIDES: dict[str, Callable[[Response], bool]] = {
+    "where A < 0": lambda one: one.advantage < 0,
+    "where A > 0": lambda one: one.advantage > 0,
+    "in clipped responses": lambda one: one.clipped,
+    "in responses with gaps or left padding in the mask": lambda one: one.gaps,
+    "in batches of more than one response": lambda one: one.responses > 1,
+    "in responses shorter than the batch is wide": lambda one: one.length < one.width,
+}
+SIZES: dict[str, Callable[[Response], float]] = {
+    "in responses of {:,.0f} tokens": lambda one: one.length,
+    "where |A| is {:.3g}": lambda one: abs(one.advantage),
+    "where a token's |log-ratio| is {:.3g}": lambda one: one.farthest,
+    "where the mean |log-ratio| is {:.3g}": lambda one: abs(one.log_ratio),
+}
+
+
+def of_responses(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
+    """Where the gradient of the paper's objective is wrong, and by which factor, in words."""
+    everything = [one for item in evidence for one in responses(item, atlas)]
+    found = [one for one in everything if one.advantage != 0]
+    wrong = [one for one in found if not one.right]
+    idle = [one for one in everything if one.advantage == 0 and one.live]
+    if not wrong:
+        return []
+    factor = _factor(found, wrong)
+    told = [_uneven(wrong), _missing(found, wrong), factor]
+    if not factor:
+        told += [clip_range(found), _beside(idle), _side(found, wrong)]
+    return [text for text in told if text]
+
+
+def clip_range(found: Sequence[Response]) -> str:
+    """From which ratio on a gradient is missing, where that is not the bound that was asked for and the rest is right."""
+    clips, near = {one.clip for one in found}, [one.right for one in found if abs(one.log_ratio) < NEAR]
+    if len(clips) != 1 or sum(near) < MOST * len(near):
+        return ""
+    ((low, high),) = clips
+    upper = _bound([(exp(one.log_ratio), one.live) for one in found if one.advantage > 0 and one.log_ratio < 80])
+    lower = _bound([(-exp(one.log_ratio), one.live) for one in found if one.advantage < 0 and one.log_ratio < 80])
+    told = [_moved(f"A > 0 {CLIPPED_FROM}", upper, 1 + high)]
+    told += [_moved(f"A < 0 {CLIPPED_FROM}", lower, low - 1)]
+    return "; ".join(text for text in told if text)
+
+
+def _bound(seen: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
+    """The largest ratio with a gradient and the smallest without; None where they are not apart."""
+    live, dead = [size for size, alive in seen if alive], [size for size, alive in seen if not alive]
+    if not live or not dead or max(live) >= min(dead):
+        return None
+    return max(live), min(dead)
+
+
+def _moved(words: str, bracket: tuple[float, float] | None, due: float) -> str:
+    if bracket is None or bracket[0] <= due * (1 + 1e-6) <= bracket[1] or bracket[0] <= due * (1 - 1e-6) <= bracket[1]:
+        return ""
+    return f"{words} {abs(bracket[0]):.6g} and {abs(bracket[1]):.6g} on, not from {abs(due):.6g}"
+
+
+def _uneven(wrong: Sequence[Response]) -> str:
+    many = [one for one in wrong if one.uneven]
+    if 4 * len(many) <= len(wrong):
+        return ""
+    for place in ("first", "last"):
+        odd = [one.oddity for one in many if one.odd == place]
+        whole = [one for one in many if one.length > 2]
+        if len(odd) >= MOST * len(whole) and np.ptp(odd) <= CLOSE * max(map(abs, odd)):
+            times = f"{np.median(odd):.3g}x the" if any(odd) else "no"
+            return f"the {place} counted token of a response has {times} gradient" + (
+                " of the others" if any(odd) else ""
+            )
+    return "the gradient differs between tokens of one response"
+
+
+def _missing(found: Sequence[Response], wrong: Sequence[Response]) -> str:
+    """Whether it is the first or the last response of every batch that has no gradient."""
+    for words, place in (("first", 0), ("last", -1)):
+        there = [one for one in found if one.responses > 1 and one.place == place % one.responses]
+        if not any(one.live for one in there) and all(one in there for one in wrong):
+            return f"the {words} response of a batch has no gradient"
+    return ""
+
+
+def _factor(found: Sequence[Response], wrong: Sequence[Response]) -> str:
+    """The law that fits most of the factors near ratio 1."""
+    whole = [one for one in found if np.isfinite(one.factor) and one.factor != 0]
+    near = [one for one in whole if abs(one.log_ratio) < NEAR]
+    if len(near) < ENOUGH or _fit(near, lambda one: 1.0) >= MOST:
+        return _seldom(whole, wrong)
+    middle = float(np.median([one.factor for one in near]))
+    laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(near)}
+    words = max(laws, key=lambda words: _fit(near, laws[words]))
+    if _fit(near, laws[words]) < MOST:
+        return _advantages(near)
+    far = [one for one in whole if abs(one.log_ratio) >= NEAR]
+    if words != next(iter(laws)):
+        return f"near ratio 1 the gradient is {words}"
+    if far and _fit(far, lambda one: 1.0) >= MOST:
+        return f"inside the clip range the gradient is {words}, outside it is right"
+    if not far or _fit(far, laws[words]) >= MOST:
+        return ""
+    return f"near ratio 1 the gradient is {words}, farther away another multiple: the log-ratio is scaled"
+
+
+def _constants(near: Sequence[Response]) -> dict[str, Law]:
+    """Laws with a number in them that the factors tell."""
+    extra = round(float(np.median([one.length / one.factor - one.length for one in near])))
+    count = float(np.median([one.responses / one.factor for one in near]))
+    width = float(np.median([one.length / one.factor for one in near]))
+    side = "large" if extra > 0 else "small"
+    return {
+        f"that of a length that is {abs(extra)} too {side}": lambda one: one.length / max(1, one.length + extra),
+        f"divided by {count:.4g} in place of the number of responses": lambda one: one.responses / count,
+        f"divided by {width:.4g} in place of the length": lambda one: one.length / width,
+    }
+
+
+def _seldom(whole: Sequence[Response], wrong: Sequence[Response]) -> str:
+    """A law that holds everywhere, but differs from 1 in few places."""
+    for words, law in FACTORS.items():
+        moves = all(abs(law(one) - 1) > CLOSE for one in wrong)
+        if moves and len(wrong) >= FEW and all(one in whole for one in wrong) and _fit(whole, law) == 1:
+            return f"the gradient is {words}"
+    return ""
+
+
+def _fit(near: Sequence[Response], law: Law) -> float:
+    return sum(abs(one.factor / law(one) - 1) < CLOSE for one in near) / len(near)
+
+
+def _advantages(near: Sequence[Response]) -> str:
+    """Whether the factors are those of advantages that were changed on the way: held to a bound, centred, interchanged."""
+    bound = float(np.quantile([abs(one.advantage * one.factor) for one in near], MOST))
+    if _fit(near, lambda one: min(1.0, bound / abs(one.advantage))) >= MOST:
+        return f"near ratio 1 the advantages are held to ±{bound:.3g}"
+    batches: dict[int, list[Response]] = {}
+    for one in near:
+        batches.setdefault(one.question, []).append(one)
+    whole = [batch for batch in batches.values() if len(batch) == batch[0].responses > 1]
+    moved = [batch for batch in whole if not _balanced([one.advantage for one in batch])]
+    centred = [_balanced([one.advantage * one.factor for one in batch]) for batch in moved]
+    if len(moved) > 2 and all(centred):
+        return "the advantages are centred over the batch"
+    if len(whole) > 2 and all(map(_interchanged, whole)):
+        return "responses have the advantages of others"
+    together = [np.ptp([one.factor for one in batch]) <= CLOSE * abs(batch[0].factor) for batch in whole]
+    return (
+        "the responses of a batch are off by one factor, other batches by another"
+        if len(whole) > 2 and all(together)
+        else ""
+    )
+
+
+def _balanced(values: Sequence[float]) -> bool:
+    return abs(sum(values)) <= CLOSE * sum(map(abs, values))
+
+
+def _interchanged(batch: Iterable[Response]) -> bool:
+    given, used = zip(*((one.advantage, one.advantage * one.factor) for one in batch), strict=True)
+    return bool(np.allclose(sorted(given), sorted(used), rtol=CLOSE))
+
+
+def _beside(idle: Sequence[Response]) -> str:
+    return "responses with A = 0 have a gradient: something besides the surrogate is in the loss" if idle else ""
+
+
+def _side(found: Sequence[Response], wrong: Sequence[Response]) -> str:
+    """What every response with a wrong gradient has and a number of right ones have not."""
+    right = [one for one in found if one.right and one.live]
+    if len(wrong) < 2 or not right:
+        return ""
+    for words, size in SIZES.items():
+        least, most = min(map(size, wrong)), max(map(size, right))
+        if least > max(most * APART, NEAR):
+            return f"the gradient is wrong only {words.format(least)} and more"
+    longest, shortest = max(one.length for one in wrong), min(one.length for one in right)
+    if longest < shortest and len(right) >= ENOUGH:
+        return f"the gradient is wrong only in responses of {longest} tokens and fewer"
+    for words, side in SIDES.items():
+        if all(map(side, wrong)) and sum(not side(one) for one in found) >= ENOUGH:
+            return f"the gradient is wrong only {words}"
+    return ""
