@@ -48,7 +48,7 @@ def _finding(one: Finding) -> Markup:
     parts = [
         element("h3", f"{one.severity}: {one.rule}"),
         element("p", prose(one.message)),
-        element("p", one.consequence) if one.consequence else None,
+        element("p", f"Costs: {one.consequence}") if one.consequence else None,
         element("p", prose(f"Fix: {one.fix}")) if one.fix else None,
         element("p", one.clause, class_="quiet") if one.clause else None,
     ]
@@ -80,7 +80,7 @@ def _losses(found: Audit) -> Any:
         rows.append(element("tr", [element("td", value) for value in values]))
     left = len(found.rows) - _ROWS
     return [
-        element("table", rows, class_="numbers"),
+        element("div", element("table", rows, class_="numbers"), class_="scroll"),
         element("p", plural(left, "more step"), class_="quiet") if left > 0 else None,
     ]
 

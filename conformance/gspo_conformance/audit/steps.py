@@ -241,15 +241,31 @@ def _compare_step(found: StepAudit, claim: Claim, ledger: Ledger) -> None:
     values = {name: reduce_losses(losses, *name) for name in options}
     best = min(values, key=lambda name: abs(values[name] - found.truth))
     if abs(values[best] - found.truth) > tolerance:
-        # Where none fits, shares of a step are summed and means are averaged: a chance likeness tells nothing.
-        shares = all(one.normalizer is not None for one in found.parts)
-        best = next((name for name in options if name[0] == ("sum" if shares else "mean")), best)
+        best = _as_right_ones(found, options, best, tolerance)
     found.reduced = values[best]
     if len(options) > 1 and sum(abs(value - found.truth) <= tolerance for value in values.values()) < 2:
         ledger.miss(
             f"step loss: how losses combine was not recorded; micro-batches {best[0]}, ranks {best[1]} fits best"
         )
     ledger.compare(Difference("step loss", found.step.index, values[best], found.truth, tolerance))
+
+
+def _as_right_ones(
+    found: StepAudit, options: list[tuple[str, str]], nearest: tuple[str, str], tolerance: float
+) -> tuple[str, str]:
+    """How losses combine where no way gives the loss of the union: as the right ones would.
+
+    Where these do not either, shares of a step are summed and means are averaged: a chance likeness tells nothing.
+    """
+    right: dict[int, list[float | None]] = {}
+    for one in found.parts:
+        right.setdefault(one.part.rank, []).append(one.expected)
+    off = {name: abs(reduce_losses(right, *name) - found.truth) for name in options}
+    best = min(off, key=lambda name: off[name])
+    if off[best] <= tolerance:
+        return best
+    shares = all(one.normalizer is not None for one in found.parts)
+    return next((name for name in options if name[0] == ("sum" if shares else "mean")), nearest)
 
 
 def claim_tolerance(found: StepAudit, claim: Claim) -> float:
