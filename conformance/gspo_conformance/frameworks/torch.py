@@ -20,9 +20,7 @@ def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     if gradient != "autodiff":
         return {"loss": loss, "gradient": gradient(*tensors.values())}
     if loss.numel() != 1:
-        raise ValueError(
-            f"the loss: expected one number, got shape {list(loss.shape)}: is a mean missing?"
-        )
+        raise ValueError(f"the loss: expected one number, got shape {list(loss.shape)}: is a mean missing?")
     if not loss.requires_grad:
         raise ValueError("the loss does not depend on logp: was it detached?")
     loss.backward()
