@@ -172,6 +172,6 @@ def test_an_empty_response_that_counts_is_told_from_a_mask_that_is_ignored(tmp_p
 
 def test_wrong_losses_of_ranks_combine_as_right_ones_would(tmp_path: Path) -> None:
     """Hunts a loss of the step that is half of what the run had, because half of a wrong one comes nearer."""
-    for rank, loss in ((0, -0.3), (1, -0.2)):
+    for rank, loss in ((0, -0.25), (1, -0.375)):
         write(tmp_path / f"{rank}.safetensors", rank=rank, loss=loss, normalizer=4)
-    assert [(row.run, row.truth) for row in audit_trace(tmp_path).rows] == [(-0.5, -0.25)]
+    assert [(row.run, row.truth) for row in audit_trace(tmp_path).rows] == [(-0.625, -0.25)]
