@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..files import read_text
 from ..words import UsageError, cut, read_json
+from .bases import ABSENT, DEPTH, command_bases, found, is_given, script_bases, tree_bases
 from .python_source import notebook_source, python_settings
 from .references import resolved
 from .shell import commands, flag_value, word_lines
@@ -44,24 +45,25 @@ class Configuration:
 
 def read_configuration(words: Iterable[str]) -> Configuration:
     """Files and `KEY=VALUE` overrides, later ones winning."""
-    found = Configuration({})
+    words = list(words)
+    whole = Configuration({})
     for word in words:
         override = _OVERRIDE.match(word)
         if override and not _exists(word):
             try:
-                found = found.merged(_from_words([word], "command line"))
+                whole = whole.merged(_from_words([word], "command line"))
             except ValueError as error:
                 raise UsageError(f"{cut(word)}: {_line(error)}") from None
         else:
-            found = found.merged(_read_file(Path(word)))
-    return _without_references(found)
+            whole = whole.merged(_read_file(Path(word), words))
+    return _without_references(whole)
 
 
-def _without_references(found: Configuration) -> Configuration:
+def _without_references(whole: Configuration) -> Configuration:
     """References replaced by what they refer to; those that refer to nothing here are computed elsewhere."""
-    settings, unknown = resolved(found.settings)
-    computed = [f"{found.places.get(key, '')}: {key}" for key in unknown]
-    return Configuration(settings, found.places, (*found.computed, *computed))
+    settings, unknown = resolved(whole.settings)
+    computed = [f"{whole.places.get(key, '')}: {key}" for key in unknown]
+    return Configuration(settings, whole.places, (*whole.computed, *computed))
 
 
 def _exists(word: str) -> bool:
@@ -71,20 +73,43 @@ def _exists(word: str) -> bool:
         return False
 
 
-def _read_file(path: Path) -> Configuration:
+def _read_file(path: Path, given: Sequence[str], depth: int = DEPTH) -> Configuration:
+    """One file, on top of those that it stands on; `given` are read anyhow."""
+    own, names = _read_alone(path)
+    below = Configuration({})
+    for name in names:
+        if is_given(name, given):
+            continue
+        base = found(name, path) if depth else None
+        try:
+            read = _read_file(base, given, depth - 1) if base else _absent(path, name)
+        except UsageError:
+            read = _absent(path, name)
+        below = below.merged(read)
+    return below.merged(own)
+
+
+def _absent(path: Path, name: str) -> Configuration:
+    return Configuration({}, {}, (f"{path}: {ABSENT}{name}",))
+
+
+def _read_alone(path: Path) -> tuple[Configuration, list[str]]:
+    """The settings of a file, and the names of the files that it stands on."""
     text = read_text(path, "a configuration", MAX_BYTES)
     kind = path.suffix.lower()
     try:
         if kind in (".yaml", ".yml"):
             lines: dict[str, int] = {}
-            return _from_tree(_yaml(text, lines), str(path), lines)
+            tree = _from_tree(_yaml(text, lines), str(path), lines)
+            return tree, tree_bases(tree.settings)
         if kind == ".json":
-            return _from_tree(read_json(text), str(path))
+            return _from_tree(read_json(text), str(path)), []
         if kind == ".toml":
-            return _from_tree(tomllib.loads(_short_lines(text)), str(path))
+            return _from_tree(tomllib.loads(_short_lines(text)), str(path)), []
         if kind in (".py", ".ipynb"):
-            return _from_python(notebook_source(text) if kind == ".ipynb" else text, str(path))
-        return _from_shell(_short_lines(text), str(path))
+            return _from_python(notebook_source(text) if kind == ".ipynb" else text, str(path)), []
+        script = _from_shell(_short_lines(text), str(path))
+        return script, [*script_bases([words for _, words in commands(text)]), *command_bases(script.settings)]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path}: not readable as {kind[1:] or 'a script'}: {_line(error)}") from None
 

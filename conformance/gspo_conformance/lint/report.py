@@ -10,9 +10,10 @@ from typing import Any
 
 from ..trainers.dialect import Finding, Reading
 from ..words import json_text, printable
+from .bases import ABSENT
 from .configuration import Configuration
 from .formula import formula
-from .uncertain import counts
+from .uncertain import counts, is_file
 
 FORMATS = ("text", "json", "sarif")
 _MARKS = {"error": "error  ", "warning": "warning", "note": "note   "}
@@ -57,11 +58,18 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
         ]
         lines += [f"          {name:6} {text}" for name, text in details if text]
     unread = [one for one in configuration.computed if counts(one.rpartition(": ")[2], reading)]
-    lines += [f"  not read, because it is computed: {one}" for one in unread]
+    lines += [_unread(one) for one in unread]
     end = (
         "" if found else f"  nothing to say: this is the paper's objective{', as far as it was read' if unread else ''}"
     )
     return "\n".join([*lines, end, _summary(found)]) + "\n"
+
+
+def _unread(one: str) -> str:
+    place, _, key = one.rpartition(": ")
+    if not is_file(key):
+        return f"  not read, because it is computed: {one}"
+    return f"  not read, because it is not here: {key.removeprefix(ABSENT)}, on which {place} stands; give it as a CONFIG before that"
 
 
 def _advantage(reading: Reading) -> str:

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-MAX_VALUE, MAX_EXPANDED = 200, 100_000
+MAX_VALUE, MAX_LINES, MAX_EXPANDED = 20_000, 200, 100_000
 _DEFAULTED = re.compile(r"\$\{(\w+):?=([^{}]*)\}")
 _PART = re.compile(
     r"'[^']*'|\\\$|\$\(\(([^()]*(?:\([^()]*\)[^()]*)*)\)\)|\$\{(\w+)(?::?[-=]([^{}]*))?\}|\$([A-Za-z_]\w*)", re.S
@@ -15,6 +15,9 @@ _PART = re.compile(
 _ARITHMETIC = re.compile(r"^[\d\s+\-*/%()]{1,100}$")
 _ARRAY = re.compile(r"\b\w+\+?=\((?!\()")
 _CLOSED = re.compile(r"\)\s*$")
+# An assignment with a quote that is still open at the end of its line, and a # that begins no comment.
+_OPENED = re.compile(r"""^\s*(?:(?:export|local|readonly|declare)\s+)?[A-Za-z_]\w*\+?=(["'])((?!\1).)*$""")
+_WITHIN = re.compile(r"(?<=[^\s;])#")
 _BETWEEN = frozenset(("then", "else", "do", "&&", "||", "{", "}", "|", "&"))
 _WORD = re.compile(r"--[\w.\-]+|[A-Za-z_][\w.@/\-\[\]]*")
 _ENDS = re.compile(r"^(\d?>.*|\|.*|&.*|;.*|\)|\(|<.*)$")
@@ -34,12 +37,16 @@ def commands(text: str, variables: bool = True) -> Iterator[tuple[int, list[str]
         line = _expanded(line, bound)
         before, inside = inside, not variables or _in_array(line, inside)
         array = before or _ARRAY.search(line) is not None
-        try:
-            words = shlex.split(_ARRAY.sub(" ", _CLOSED.sub("", line)) if array else line, comments=True)
-        except ValueError:
-            continue
-        for part in _simple(words):
+        for part in _simple(_words(_ARRAY.sub(" ", _CLOSED.sub("", line)) if array else line)):
             yield number, part if array else _assignments(part, bound)
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line; where its quotes do not close, those between its spaces."""
+    try:
+        return [word.replace("\0", "#") for word in shlex.split(_WITHIN.sub("\0", line), comments=True)]
+    except ValueError:
+        return [word.strip("\"'") for word in line.split()]
 
 
 def _simple(words: list[str]) -> Iterator[list[str]]:
@@ -72,7 +79,7 @@ def _joined(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their continuations, without comments; a comment ends a continued line, as it does in a shell."""
     parts: list[str] = []
     begin = 1
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in _quoted(text.splitlines()):
         comment = line.lstrip().startswith("#")
         goes_on = not comment and re.search(r"\\\s*$", line) is not None
         if not parts:
@@ -86,6 +93,20 @@ def _joined(text: str) -> Iterator[tuple[int, str]]:
         yield begin, "".join(parts)
 
 
+def _quoted(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, the value of `NAME="...` up to its closing quote as one of them."""
+    at = 0
+    while at < len(lines):
+        opened = _OPENED.match(lines[at])
+        rest = range(at + 1, min(at + MAX_LINES, len(lines))) if opened else ()
+        end = next((i for i in rest if opened and opened[1] in lines[i]), at)
+        yield (
+            at + 1,
+            " ".join(re.sub(r"\\\s*$", " ", line) for line in lines[at:end]) + (" " if end > at else "") + lines[end],
+        )
+        at = end + 1
+
+
 def _in_array(line: str, inside: bool) -> bool:
     """Whether the next line stands in `NAME=( ... )`, where words with an equals sign are no assignments."""
     plain = re.sub(r"\"[^\"]*\"|'[^']*'|\$\([^)]*\)|\s#.*$", "", line)
@@ -97,15 +118,17 @@ def _in_array(line: str, inside: bool) -> bool:
 def _assignments(words: list[str], variables: dict[str, str | None]) -> list[str]:
     """Binds `A=1 B=2` at the beginning of a command; the words behind them."""
     rest = words[1:] if words and words[0] in ("export", "local", "readonly", "declare") else words
-    while rest and (match := re.match(r"^([A-Za-z_]\w*)=(.*)$", rest[0], re.S)):
-        _bind(variables, match[1], match[2])
+    while rest and (match := re.match(r"^([A-Za-z_]\w*)(\+?)=(.*)$", rest[0], re.S)):
+        _bind(variables, match[1], f"{variables.get(match[1]) or ''}{match[3]}" if match[2] else match[3])
         rest = rest[1:]
     return rest
 
 
 def _bind(variables: dict[str, str | None], name: str, value: str) -> None:
-    """A name that gets two values has none that can be told: which branch runs is not known."""
-    variables[name] = value if variables.get(name, value) == value else None
+    """A name that gets two values has none that can be told: which branch runs is not known. Settings may be added to others."""
+    old = variables.get(name, value)
+    added = old is not None and ("=" in old or "--" in old) and old in value
+    variables[name] = value if old == value or added else None
 
 
 def _expanded(line: str, variables: dict[str, str | None]) -> str:

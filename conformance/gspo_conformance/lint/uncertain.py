@@ -7,11 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ..trainers.dialect import Finding, Reading
+from .bases import ABSENT
 
 
 def counts(key: str, reading: Reading) -> bool:
     """Whether a computed setting has a part in the objective."""
     return key.startswith("**") or any(one == key or one.endswith(f".{key}") for one in reading.settings)
+
+
+def is_file(key: str) -> bool:
+    """Whether what could not be read is a whole file."""
+    return key.startswith(ABSENT) and not key.startswith(f"{ABSENT}keywords of ")
 
 
 def doubted(found: Sequence[Finding], unread: Iterable[str], reading: Reading) -> list[Finding]:
@@ -34,5 +40,10 @@ def _cause(one: Finding, keys: Sequence[str], reading: Reading) -> str:
 def _doubted(one: Finding, cause: str) -> Finding:
     if not cause:
         return one
-    message = f"unless {cause}, not read because it is computed, says otherwise: {one.message}"
+    told = (
+        f"{cause.removeprefix(ABSENT)}, which is not here"
+        if is_file(cause)
+        else f"{cause}, not read because it is computed"
+    )
+    message = f"unless {told}, says otherwise: {one.message}"
     return replace(one, severity="warning" if one.severity == "error" else one.severity, message=message)

@@ -158,10 +158,10 @@ def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"center": "leave_one_out", "scale": "none"} if estimator in ("rloo", "rloo_vectorized") else None
 
 
-def _updates(every: Mapping[str, Any]) -> int:
-    """Optimiser steps per rollout batch: mini-batches times epochs."""
-    batch, part = every["data.train_batch_size"], every[ACTOR + "ppo_mini_batch_size"]
-    return max(1, -(-int(batch) // int(part))) * int(every[ACTOR + "ppo_epochs"])
+def _updates(every: Mapping[str, Any]) -> int | None:
+    """Optimiser steps per rollout batch: mini-batches times epochs. The asynchronous trainer, which has no such batch, sets its size to 0."""
+    batch, part = int(every["data.train_batch_size"]), int(every[ACTOR + "ppo_mini_batch_size"])
+    return max(1, -(-batch // part)) * int(every[ACTOR + "ppo_epochs"]) if batch > 0 else None
 
 
 def _findings(mode: str, every: Mapping[str, Any], given: Mapping[str, Any], version: str) -> list[Finding]:

@@ -1,0 +1,63 @@
+"""The files that a configuration stands on: `defaults: ../base.yaml`, `--config run.yaml`, `bash base.sh KEY=VALUE`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PARENTS, DEPTH = 6, 8
+ENDINGS = (".yaml", ".yml", ".json", ".toml")
+# Marks a file that was not found where other marks say which keys are computed.
+ABSENT = "**"
+# Configurations that come with a trainer: their values are its defaults.
+_OWN = ("ppo", "one_step_off", "fully_async", "_self_")
+
+
+def tree_bases(settings: Mapping[str, Any]) -> list[str]:
+    """The files that `defaults` of a YAML file names."""
+    named = settings.get("defaults")
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    return [name for name in names if isinstance(name, str) and _is_name(name)]
+
+
+def command_bases(settings: Mapping[str, Any]) -> list[str]:
+    """The file that `--config FILE`, or `--config-path FOLDER --config-name NAME`, names."""
+    named, folder = settings.get("config"), settings.get("config_path")
+    if isinstance(named, str) and (named.endswith(ENDINGS) or "$" in named):
+        return [named]
+    name = settings.get("config_name")
+    if isinstance(name, str) and not name.startswith(_OWN):
+        return [f"{folder or '.'}/{name.removesuffix('.yaml')}.yaml"]
+    return []
+
+
+def script_bases(commands: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The scripts that are run with settings of their own behind them."""
+    for words in commands:
+        settings = [word for word in words[2:] if "=" in word or word.startswith("--")]
+        if settings and words[0] in ("bash", "sh") and words[1].endswith(".sh"):
+            yield words[1]
+
+
+def is_given(name: str, words: Sequence[str]) -> bool:
+    """Whether one of the files on the command line is meant by that name."""
+    if "$" in name:
+        return any(word.endswith(ENDINGS) for word in words)
+    return any(Path(name).name == Path(word).name for word in words)
+
+
+def found(name: str, path: Path) -> Path | None:
+    """The file of that name beside the one that names it, or in a folder above; None where there is none."""
+    if "$" in name or "\0" in name:
+        return None
+    folders = [path.parent, *list(path.absolute().parent.parents)[:PARENTS]]
+    places = [Path(name)] if Path(name).is_absolute() else [folder / name for folder in folders]
+    try:
+        return next((place for place in places if place.is_file() and not place.samefile(path)), None)
+    except OSError:
+        return None
+
+
+def _is_name(name: str) -> bool:
+    return name.endswith(ENDINGS) and "@" not in name

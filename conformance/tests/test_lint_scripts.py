@@ -1,0 +1,86 @@
+"""`gspo lint` on scripts that build their settings up, and on configurations that stand on other files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gspo_conformance.cli import main
+from gspo_conformance.lint.configuration import read_configuration
+
+VERL = "python3 -m verl.trainer.main_ppo"
+ACTOR = "actor_rollout_ref.actor."
+BASE = "grpo: {normalize_rewards: true, use_leave_one_out_baseline: false}\nloss_fn: {ratio_clip_min: 3e-4, ratio_clip_max: 4e-4, reference_policy_kl_penalty: 0}\n"
+CHILD = "defaults: base/nemo.yaml\nloss_fn: {sequence_level_importance_ratios: true, token_level_loss: false}\npolicy: {train_global_batch_size: 64}\n"
+
+
+def _settings(path: Path, text: str) -> dict[str, Any]:
+    path.write_text(text, encoding="utf-8")
+    return dict(read_configuration([str(path)]).settings)
+
+
+def _errors(capsys: pytest.CaptureFixture[str], *words: str) -> set[str]:
+    main(["lint", *words, "--format", "json"])
+    return {one["rule"] for one in json.loads(capsys.readouterr().out)["findings"] if one["severity"] == "error"}
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("swift rlhf --dataset owner/name#10000 \\\n  --beta 0.0 # none\n", {"dataset": "owner/name#10000", "beta": 0.0}),
+        (f'A="\n  {ACTOR}a=1 \\\n  {ACTOR}b=2"\n{VERL} $A', {f"{ACTOR}a": 1, f"{ACTOR}b": 2}),
+        (f'A="{ACTOR}a=1"\nA="$A {ACTOR}b=2"\n{VERL} $A', {f"{ACTOR}a": 1, f"{ACTOR}b": 2}),
+        ('A="--beta 0.1"\nA+=" --epsilon 3e-4"\ntrl grpo $A', {"beta": 0.1, "epsilon": 3e-4}),
+        (f"echo it's time\n{VERL} {ACTOR}a=1\necho it's done", {f"{ACTOR}a": 1}),
+        (f'B=1\nif x; then\nB=2\nfi\n{VERL} {ACTOR}a=$B', {}),
+        (f'A="never closed\n{VERL} {ACTOR}a=1\n', {f"{ACTOR}a": 1}),
+    ],
+)  # fmt: skip
+def test_settings_that_a_script_builds_up_are_read(script: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    assert _settings(tmp_path / "run.sh", script) == expected
+
+
+def test_a_configuration_stands_on_the_one_that_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "nemo.yaml").write_text(BASE, encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(CHILD, encoding="utf-8")
+    (tmp_path / "run.sh").write_text(
+        "python nemo_rl.py --config run.yaml loss_fn.ratio_clip_max=0.3\n", encoding="utf-8"
+    )
+    assert _errors(capsys, str(tmp_path / "run.yaml")) == set()
+    assert _errors(capsys, str(tmp_path / "run.sh")) == {"clip-range"}
+
+
+def test_what_stands_on_an_absent_file_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text(CHILD, encoding="utf-8")
+    (tmp_path / "run.sh").write_text(
+        f"{VERL} --config-path=conf --config-name=mine {ACTOR}clip_ratio_low=0.2\n", encoding="utf-8"
+    )
+    (tmp_path / "on.sh").write_text(
+        "bash examples/skyrl.sh trainer.policy_loss_type=gspo skyrl.a=1\n", encoding="utf-8"
+    )
+    for name in ("run.yaml", "run.sh", "on.sh"):
+        words = [str(tmp_path / name), *(["--dialect", "skyrl"] if name == "on.sh" else [])]
+        assert _errors(capsys, *words) == set()
+        main(["lint", *words])
+        assert "not read, because it is not here: " in capsys.readouterr().out
+    (tmp_path / "nemo.yaml").write_text(BASE, encoding="utf-8")
+    main(["lint", str(tmp_path / "nemo.yaml"), str(tmp_path / "run.yaml")])
+    assert "nothing to say: this is the paper's objective" in capsys.readouterr().out
+
+
+def test_files_that_stand_on_each_other_end(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("defaults: a.yaml\nb: 1\n", encoding="utf-8")
+    assert _settings(tmp_path / "a.yaml", "defaults: [b.yaml, _self_]\na: 1\n")["b"] == 1
+
+
+def test_the_asynchronous_trainer_of_verl_has_no_batch_to_divide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{VERL} {ACTOR}policy_loss.loss_mode=gspo data.train_batch_size=%d {ACTOR}ppo_mini_batch_size=16\n"
+    for size, expected in ((0, False), (16, True)):
+        (tmp_path / "run.sh").write_text(text % size, encoding="utf-8")
+        assert ("one-update" in _errors(capsys, str(tmp_path / "run.sh"))) is expected
