@@ -62,8 +62,7 @@ def group_advantages(
     check_choice("center", center, CENTERS)
     check_choice("scale", scale, SCALES)
     check_choice("eps_placement", eps_placement, PLACEMENTS)
-    check_number("ddof", ddof, low=0.0)
-    check_number("eps", eps, low=0.0)
+    ddof, eps = check_number("ddof", ddof, low=0.0), check_number("eps", eps, low=0.0)
     index = index_groups(groups)
     rewards, counted = index.sort(rewards), index.sort(counted)
     stats = moments(rewards, counted, index)
@@ -131,7 +130,7 @@ def clip_advantages(advantages: Array, bound: float, sequences: Sequences | Arra
     """
     xp = check_array("advantages", advantages)
     check_floating("advantages", advantages)
-    check_number("bound", bound, low=0.0, strict=True)
+    bound = check_number("bound", bound, low=0.0, strict=True)
     values = backend_of(advantages).stop_gradient(xp.astype(advantages, compute_dtype(advantages)))
     if sequences is not None:
         layout = bind_sequences(sequences, tuple(advantages.shape), "advantages")

@@ -8,6 +8,7 @@ its tokens. The numerator and M are available apart, so that the parts of a step
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 from .arrays import Array, Namespace, compute_dtype, gather, namespace_of
@@ -16,6 +17,7 @@ from .sequences import Layout, Sequences, bind_sequences
 from .validation import (
     check_array,
     check_choice,
+    check_field,
     check_finite,
     check_floating,
     check_integer,
@@ -51,7 +53,7 @@ class Aggregation:
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
         check_choice("count", self.count, COUNTS)
-        check_number("constant", self.constant, low=0.0, strict=True)
+        check_field(self, "constant", low=0.0, strict=True)
 
 
 class Weights(NamedTuple):
@@ -173,9 +175,8 @@ def _given(normalizer: Any, count: Array, lengths: Array) -> Array:
     """The caller's M; 0 is no M unless no token counts, as where the counts of a step are those of empty responses."""
     if normalizer is None:
         raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
-    if isinstance(normalizer, (int, float)):
-        check_number("normalizer", normalizer, low=0.0, strict=True)
-        return namespace_of(count).zeros_like(count) + normalizer
+    if _is_number(normalizer, namespace_of(count)):
+        return namespace_of(count).zeros_like(count) + check_number("normalizer", normalizer, low=0.0, strict=True)
     xp = check_array("normalizer", normalizer)
     check_same_namespace(namespace_of(count), normalizer=normalizer)
     check_shape("normalizer", normalizer, (), "one number")
@@ -187,6 +188,11 @@ def _given(normalizer: Any, count: Array, lengths: Array) -> Array:
     if reads_values(normalizer) and normalizer == 0 and bool(xp.any(lengths > 0)):
         raise ValueError("normalizer: expected a number > 0 where tokens count, got 0")
     return xp.astype(normalizer, count.dtype)
+
+
+def _is_number(value: Any, xp: Namespace) -> bool:
+    """A Python number, or a scalar of NumPy that is no array of `xp`."""
+    return isinstance(value, Real) and (isinstance(value, (int, float)) or namespace_of(value) is not xp)
 
 
 def _group_weights(

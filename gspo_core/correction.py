@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .arrays import Array, clamp, times
 from .sequences import Layout
-from .validation import check_choice, check_flag, check_number
+from .validation import check_choice, check_field, check_flag
 
 LEVELS = ("token", "sequence", "geometric")
 ACTIONS = ("clamp", "mask", "reject")
@@ -41,7 +41,7 @@ class Correction:
         check_flag("negative_only", self.negative_only)
         for name in ("low", "high"):
             if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), low=0.0)
+                check_field(self, name, low=0.0)
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"low: expected at most high = {self.high!r}, got {self.low!r}")
 

@@ -207,9 +207,8 @@ def informative_groups(
     array([False, False,  True,  True])
     """
     rewards, counted = prepare(rewards, groups, valid)
-    for name, bound in (("low", low), ("high", high)):
-        if bound is not None:
-            check_number(name, bound)
+    low = None if low is None else check_number("low", low)
+    high = None if high is None else check_number("high", high, low=low)
     index = index_groups(groups)
     counted = index.sort(counted)
     stats = moments(index.sort(rewards), counted, index)

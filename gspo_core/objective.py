@@ -11,7 +11,7 @@ from .aggregation import Aggregation, as_aggregation
 from .correction import Correction
 from .penalty import Penalty
 from .surrogate import Cispo, Clip, Gmpo, Reinforce, Sapo, Surrogate, Unclipped, Vespo
-from .validation import check_choice, check_number
+from .validation import check_choice, check_field, check_kind
 
 RATIOS = ("token", "sequence", "gspo_token", "product")
 SEQUENCE_RATIOS = ("sequence", "product")
@@ -72,7 +72,7 @@ class Objective:
         object.__setattr__(self, "correction", _as_tuple(self.correction))
         self._check_types()
         if self.log_ratio_cap is not None:
-            check_number("log_ratio_cap", self.log_ratio_cap)
+            check_field(self, "log_ratio_cap")
         if isinstance(self.surrogate, Gmpo) and self.ratio != "token":
             raise ValueError(f"ratio: expected 'token' with the Gmpo surrogate, which clips tokens, got {self.ratio!r}")
 
@@ -137,32 +137,32 @@ class Objective:
     @classmethod
     def gspo(cls, clip: Clip = PAPER_CLIP) -> Objective:
         """GSPO, eq. 5: one length-normalised ratio, one clip decision and one weight per response."""
-        return cls("sequence", clip, Aggregation())
+        return cls("sequence", check_kind("clip", clip, Clip), Aggregation())
 
     @classmethod
     def gspo_token(cls, clip: Clip = PAPER_CLIP) -> Objective:
         """GSPO-token, eq. 13: GSPO with advantages that may vary by token."""
-        return cls("gspo_token", clip, Aggregation())
+        return cls("gspo_token", check_kind("clip", clip, Clip), Aggregation())
 
     @classmethod
     def grpo(cls, clip: Clip = Clip(0.2, 0.27)) -> Objective:
         """GRPO, eq. 2, with the clip range of the GSPO paper's baseline and no KL term."""
-        return cls("token", clip, Aggregation())
+        return cls("token", check_kind("clip", clip, Clip), Aggregation())
 
     @classmethod
     def ppo(cls, clip: Clip = Clip(0.2, 0.2)) -> Objective:
         """PPO, eq. 1."""
-        return cls("token", clip, Aggregation())
+        return cls("token", check_kind("clip", clip, Clip), Aggregation())
 
     @classmethod
     def dr_grpo(cls, constant: float = 1.0, clip: Clip = Clip(0.2, 0.2)) -> Objective:
         """Dr. GRPO (arXiv 2503.20783): no 1/|y_i|; token sums over a constant."""
-        return cls("token", clip, Aggregation("sequence_mean_token_sum", constant=constant))
+        return cls("token", check_kind("clip", clip, Clip), Aggregation("sequence_mean_token_sum", constant=constant))
 
     @classmethod
     def dapo(cls, clip: Clip = Clip(0.2, 0.28)) -> Objective:
         """DAPO (arXiv 2503.14476): token mean within each group."""
-        return cls("token", clip, Aggregation("group_token_mean"))
+        return cls("token", check_kind("clip", clip, Clip), Aggregation("group_token_mean"))
 
     @classmethod
     def rloo(cls) -> Objective:
@@ -172,37 +172,42 @@ class Objective:
     @classmethod
     def reinforce_pp(cls, clip: Clip = Clip(0.2, 0.2)) -> Objective:
         """REINFORCE++ (arXiv 2501.03262): PPO's clip, token mean; advantages are whitened returns."""
-        return cls("token", clip, Aggregation("token_mean"))
+        return cls("token", check_kind("clip", clip, Clip), Aggregation("token_mean"))
 
     @classmethod
     def gmpo(cls, surrogate: Gmpo = Gmpo()) -> Objective:
         """GMPO (arXiv 2507.20673): geometric mean of clipped token ratios."""
-        return cls("token", surrogate, Aggregation())
+        return cls("token", check_kind("surrogate", surrogate, Gmpo), Aggregation())
 
     @classmethod
     def cispo(cls, surrogate: Cispo = Cispo()) -> Objective:
         """CISPO (arXiv 2506.13585): clipped weights, never clipped gradients."""
-        return cls("token", surrogate, Aggregation("group_token_mean"))
+        return cls("token", check_kind("surrogate", surrogate, Cispo), Aggregation("group_token_mean"))
 
     @classmethod
     def sapo(cls, surrogate: Sapo = Sapo()) -> Objective:
         """SAPO (arXiv 2511.20347): a soft gate on the token ratio."""
-        return cls("token", surrogate, Aggregation())
+        return cls("token", check_kind("surrogate", surrogate, Sapo), Aggregation())
 
     @classmethod
     def luspo(cls, clip: Clip = PAPER_CLIP) -> Objective:
         """LUSPO (arXiv 2602.05261): GSPO times |y_i|."""
-        return cls("sequence", clip, Aggregation("sequence_mean_token_sum"))
+        return cls("sequence", check_kind("clip", clip, Clip), Aggregation("sequence_mean_token_sum"))
 
     @classmethod
     def decoupled(cls, clip: Clip = Clip(0.2, 0.2), cap: float = 5.0) -> Objective:
         """Decoupled PPO (arXiv 2110.00641): ratio to the proximal policy, tokens above the behaviour cap dropped."""
-        return cls("token", clip, Aggregation("token_mean"), correction=(Correction("token", "mask", high=cap),))
+        return cls(
+            "token",
+            check_kind("clip", clip, Clip),
+            Aggregation("token_mean"),
+            correction=(Correction("token", "mask", high=cap),),
+        )
 
     @classmethod
     def vespo(cls, surrogate: Vespo = Vespo()) -> Objective:
         """VESPO (arXiv 2602.10693): a smooth kernel on the un-normalised sequence ratio."""
-        return cls("product", surrogate, Aggregation("token_mean"))
+        return cls("product", check_kind("surrogate", surrogate, Vespo), Aggregation("token_mean"))
 
     @classmethod
     def minirl(cls, gate: Clip = Clip(0.2, 0.27), cap: float = 5.0) -> Objective:

@@ -12,7 +12,7 @@ from .aggregation import Aggregation, as_aggregation
 from .arrays import Array, clamp, compute_dtype, namespace_of
 from .backend import backend_of
 from .sequences import Layout
-from .validation import check_array, check_choice, check_floating, check_number, check_same_namespace, check_shape
+from .validation import check_array, check_choice, check_field, check_floating, check_same_namespace, check_shape
 
 ESTIMATORS = ("k1", "k2", "k3", "k3_plus", "abs")
 IMPORTANCE = (None, "token", "sequence")
@@ -36,12 +36,12 @@ class Penalty:
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("importance", self.importance, IMPORTANCE)
-        check_number("coefficient", self.coefficient, low=0.0)
+        check_field(self, "coefficient", low=0.0)
         if self.aggregation is not None:
             object.__setattr__(self, "aggregation", as_aggregation(self.aggregation, "aggregation"))
         for name in ("log_ratio_clamp", "value_clamp"):
             if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), low=0.0, strict=True)
+                check_field(self, name, low=0.0, strict=True)
 
 
 def kl_penalty(logp: Array, ref_logp: Array, estimator: str = "k3") -> Array:

@@ -110,8 +110,7 @@ def whiten(
 
 def whiten_counted(values: Array, counted: Array, *, center: bool, ddof: float, eps: float) -> Array:
     """`whiten` for checked values."""
-    check_number("ddof", ddof, low=0.0)
-    check_number("eps", eps, low=0.0)
+    ddof, eps = check_number("ddof", ddof, low=0.0), check_number("eps", eps, low=0.0)
     check_flag("center", center)
     xp, batch = namespace_of(values), Whole()
     stats = moments(values, counted, batch)
@@ -173,7 +172,7 @@ def _bootstrap(bootstrap: Array | None, layout: Layout, like: Array) -> Array:
 
 
 def _fraction(name: str, value: float) -> float:
-    check_number(name, value, low=0.0)
+    value = check_number(name, value, low=0.0)
     if value > 1:
         raise ValueError(f"{name}: expected a number <= 1, got {value!r}")
     return value

@@ -41,8 +41,8 @@ def clip_rewards(rewards: Array, low: float, high: float) -> Array:
     array([-10. ,   0.3,  10. ])
     """
     xp = check_rewards(rewards)
-    check_number("low", low)
-    check_number("high", high, low=low)
+    low = check_number("low", low)
+    high = check_number("high", high, low=low)
     check_no_nan("rewards", rewards)
     return xp.clip(backend_of(rewards).stop_gradient(xp.astype(rewards, compute_dtype(rewards))), low, high)
 
@@ -50,7 +50,8 @@ def clip_rewards(rewards: Array, low: float, high: float) -> Array:
 class RunningMoments(NamedTuple):
     """n, the mean and Σ(r - mean)² of all rewards so far. Immutable: `update` returns the next.
 
-    Clause GSPO-REWARD-3. Starts empty and takes the framework and dtype of the first rewards.
+    Clause GSPO-REWARD-3. Starts empty and takes the framework and dtype of the first rewards. A checkpoint holds
+    three numbers: `RunningMoments(count, float(mean), float(m2))` goes on where they were written.
 
     >>> import numpy as np
     >>> running = RunningMoments().update(np.asarray([1.0, 2.0])).update(np.asarray([6.0]))
@@ -65,6 +66,7 @@ class RunningMoments(NamedTuple):
     def update(self, rewards: Array) -> RunningMoments:
         """The moments of what came before together with `rewards` `[n]`."""
         rewards, everyone = prepare(rewards, None, None)
+        _check_moments(self, rewards)
         batch = moments(rewards, everyone, Whole())
         squares = namespace_of(rewards).sum(batch.deviation * batch.deviation)
         count = self.count + rewards.shape[0]
@@ -108,8 +110,7 @@ def normalize_rewards(
     array([-1.,  1.])
     """
     check_choice("method", method, METHODS)
-    check_number("ddof", ddof, low=0.0)
-    check_number("eps", eps, low=0.0)
+    ddof, eps = check_number("ddof", ddof, low=0.0), check_number("eps", eps, low=0.0)
     check_flag("shift", shift)
     check_flag("scale", scale)
     _check_statistics(method, groups, running)
@@ -118,6 +119,7 @@ def normalize_rewards(
         return rewards
     if method == "running":
         assert running is not None
+        running = _beside(running, rewards)
         return _normalized(rewards, rewards - running.mean, running.spread(ddof), shift, scale, eps)
     over = Whole() if method == "batch" else index_groups(groups)
     rewards = over.sort(rewards)
@@ -147,7 +149,7 @@ def token_kl_rewards(
     array([[-1.,  1.,  0.]])
     """
     xp = check_rewards(rewards)
-    check_number("coefficient", coefficient, low=0.0)
+    coefficient = check_number("coefficient", coefficient, low=0.0)
     check_choice("estimator", estimator, ESTIMATORS)
     check_same_namespace(xp, rewards=rewards, logp=logp, ref_logp=ref_logp)
     layout, logp = check_token_rewards("logp", logp, sequences)
@@ -177,12 +179,12 @@ def soft_overlong_penalty(lengths: Array, max_length: int, cache: int) -> Array:
         raise ValueError(f"lengths: expected shape [n] with at least one response, got {tuple(lengths.shape)}")
     if not xp.isdtype(lengths.dtype, "integral"):
         check_floating("lengths", lengths)
-    check_number("cache", cache, low=0.0, strict=True)
-    check_number("max_length", max_length, low=cache)
+    span = check_number("cache", cache, low=0.0, strict=True)
+    end = check_number("max_length", max_length, low=span)
     floats = xp.astype(lengths, compute_dtype(lengths))
     check_finite("lengths", floats)
     check_not_negative("lengths", floats)
-    return xp.clip((max_length - cache - floats) / cache, -1.0, 0.0)
+    return xp.clip((end - span - floats) / span, -1.0, 0.0)
 
 
 def _check_statistics(method: str | None, groups: Array | None, running: RunningMoments | None) -> None:
@@ -195,6 +197,23 @@ def _check_statistics(method: str | None, groups: Array | None, running: Running
         raise TypeError(f"running: expected RunningMoments, got {type(running).__name__}")
     if running is not None and isinstance(running.count, int) and running.count == 0:
         raise ValueError("running: expected moments that contain these rewards, got empty ones: update first")
+
+
+def _check_moments(running: RunningMoments, rewards: Array) -> None:
+    """Moments are numbers, or arrays like `rewards`."""
+    for name, value in (("mean", running.mean), ("m2", running.m2)):
+        if hasattr(value, "dtype"):
+            check_same_namespace(namespace_of(rewards), rewards=rewards, **{name: value})
+        else:
+            check_number(name, value)
+
+
+def _beside(running: RunningMoments, rewards: Array) -> RunningMoments:
+    """The moments as arrays of the framework of `rewards`."""
+    _check_moments(running, rewards)
+    zero = namespace_of(rewards).sum(rewards * 0)
+    mean, m2 = (value if hasattr(value, "dtype") else zero + value for value in (running.mean, running.m2))
+    return RunningMoments(running.count, mean, m2)
 
 
 def _normalized(rewards: Array, deviation: Array, spread: Spread, shift: bool, scale: bool, eps: float) -> Array:

@@ -151,7 +151,7 @@ class Packed:
                 raise ValueError(f"mask: expected 1 dimension [N], got shape {tuple(self.mask.shape)}")
             object.__setattr__(self, "mask", as_boolean("mask", self.mask))
         if self.max_length is not None:
-            check_size("max_length", self.max_length)
+            object.__setattr__(self, "max_length", check_size("max_length", self.max_length))
         if reads_values(self.offsets):
             self._check_offsets()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from .arrays import Array, clamp, compute_dtype, namespace_of
-from .validation import check_array, check_floating, check_number, check_same_namespace, check_shape
+from .validation import check_array, check_field, check_floating, check_kind, check_same_namespace, check_shape
 
 StopGradient: TypeAlias = Callable[[Array], Array]
 
@@ -50,9 +50,10 @@ class Clip:
     dual: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self.low, self.high)
+        check_field(self, "low", low=0.0)
+        check_field(self, "high", low=0.0)
         if self.dual is not None:
-            check_number("dual", self.dual, low=1.0, strict=True)
+            check_field(self, "dual", low=1.0, strict=True)
 
     def clipped(self, ratio: Array, advantages: Array) -> Clipped:
         """Where the gate is 0: strictly outside the range, on the side where J would grow (GSPO-SURR-2)."""
@@ -130,8 +131,8 @@ class Gmpo:
     high: float = 0.4
 
     def __post_init__(self) -> None:
-        check_number("low", self.low, low=0.0)
-        check_number("high", self.high, low=0.0)
+        check_field(self, "low", low=0.0)
+        check_field(self, "high", low=0.0)
 
     def clipped_tokens(self, log_ratio: Array, advantages: Array) -> Clipped:
         """Which tokens are held at a bound."""
@@ -162,8 +163,8 @@ class Sapo:
     tau_neg: float = 1.05
 
     def __post_init__(self) -> None:
-        check_number("tau_pos", self.tau_pos, low=0.0, strict=True)
-        check_number("tau_neg", self.tau_neg, low=0.0, strict=True)
+        check_field(self, "tau_pos", low=0.0, strict=True)
+        check_field(self, "tau_neg", low=0.0, strict=True)
 
     def clipped(self, ratio: Array, advantages: Array) -> Clipped:  # noqa: ARG002
         """The gate is soft: nothing is."""
@@ -198,6 +199,10 @@ class Reinforce:
 
     gate: Clip | None = None
 
+    def __post_init__(self) -> None:
+        if self.gate is not None:
+            check_kind("gate", self.gate, Clip)
+
     def clipped(self, ratio: Array, advantages: Array) -> Clipped:
         """Where the gate is 0."""
         return _nothing(ratio) if self.gate is None else self.gate.clipped(ratio, advantages)
@@ -223,8 +228,8 @@ class Cispo:
 
     def __post_init__(self) -> None:
         if self.low is not None:
-            check_number("low", self.low, low=0.0)
-        check_number("high", self.high, low=0.0)
+            check_field(self, "low", low=0.0)
+        check_field(self, "high", low=0.0)
 
     def clipped(self, ratio: Array, advantages: Array) -> Clipped:
         """Where the weight is held at a bound, whatever the sign of A; A = 0 is not counted."""
@@ -250,7 +255,7 @@ class Vespo:
 
     def __post_init__(self) -> None:
         for name in ("k_pos", "lam_pos", "k_neg", "lam_neg"):
-            check_number(name, getattr(self, name), low=0.0)
+            check_field(self, name, low=0.0)
 
     def clipped(self, ratio: Array, advantages: Array) -> Clipped:  # noqa: ARG002
         """The kernel is smooth: nothing is."""
@@ -284,8 +289,7 @@ def clipped_surrogate(ratio: Array, advantages: Array, clip: Clip) -> Array:
     array([ 0.5,  1.3, -0.8, -1.5])
     """
     xp = check_array("ratio", ratio)
-    if not isinstance(clip, Clip):
-        raise TypeError(f"clip: expected a Clip, got {type(clip).__name__}")
+    check_kind("clip", clip, Clip)
     check_same_namespace(xp, ratio=ratio, advantages=advantages)
     check_floating("ratio", ratio)
     check_floating("advantages", advantages)
@@ -310,8 +314,3 @@ def _nothing(like: Array) -> Clipped:
 def _below(log_ratio: Array) -> Array:
     xp = namespace_of(log_ratio)
     return xp.where(log_ratio <= _SATURATED, log_ratio, _SATURATED)
-
-
-def _check_range(low: float, high: float) -> None:
-    check_number("low", low, low=0.0)
-    check_number("high", high, low=0.0)

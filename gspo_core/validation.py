@@ -9,10 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
 from .arrays import Array, Namespace, namespace_of
 from .backend import backend_of, device_of
+
+T = TypeVar("T")
 
 _switch = {"value_checks": True}
 _LARGEST = sys.float_info.max
@@ -138,22 +141,40 @@ def as_boolean(name: str, flags: Array) -> Array:
     return flags != 0
 
 
-def check_number(name: str, value: Any, *, low: float | None = None, strict: bool = False) -> None:
-    """A finite Python number, at least `low` (above it where `strict`)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_number(name: str, value: Any, *, low: float | None = None, strict: bool = False) -> float:
+    """`value` as a Python number: finite, at least `low` (above it where `strict`).
+
+    A scalar of NumPy is one, but would widen arrays that a Python number leaves as they are.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not -_LARGEST <= value <= _LARGEST:
-        raise ValueError(f"{name}: expected a finite number, got {repr(value)[:60]}")
-    if low is not None and (value < low or (strict and value == low)):
-        raise ValueError(f"{name}: expected a number {'>' if strict else '>='} {low:g}, got {value!r}")
+    number = int(value) if isinstance(value, Integral) else float(value)
+    if not -_LARGEST <= number <= _LARGEST:
+        raise ValueError(f"{name}: expected a finite number, got {repr(number)[:60]}")
+    if low is not None and (number < low or (strict and number == low)):
+        raise ValueError(f"{name}: expected a number {'>' if strict else '>='} {low:g}, got {number!r}")
+    return number
 
 
-def check_size(name: str, value: Any) -> None:
-    """A Python integer, at least 0."""
+def check_field(owner: Any, name: str, *, low: float | None = None, strict: bool = False) -> None:
+    """`check_number` of a field of a frozen dataclass, which is then a Python number."""
+    object.__setattr__(owner, name, check_number(name, getattr(owner, name), low=low, strict=strict))
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` as a Python integer, at least 0."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{name}: expected an integer >= 0, got {repr(value)[:60]}")
+    return int(value)
+
+
+def check_kind(name: str, value: Any, kind: type[T]) -> T:
+    """`value`, which is a `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -227,3 +227,13 @@ def test_the_overlong_penalty_of_one_response_and_of_none() -> None:
     for lengths in (np.zeros(0, int), np.ones((1, 1), int)):
         with pytest.raises(ValueError, match=r"^lengths: expected shape \[n\] with at least one response, got \("):
             soft_overlong_penalty(lengths, 10, 2)
+
+
+def test_running_moments_go_on_from_three_numbers(xp: Any) -> None:
+    """What a checkpoint holds is enough, in any framework."""
+    first, then = xp(np.asarray([1.0, 0.0, 0.5])), xp(np.asarray([0.25, 1.0]))
+    running = RunningMoments().update(first)
+    restored = RunningMoments(int(running.count), float(running.mean), float(running.m2))
+    for before, after in ((running, restored), (running.update(then), restored.update(then))):
+        expected, found = (normalize_rewards(then, method="running", running=one) for one in (before, after))
+        np.testing.assert_allclose(xp.numpy(found), xp.numpy(expected), rtol=1e-12)

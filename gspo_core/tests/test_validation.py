@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_strict as strict
 import numpy as np
 import pytest
 
@@ -161,6 +162,11 @@ ONES = np.ones(2)
          r"^logp: expected a plain array, got MaskedArray"),
         (lambda: gspo.gspo_loss(**GOOD | {"sequences": np.ma.masked_equal(GOOD["sequences"], 0)}), TypeError,
          r"^sequences: expected a plain array, got MaskedArray"),
+        (lambda: gspo.Objective.cispo(gspo.Clip(0.2, 0.2)), TypeError, r"^surrogate: expected a Cispo, got Clip"),
+        (lambda: gspo.Objective.gspo((3e-4, 4e-4)), TypeError, r"^clip: expected a Clip, got tuple"),
+        (lambda: gspo.Reinforce(0.2), TypeError, r"^gate: expected a Clip, got float"),
+        (lambda: gspo.informative_groups(ONES, np.ones(2, int), low=0.9, high=0.1), ValueError, r"^high: expected a number >="),
+        (lambda: gspo.RunningMoments(2, "0.5", 0.1).update(ONES), TypeError, r"^mean: expected a number, got str"),
         (lambda: gspo.whiten(ONES.astype(object)), TypeError, r"^values: expected a real floating-point dtype"),
         (lambda: gspo.informative_groups(ONES, None), TypeError, r"^groups: expected an array, got NoneType"),
         (lambda: gspo.token_kl_rewards(ONES, GOOD["logp"], None, GOOD["sequences"], coefficient=0.1), TypeError,
@@ -193,6 +199,23 @@ def test_what_fuzzing_found_is_named(call: Any, error: type[Exception], message:
 def test_a_half_precision_ratio_of_no_dimensions_is_widened_like_any_other() -> None:
     half = np.asarray(0.5, np.float16)
     assert gspo.clipped_surrogate(half, half, gspo.Clip(0.1, 0.2)).dtype == np.float32
+
+
+def test_a_scalar_of_numpy_is_a_number_and_widens_nothing() -> None:
+    """A sweep over `np.linspace` is a sweep over numbers: float32 stays float32, in every framework."""
+    low, high, three = np.float64(3e-4), np.float32(4e-4), np.int64(3)
+    arguments = {name: values.astype(np.float32) for name, values in GOOD.items() if name != "sequences"}
+    arguments["sequences"] = GOOD["sequences"]
+    for kind in (np.asarray, strict.asarray):
+        step = {name: kind(values) for name, values in arguments.items()}
+        expected = gspo.gspo_loss(**step, normalizer=3).loss
+        for normalizer in (np.float64(3), three):
+            found = gspo.gspo_loss(**step, clip=gspo.Clip(low, high), normalizer=normalizer).loss
+            assert found.dtype == expected.dtype
+            assert float(found) == float(expected)
+        rewards, ids = kind(np.asarray([1, 0, 1, 0], np.float32)), kind(np.asarray([0, 0, 1, 1]))
+        assert gspo.group_advantages(rewards, ids, eps=np.float64(1e-6), ddof=np.int64(1)).dtype == rewards.dtype
+    assert gspo.Objective.from_json(gspo.Objective.gspo(gspo.Clip(low, high, three)).to_json()).surrogate.dual == 3
 
 
 def test_value_checks_can_be_turned_off() -> None:
