@@ -34,7 +34,7 @@
 
     const draw = () => {
       const d = state.positions.map((x) => x * state.scale), A = state.sign * state.size;
-      sliders.forEach((one, t) => { const input = one.querySelector("input"); input.value = state.positions[t]; input.setAttribute("aria-valuetext", number(d[t])); told[t].textContent = number(d[t]); });
+      sliders.forEach((one, t) => { const input = one.querySelector("input"); input.value = state.positions[t]; told[t].textContent = state.scale < 0.01 || !d[t] ? number(d[t]) : d[t].toFixed(state.scale < 0.1 ? 4 : 3).replace("-", "−"); input.setAttribute("aria-valuetext", told[t].textContent); });
       cards.forEach((one) => one.draw(d, A));
     };
     const shapes = Object.entries(SHAPES).map(([name, shape]) => {
@@ -69,7 +69,7 @@
     const parameters = { ...objective.parameters };
     const inputs = Object.keys(parameters).map((name) => {
       const input = make("input", { type: "number", min: 0, step: "any", value: parameters[name], "aria-label": `${LABELS[name]} of ${objective.name}` });
-      input.addEventListener("input", () => { if (input.value !== "" && Number(input.value) >= 0) { parameters[name] = Number(input.value); changed(); } });
+      input.addEventListener("input", () => { if (input.value !== "" && (name.startsWith("tau") ? Number(input.value) > 0 : Number(input.value) >= 0)) { parameters[name] = Number(input.value); changed(); } });
       return field(LABELS[name], input);
     });
     const bars = make("svg", { viewBox: "0 0 160 60", "aria-hidden": "true", class: "play-bars", preserveAspectRatio: "none" });

@@ -210,3 +210,10 @@ def test_every_kind_of_fault_is_seen(tmp_path: Path, site: Site) -> None:
     assert "https://example.org/" in one.requests
     ids = {"faults.html": set(one.seen["ids"])}
     assert [_exists(tmp_path, ids, link) for link in one.seen["links"]] == [False, False, True]
+
+
+def test_examples_in_docstrings_are_code(site: Site) -> None:
+    """Hunts `>>>`, which Markdown takes for a quotation in a quotation."""
+    text = (site.folder / "api/index.html").read_text(encoding="utf-8")
+    assert "<blockquote>" not in text
+    assert text.count('<span class="gp">&gt;&gt;&gt; </span>') > 30
