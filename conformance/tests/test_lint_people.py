@@ -77,8 +77,8 @@ def test_the_style_of_verls_recipes(
         ("trl", "scale_reward=group", "scale_rewards"),
         ("verl", "actor_rollout_ref.actor.loss_mode=gspo", "actor_rollout_ref.actor.policy_loss.loss_mode"),
         ("verl", "actor_rollout_ref.actor.clip_low=3e-4", "actor_rollout_ref.actor.clip_ratio_low"),
-        ("openrlhf", "policy_loss_type=gspo", "actor.policy_loss_type"),
-        ("openrlhf", "init_kl_coef=0", "algo.kl.init_coef"),
+        ("openrlhf", "actor.loss_type=gspo", "actor.policy_loss_type"),
+        ("openrlhf", "kl.init_coef=0", "algo.kl.init_coef"),
         ("skyrl", "trainer.loss_reduction=sequence_mean", "trainer.algorithm.loss_reduction"),
     ],
 )

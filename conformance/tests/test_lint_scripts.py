@@ -84,3 +84,55 @@ def test_the_asynchronous_trainer_of_verl_has_no_batch_to_divide(
     for size, expected in ((0, False), (16, True)):
         (tmp_path / "run.sh").write_text(text % size, encoding="utf-8")
         assert ("one-update" in _errors(capsys, str(tmp_path / "run.sh"))) is expected
+
+
+SLIME = """import slime.utils.external_utils.command_utils as U
+args = "--rollout-batch-size 8 " "--n-samples-per-prompt 8 " f"--global-batch-size {16 * 2} "
+U.execute_train(train_args=args + "--advantage-estimator gspo " "--eps-clip 3e-4 --eps-clip-high 4e-4")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "trainer", "errors"),
+    [
+        ("run.py", SLIME, "slime", set()),
+        ("c.yaml", "grpo: {importance_sampling_level: sequence, loss_type: grpo, num_iterations: 2}", "trl", {"inherited-clip-range"}),
+        ("c.yaml", "model: {epsilon: 3e-4}\ntrl: {importance_sampling_level: sequence, epsilon: 3e-4, epsilon_high: 4e-4, num_iterations: 2, loss_type: grpo}", "trl", set()),
+        ("run.sh", "python3 -m openrlhf.cli.train_ppo_ray --policy_loss_type gspo --eps_clip_low_high 3e-4 4e-4 --n_samples_per_prompt 8 --advantage_estimator group_norm", "openrlhf", set()),
+    ],
+)  # fmt: skip
+def test_the_other_ways_to_write_settings_down(
+    name: str, text: str, trainer: str, errors: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert _errors(capsys, str(tmp_path / name)) == errors
+    main(["lint", str(tmp_path / name), "--format", "json"])
+    assert json.loads(capsys.readouterr().out)["trainer"] == trainer
+
+
+def test_a_fork_with_keys_of_its_own_is_not_taken_for_what_it_began_as(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "worker.actor.loss_type=gspo_token", "worker.actor.clip_ratio_low=3e-4"]) == 2
+    assert "a configuration of EasyR1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        (f"{ACTOR}entropy_coeff=0.01", "entropy-bonus"),
+        ("algorithm.use_kl_in_reward=True", "kl-in-reward"),
+        ("algorithm.rollout_correction.bypass_mode=True", "denominator"),
+        ("algorithm.rollout_correction.rollout_rs=seq_mean_k3", "filter"),
+        ("algorithm.rollout_correction.rollout_is=sequence", "correction-level"),
+        ("algorithm.rollout_correction.rollout_is=token", "correction"),
+    ],
+)
+def test_what_verl_adds_to_the_loss_is_told(setting: str, rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["lint", f"{ACTOR}policy_loss.loss_mode=gspo", setting, "--dialect", "verl", "--format", "json"])
+    assert rule in {one["rule"] for one in json.loads(capsys.readouterr().out)["findings"]}
+
+
+def test_a_band_for_the_weights_of_verl_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    bounds = "algorithm.rollout_correction.rollout_is_threshold=0.5_2.0"
+    main(["lint", "algorithm.rollout_correction.rollout_is=token", bounds, "--dialect", "verl", "--format", "json"])
+    (one,) = json.loads(capsys.readouterr().out)["objective"]["correction"]
+    assert (one["action"], one["low"], one["high"]) == ("mask", 0.5, 2.0)

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads, reports, and returns 1 where something was found that fails."""
     from ..lint.detection import recognised
     from ..lint.reading import read_settings
+    from ..lint.sections import unnested
     from ..lint.spelling import misspelt
     from ..lint.uncertain import doubted
 
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if name is None:
         name, how = recognised(arguments.configuration, configuration.settings)
     room = find_room(name)
+    configuration = unnested(configuration, room.dialect)
     version = arguments.trainer_version or room.default
     if version not in room.dialect.versions:
         raise UsageError(choices(version, room.dialect.versions, f"version of {room.name}"))

@@ -12,7 +12,7 @@ from typing import Any
 from ..files import read_text
 from ..words import UsageError, cut, read_json
 from .bases import ABSENT, DEPTH, command_bases, found, is_given, script_bases, tree_bases
-from .python_source import notebook_source, python_settings
+from .python_source import command_lines, notebook_source, python_settings
 from .references import resolved
 from .shell import commands, flag_value, word_lines
 
@@ -177,9 +177,19 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 def _from_python(text: str, place: str) -> Configuration:
     found, lines, computed = python_settings(text)
     if not found and not computed:
-        raise UsageError(f"{place}: no call such as GRPOConfig(...) in it")
+        return _from_strings(text, place)
     places = {key: f"{place}:{line}" for key, line in lines.items()}
     return Configuration(found, places, tuple(f"{place}:{line}: {key}" for line, key in computed))
+
+
+def _from_strings(text: str, place: str) -> Configuration:
+    """The settings of a program that puts a command line together."""
+    whole = Configuration({})
+    for line, words in command_lines(text):
+        whole = whole.merged(_from_words(words, f"{place}:{line}"))
+    if not whole.settings:
+        raise UsageError(f"{place}: no call such as GRPOConfig(...) in it, and no command line")
+    return whole
 
 
 def _from_shell(text: str, place: str) -> Configuration:

@@ -12,6 +12,7 @@ from ..trainers.dialect import Inexpressible
 from ..trainers.room import rooms
 from ..words import UsageError
 from .configuration import MAX_BYTES
+from .sections import own_names
 
 # In this order: what builds on another trainer stands before it.
 NAMED: dict[str, str] = {
@@ -31,12 +32,17 @@ NAMED: dict[str, str] = {
     "roll": r"\broll\.(pipeline|configs)\b|\bstart_rlvr_pipeline\b|\bpg_clip\b|\bnum_return_sequences_in_group\b",
     "trl": r"\b(from|import) trl\b|\btrl grpo\b|\btrl\.GRPO",
 }
+# Trainers that are not known here, by what tells them from the one that they began as.
+FORKS: dict[str, str] = {"EasyR1": r"\bworker\.(actor|rollout|ref)\.\w|\bverl\.trainer\.main\b(?!_)"}
 SAME_KEYS = ("trl", "unsloth", "easydel", "liger", "ms_swift")
 
 
 def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, str]:
     """The name of the trainer and by what it was recognised; a `UsageError` where that leaves a choice."""
     text = "\n".join(_plain(word) for word in words)
+    for name, pattern in FORKS.items():
+        if match := re.search(pattern, text):
+            raise UsageError(f"this is a configuration of {name} ({match[0]}), whose keys are known to no dialect here")
     for name, pattern in NAMED.items():
         if match := re.search(pattern, text, re.M):
             return name, repr(match[0])
@@ -63,7 +69,9 @@ def _read(name: str, settings: Mapping[str, Any]) -> int:
     """How many of the settings this dialect reads."""
     room = rooms()[name]
     try:
-        return len(room.dialect.read(settings, room.default).given)
+        names = own_names(settings, room.dialect)
+        own = {names.get(key, key): value for key, value in settings.items()}
+        return len(room.dialect.read(own, room.default).given)
     except Inexpressible:
         return 1
     except Exception:  # values of another trainer's keys

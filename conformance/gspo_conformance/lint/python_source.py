@@ -17,6 +17,7 @@ ALGORITHMS = ("GRPO", "GSPO", "CISPO")
 OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", "Quantization", "Model")
 MAX_PARTS = 100_000
 _MAGIC = re.compile(r"^(\s*)[%!].*$", re.M)
+_ARGUMENTS = re.compile(r"\s*(--[a-z]|\+{0,2}\w+(\.\w+)+=)")
 _OPERATIONS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -55,6 +56,20 @@ def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tup
             reader.call(call)
     _later(tree, reader)
     return reader.found, reader.lines, reader.computed
+
+
+def command_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The words of every string that begins as the arguments of a command do, `--flag` or `a.b=`; what is put into it stands as `$`."""
+    tree = ast.parse(text)
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    strings = [
+        node for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr)) and id(node) not in parts
+    ]
+    for node in sorted(strings, key=lambda node: node.lineno):
+        values = node.values if isinstance(node, ast.JoinedStr) else [node]
+        whole = "".join(str(part.value) if isinstance(part, ast.Constant) else "$" for part in values)
+        if _ARGUMENTS.match(whole):
+            yield node.lineno, whole.split()
 
 
 class _Reader:

@@ -33,8 +33,9 @@ def _cause(one: Finding, keys: Sequence[str], reading: Reading) -> str:
     ends = {word.rpartition(".")[2] for word in named}
     cause = next((key for key in keys if key in named or key.rpartition(".")[2] in ends), "")
     given = {key.rpartition(".")[2] for key in reading.given}
-    several = next((key for key in keys if key.startswith("**")), "")
-    return cause or (several if several and not ends <= given else "")
+    several = next((key for key in keys if key.startswith(ABSENT)), "")
+    needed = ends | {word.rpartition(".")[2] for word in re.findall(r"([\w.]+)=", one.fix)}
+    return cause or (several if several and not needed <= given else "")
 
 
 def _doubted(one: Finding, cause: str) -> Finding:

@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     ACTOR + "eps_clip": 0.2,
     ACTOR + "eps_clip_low_high": None,
     ACTOR + "dual_clip": None,
+    ACTOR + "entropy_coef": None,
     KL + "use_loss": False,
     KL + "init_coef": 0.01,
     KL + "estimator": "k1",
@@ -23,6 +24,22 @@ DEFAULTS: dict[str, Any] = {
     "rollout.n_samples_per_prompt": 1,
     "train.batch_size": 128,
     "train.max_epochs": 1,
+}
+# The flags of versions before 0.11, flat.
+FORMER = {
+    "policy_loss_type": ACTOR + "policy_loss_type",
+    "eps_clip": ACTOR + "eps_clip",
+    "eps_clip_low_high": ACTOR + "eps_clip_low_high",
+    "dual_clip": ACTOR + "dual_clip",
+    "entropy_loss_coef": ACTOR + "entropy_coef",
+    "use_kl_loss": KL + "use_loss",
+    "init_kl_coef": KL + "init_coef",
+    "kl_estimator": KL + "estimator",
+    "advantage_estimator": ADVANTAGE + "estimator",
+    "rollout_batch_size": "rollout.batch_size",
+    "n_samples_per_prompt": "rollout.n_samples_per_prompt",
+    "train_batch_size": "train.batch_size",
+    "max_epochs": "train.max_epochs",
 }
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -51,7 +68,9 @@ class OpenRlhf:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these arguments optimise."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
+        named = {FORMER.get(key, key): value for key, value in settings.items()}
+        given = {key: value for key, value in named.items() if key in DEFAULTS}
+        former = [key for key in settings if key in FORMER]
         every = DEFAULTS | given
         gspo = every[ACTOR + "policy_loss_type"] == "gspo"
         mode = "seq-mean-token-mean" if gspo else every[ACTOR + "loss_agg_mode"]
@@ -75,7 +94,7 @@ class OpenRlhf:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=tuple(_findings(every, gspo)),
+            findings=(*_former(former), *_findings(every, gspo)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -131,6 +150,14 @@ def _updates(every: Mapping[str, Any]) -> int:
     return max(1, responses // int(every["train.batch_size"])) * int(every["train.max_epochs"])
 
 
+def _former(keys: list[str]) -> list[Finding]:
+    if not keys:
+        return []
+    told = f"flags of versions before 0.11 are read as those that took their place: --{keys[0]} as --{FORMER[keys[0]]}"
+    cost = f"this version refuses them: {', '.join(f'--{key}' for key in keys)}"
+    return [Finding("former-flags", "note", keys[0], told, consequence=cost)]
+
+
 def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
     found = []
     level, coefficient = every[ADVANTAGE + "is_correction_level"], every[KL + "init_coef"]
@@ -142,6 +169,10 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
         told = f"a KL term of {coefficient:g} enters the rewards, token by token, and with it the advantages"
         key = KL + "init_coef"
         found.append(Finding("kl-in-reward", "warning", key, told, "GSPO-KL-1", fix=f"--{key} 0"))
+    if every[ACTOR + "entropy_coef"]:
+        key = ACTOR + "entropy_coef"
+        told = f"an entropy bonus with the coefficient {every[key]:g} where the paper has none"
+        found.append(Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix=f"--{key} 0"))
     if every[ADVANTAGE + "estimator"] == "group_norm":
         told = "equal rewards of a group leave the rounding of their mean, divided by 1e-9: eight rewards of 0.1 give |A| = 0.83 in float32"
         found.append(Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-4"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, given_keys
+from ..dialect import PAPER, Inexpressible, Reading, given_keys
+from .findings import ACTOR, ROLLOUT, dialect_findings
 
-ACTOR = "actor_rollout_ref.actor."
 DEFAULTS: dict[str, Any] = {
     ACTOR + "policy_loss.loss_mode": "vanilla",
     ACTOR + "clip_ratio": 0.2,
@@ -23,10 +23,16 @@ DEFAULTS: dict[str, Any] = {
     ACTOR + "kl_loss_type": "low_var_kl",
     ACTOR + "ppo_mini_batch_size": 256,
     ACTOR + "ppo_epochs": 1,
+    ACTOR + "entropy_coeff": 0,
     "data.train_batch_size": 1024,
     "algorithm.adv_estimator": "gae",
     "algorithm.norm_adv_by_std_in_grpo": True,
     "algorithm.use_kl_in_reward": False,
+    "algorithm.kl_ctrl.kl_coef": 0.001,
+    ROLLOUT + "rollout_is": None,
+    ROLLOUT + "rollout_is_threshold": 2.0,
+    ROLLOUT + "rollout_rs": None,
+    ROLLOUT + "bypass_mode": False,
 }
 NO_DUAL = 1e9
 AGGREGATIONS = {
@@ -76,6 +82,7 @@ class Verl:
             "surrogate": surrogate,
             "aggregation": _aggregation(mode, every, version),
             "penalty": _penalty(every),
+            "correction": _correction(every),
             "log_ratio_cap": 10.0 if mode == "gspo" else None,
         }
         reading = Reading(
@@ -88,7 +95,7 @@ class Verl:
             settings=every,
             given=frozenset(given),
         )
-        return reading.with_findings(*_findings(mode, every, given, version))
+        return reading.with_findings(*dialect_findings(mode, every, given, version))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The keys for an objective."""
@@ -150,6 +157,17 @@ def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A weight for the sampler: one bound holds it, `lower_upper` drops what is outside. The bypass computes none."""
+    level, bounds = every[ROLLOUT + "rollout_is"], str(every[ROLLOUT + "rollout_is_threshold"])
+    if level in (None, False) or every[ROLLOUT + "bypass_mode"]:
+        return []
+    low, _, high = bounds.rpartition("_")
+    action, lower = ("mask", float(low)) if low else ("clamp", None)
+    fixed = {"numerator": "old", "negative_only": False}
+    return [{"level": level, "action": action, "low": lower, "high": float(high), **fixed}]
+
+
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
     estimator = every["algorithm.adv_estimator"]
     if estimator in ("grpo", "grpo_vectorized"):
@@ -162,35 +180,6 @@ def _updates(every: Mapping[str, Any]) -> int | None:
     """Optimiser steps per rollout batch: mini-batches times epochs. The asynchronous trainer, which has no such batch, sets its size to 0."""
     batch, part = int(every["data.train_batch_size"]), int(every[ACTOR + "ppo_mini_batch_size"])
     return max(1, -(-batch // part)) * int(every[ACTOR + "ppo_epochs"]) if batch > 0 else None
-
-
-def _findings(mode: str, every: Mapping[str, Any], given: Mapping[str, Any], version: str) -> list[Finding]:
-    found = []
-    low, high = ACTOR + "clip_ratio_low", ACTOR + "clip_ratio_high"
-    if ACTOR + "clip_ratio" in given and not {low, high} <= set(given):
-        found.append(
-            Finding(
-                rule="clip-range-ignored",
-                severity="error",
-                key=ACTOR + "clip_ratio",
-                message=f"clip_ratio = {given[ACTOR + 'clip_ratio']:g} never reaches the loss: the two sides have defaults of their own",
-                clause="GSPO-SURR-3",
-                consequence=f"the range in force is -{every[low]:g} / +{every[high]:g}",
-                fix=f"{low}=3e-4 {high}=4e-4",
-            )
-        )
-    if mode == "gspo" and version == "0.9.0" and ACTOR + "loss_agg_mode" in given:
-        found.append(
-            Finding(
-                rule="aggregation-ignored",
-                severity="note",
-                key=ACTOR + "loss_agg_mode",
-                message="verl 0.9.0 ignores loss_agg_mode for gspo and uses seq-mean-token-mean; verl 0.9.1 obeys it",
-                clause="GSPO-AGG-1",
-                fix=f"{ACTOR}loss_agg_mode=seq-mean-token-mean, which means the same in both",
-            )
-        )
-    return found
 
 
 def _mode(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,63 @@
+"""What only verl's keys can go wrong in: keys that never reach the loss, terms beside it, another denominator of the ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..dialect import Finding
+
+ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "algorithm.rollout_correction."
+
+
+def dialect_findings(mode: str, every: Mapping[str, Any], given: Mapping[str, Any], version: str) -> list[Finding]:
+    """Keys without effect, and terms and denominators that the objective does not show."""
+    found = []
+    low, high = ACTOR + "clip_ratio_low", ACTOR + "clip_ratio_high"
+    if ACTOR + "clip_ratio" in given and not {low, high} <= set(given):
+        found.append(
+            Finding(
+                rule="clip-range-ignored",
+                severity="error",
+                key=ACTOR + "clip_ratio",
+                message=f"clip_ratio = {given[ACTOR + 'clip_ratio']:g} never reaches the loss: the two sides have defaults of their own",
+                clause="GSPO-SURR-3",
+                consequence=f"the range in force is -{every[low]:g} / +{every[high]:g}",
+                fix=f"{low}=3e-4 {high}=4e-4",
+            )
+        )
+    if mode == "gspo" and version == "0.9.0" and ACTOR + "loss_agg_mode" in given:
+        found.append(
+            Finding(
+                rule="aggregation-ignored",
+                severity="note",
+                key=ACTOR + "loss_agg_mode",
+                message="verl 0.9.0 ignores loss_agg_mode for gspo and uses seq-mean-token-mean; verl 0.9.1 obeys it",
+                clause="GSPO-AGG-1",
+                fix=f"{ACTOR}loss_agg_mode=seq-mean-token-mean, which means the same in both",
+            )
+        )
+    return [*found, *_terms(every), *_sampler(every)]
+
+
+def _terms(every: Mapping[str, Any]) -> Iterator[Finding]:
+    entropy, key = every[ACTOR + "entropy_coeff"], ACTOR + "entropy_coeff"
+    if entropy:
+        told = f"an entropy bonus with the coefficient {entropy:g} where the paper has none"
+        yield Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix=f"{key}=0")
+    if every["algorithm.use_kl_in_reward"]:
+        key = "algorithm.use_kl_in_reward"
+        told = f"a KL term of {every['algorithm.kl_ctrl.kl_coef']:g} enters the rewards, token by token, and with it the advantages"
+        yield Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"{key}=False")
+
+
+def _sampler(every: Mapping[str, Any]) -> Iterator[Finding]:
+    if every[ROLLOUT + "bypass_mode"]:
+        key = ROLLOUT + "bypass_mode"
+        told = "the ratio is to the log-probabilities of the inference engine: what the engines differ by enters it"
+        cost = "the driver also puts the loss mode `bypass_mode`, a clip per token, in the place of the one named: where that reaches the workers, it is not GSPO"
+        yield Finding("denominator", "warning", key, told, "GSPO-RATIO-1", cost, f"{key}=False")
+    if every[ROLLOUT + "rollout_rs"]:
+        key = ROLLOUT + "rollout_rs"
+        told = f"what differs too much from the sampler by {every[key]} leaves the mask, and with it the ratio and the mean"
+        yield Finding("filter", "warning", key, told, "GSPO-CORR-2", fix=f"{key}=null")
