@@ -163,7 +163,7 @@ should be, dots where the mistake puts them, a cross is no finite number. An err
 ```console
 $ gspo explain {next(iter(grouped.values()))[0].name}                 # the same in a terminal
 $ gspo check mutant:{next(iter(grouped.values()))[0].name}            # what the suite says to it
-$ gspo mutants                                # the whole score
+$ gspo mutants                                         # the whole score
 ```
 """
 
