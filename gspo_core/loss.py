@@ -14,6 +14,7 @@ from .penalty import penalty_values
 from .sequences import Sequences
 from .step import Step, at_tokens, prepare, surrogate_log_ratio, unit_log_ratio
 from .surrogate import Cispo, Clip, Reinforce, Vespo
+from .validation import check_kind
 
 
 class PolicyLoss(NamedTuple):
@@ -95,10 +96,7 @@ def policy_loss_sum(
     Arguments as in `policy_loss`. Sums and counts of the parts of a step add, but for `token_sum`, whose M is 1 however
     many parts there are; no group may be split for `group_token_mean`, and a penalty must use the objective's own aggregation.
     """
-    if isinstance(objective, Objective) and objective.penalty is not None:
-        own = objective.penalty.aggregation
-        if own is not None and own != objective.aggregation:
-            raise ValueError(f"objective: expected one aggregation for loss and penalty, got {own!r} for the penalty")
+    _check_sum(objective)
     step = prepare(
         objective,
         logp=logp,
@@ -169,6 +167,16 @@ def ppo_loss(
     return _preset(Objective.ppo, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
+def _check_sum(objective: Objective) -> None:
+    """One M for the loss and its penalty, which the tokens determine."""
+    aggregation = check_kind("objective", objective, Objective).aggregation
+    own = None if objective.penalty is None else objective.penalty.aggregation
+    if own is not None and own != aggregation:
+        raise ValueError(f"objective: expected one aggregation for loss and penalty, got {own!r} for the penalty")
+    if aggregation.count == "given":
+        raise ValueError("objective: expected an aggregation that counts 'all' or 'non_empty', got 'given'")
+
+
 def _preset(
     preset: Callable[[Clip], Objective],
     clip: Clip,
@@ -178,8 +186,6 @@ def _preset(
     sequences: Any,
     normalizer: Any,
 ) -> PolicyLoss:
-    if not isinstance(clip, Clip):
-        raise TypeError(f"clip: expected a Clip, got {type(clip).__name__}")
     return policy_loss(
         preset(clip), logp=logp, old_logp=old_logp, advantages=advantages, sequences=sequences, normalizer=normalizer
     )

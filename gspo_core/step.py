@@ -17,7 +17,7 @@ from .objective import SEQUENCE_RATIOS, Objective
 from .ratio import gspo_token_log_ratio
 from .sequences import Layout, Sequences, bind_sequences
 from .surrogate import Gmpo, StopGradient
-from .validation import check_array, check_finite, check_floating, check_same_namespace, check_shape
+from .validation import check_array, check_finite, check_floating, check_kind, check_same_namespace, check_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +87,7 @@ def prepare(
 
 def bind(objective: Objective, sequences: Sequences | Array, advantages: Array, groups: Any, **tokens: Any) -> Layout:
     """The layout of the token arrays, after every check that reads no values of theirs."""
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
+    check_kind("objective", objective, Objective)
     xp = check_array("logp", tokens["logp"])
     layout = bind_sequences(sequences, tuple(tokens["logp"].shape))
     check_same_namespace(xp, **tokens, sequences=layout.counted, advantages=advantages, groups=groups)

@@ -173,7 +173,8 @@ def check_size(name: str, value: Any) -> int:
 def check_kind(name: str, value: Any, kind: type[T]) -> T:
     """`value`, which is a `kind`."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name}: expected {article} {kind.__name__}, got {type(value).__name__}")
     return value
 
 

@@ -87,6 +87,9 @@ def test_a_penalty_with_an_aggregation_of_its_own_is_divided_by_its_own_count() 
         match=r"^objective: expected one aggregation for loss and penalty, got Aggregation\(mode='token_mean'",
     ):
         gspo.policy_loss_sum(objective, **arguments)
+    given = gspo.Objective.gspo().replace(aggregation=gspo.Aggregation(count="given"))
+    with pytest.raises(ValueError, match=r"^objective: expected an aggregation that counts 'all' or 'non_empty', got"):
+        gspo.policy_loss_sum(given, **arguments)
     same = objective.replace(penalty=gspo.Penalty("k2", 0.5, aggregation=objective.aggregation))
     parts = gspo.policy_loss_sum(same, **arguments)
     np.testing.assert_allclose(
