@@ -98,6 +98,10 @@ U.execute_train(train_args=args + "--advantage-estimator gspo " "--eps-clip 3e-4
         ("run.py", SLIME, "slime", set()),
         ("c.yaml", "grpo: {importance_sampling_level: sequence, loss_type: grpo, num_iterations: 2}", "trl", {"inherited-clip-range"}),
         ("c.yaml", "model: {epsilon: 3e-4}\ntrl: {importance_sampling_level: sequence, epsilon: 3e-4, epsilon_high: 4e-4, num_iterations: 2, loss_type: grpo}", "trl", set()),
+        ("run.py", "import subprocess\nsubprocess.run(['python', 'run_grpo_math.py', '--config', 'base.yaml', 'loss_fn.sequence_level_importance_ratios=true', 'loss_fn.token_level_loss=false'])", "nemo_rl", set()),
+        ("run.sh", "A=(\n --advantage-estimator gspo\n --eps-clip 3e-4\n --eps-clip-high 4e-4\n --use-tis\n)\nsource \"$(cd -- \"$(dirname -- \"$0\")\" && pwd)/../run_base.sh\"", "slime", set()),
+        ("run.sh", "A=(\n --advantage-estimator gspo\n --eps-clip 3e-4\n --eps-clip-high 4e-4\n --use-tis\n)\nsource models/m.sh\npython3 train.py ${A[@]}", "slime", {"group-size"}),
+        ("run.sh", "python3 -m openrlhf.cli.train_ppo_ray --policy_loss_type gspo --enable_vllm_is_correction --eps_clip_low_high 3e-4 4e-4 --n_samples_per_prompt 8 --advantage_estimator group_norm", "openrlhf", {"correction-ignored"}),
         ("run.sh", "python3 -m openrlhf.cli.train_ppo_ray --policy_loss_type gspo --eps_clip_low_high 3e-4 4e-4 --n_samples_per_prompt 8 --advantage_estimator group_norm", "openrlhf", set()),
     ],
 )  # fmt: skip

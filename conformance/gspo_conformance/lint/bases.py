@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ PARENTS, DEPTH = 6, 8
 ENDINGS = (".yaml", ".yml", ".json", ".toml")
 # Marks a file that was not found where other marks say which keys are computed.
 ABSENT = "**"
+_LAUNCH = re.compile(r"^(accelerate|bash|deepspeed|megatron|python3?|ray|sh|srun|swift|torchrun|trl|uv)$")
 # Configurations that come with a trainer: their values are its defaults.
 _OWN = ("ppo", "one_step_off", "fully_async", "_self_")
 
@@ -33,8 +35,11 @@ def command_bases(settings: Mapping[str, Any]) -> list[str]:
 
 
 def script_bases(commands: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The scripts that are run with settings of their own behind them."""
+    """The scripts that are run with settings of their own behind them, and those that are left to start the training."""
+    launched = any(_LAUNCH.match(word) for words in commands for word in words)
     for words in commands:
+        if words and words[-1].endswith(".sh") and not launched:
+            yield re.sub(r"^.*\)/?", "", words[-1])
         settings = [word for word in words[2:] if "=" in word or word.startswith("--")]
         if settings and words[0] in ("bash", "sh") and words[1].endswith(".sh"):
             yield words[1]

@@ -107,7 +107,8 @@ def _read_alone(path: Path) -> tuple[Configuration, list[str]]:
         if kind == ".toml":
             return _from_tree(tomllib.loads(_short_lines(text)), str(path)), []
         if kind in (".py", ".ipynb"):
-            return _from_python(notebook_source(text) if kind == ".ipynb" else text, str(path)), []
+            program = _from_python(notebook_source(text) if kind == ".ipynb" else text, str(path))
+            return program, command_bases(program.settings)
         script = _from_shell(_short_lines(text), str(path))
         return script, [*script_bases([words for _, words in commands(text)]), *command_bases(script.settings)]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:

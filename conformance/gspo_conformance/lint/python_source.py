@@ -59,17 +59,24 @@ def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tup
 
 
 def command_lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """The words of every string that begins as the arguments of a command do, `--flag` or `a.b=`; what is put into it stands as `$`."""
-    tree = ast.parse(text)
-    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    strings = [
-        node for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr)) and id(node) not in parts
-    ]
-    for node in sorted(strings, key=lambda node: node.lineno):
-        values = node.values if isinstance(node, ast.JoinedStr) else [node]
-        whole = "".join(str(part.value) if isinstance(part, ast.Constant) else "$" for part in values)
-        if _ARGUMENTS.match(whole):
-            yield node.lineno, whole.split()
+    """The words of every list or string that begins as the arguments of a command do, `--flag` or `a.b=`; what is put into it stands as `$`."""
+    inside: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if id(node) in inside:
+            continue
+        parts = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
+        words = [_written(part) for part in parts]
+        if any(map(_ARGUMENTS.match, words)):
+            inside |= {id(below) for part in parts for below in ast.walk(part)}
+            yield getattr(node, "lineno", 1), [word for text in words for word in text.split()]
+
+
+def _written(node: ast.AST) -> str:
+    """A string as it stands; empty where there is none."""
+    values = node.values if isinstance(node, ast.JoinedStr) else [node]
+    parts = [str(part.value) if isinstance(part, ast.Constant) else "$" for part in values]
+    plain = isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return "".join(parts) if plain else ""
 
 
 class _Reader:

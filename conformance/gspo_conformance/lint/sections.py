@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,28 +10,8 @@ from typing import Any
 from ..trainers.dialect import Dialect
 from .configuration import Configuration
 
-SECTIONS = frozenset(
-    [
-        "algo",
-        "algorithm",
-        "args",
-        "config",
-        "gspo",
-        "grpo",
-        "grpo_args",
-        "grpo_config",
-        "hyperparameters",
-        "method",
-        "rl",
-        "rlhf",
-        "train",
-        "trainer",
-        "trainer_args",
-        "training",
-        "training_args",
-        "training_config",
-        "trl",
-    ]
+SECTION = re.compile(
+    r"^(algo|algorithm|args|config|gspo|grpo|(grpo|trainer|training)_(args|config)|hyperparameters|method|rl|rlhf|train|trainer|training|trl)$"
 )
 
 
@@ -42,7 +23,7 @@ def own_names(settings: Mapping[str, Any], dialect: Dialect) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in settings:
         section, _, name = key.rpartition(".")
-        if section.rpartition(".")[2] in SECTIONS and name in known and name not in settings:
+        if SECTION.match(section.rpartition(".")[2]) and name in known and name not in settings:
             found[key] = name
     return found
 

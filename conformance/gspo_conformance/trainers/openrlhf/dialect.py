@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "train.batch_size": 128,
     "train.max_epochs": 1,
 }
-# The flags of versions before 0.11, flat.
+# The flags of earlier versions, flat.
 FORMER = {
     "policy_loss_type": ACTOR + "policy_loss_type",
     "eps_clip": ACTOR + "eps_clip",
@@ -41,6 +41,7 @@ FORMER = {
     "train_batch_size": "train.batch_size",
     "max_epochs": "train.max_epochs",
 }
+CORRECTIONS = ("enable_vllm_is_correction", ADVANTAGE + "is_correction_enable")
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "group_norm": {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-9},
@@ -70,7 +71,9 @@ class OpenRlhf:
         """What these arguments optimise."""
         named = {FORMER.get(key, key): value for key, value in settings.items()}
         given = {key: value for key, value in named.items() if key in DEFAULTS}
-        former = [key for key in settings if key in FORMER]
+        former = [key for key in settings if key in FORMER or (key in CORRECTIONS and settings[key])]
+        if any(key in CORRECTIONS for key in former):
+            given.setdefault(ADVANTAGE + "is_correction_level", "token")
         every = DEFAULTS | given
         gspo = every[ACTOR + "policy_loss_type"] == "gspo"
         mode = "seq-mean-token-mean" if gspo else every[ACTOR + "loss_agg_mode"]
@@ -153,7 +156,8 @@ def _updates(every: Mapping[str, Any]) -> int:
 def _former(keys: list[str]) -> list[Finding]:
     if not keys:
         return []
-    told = f"flags of versions before 0.11 are read as those that took their place: --{keys[0]} as --{FORMER[keys[0]]}"
+    named = {**FORMER, **dict.fromkeys(CORRECTIONS, ADVANTAGE + "is_correction_level token")}
+    told = f"flags of earlier versions are read as those that took their place: --{keys[0]} as --{named[keys[0]]}"
     cost = f"this version refuses them: {', '.join(f'--{key}' for key in keys)}"
     return [Finding("former-flags", "note", keys[0], told, consequence=cost)]
 
