@@ -9,6 +9,7 @@ over the log-probabilities of before the first.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from typing import Any
@@ -17,14 +18,17 @@ from typing import Any
 os.environ.setdefault("EASYDEL_AUTO", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import easydel as ed
-import jax.numpy as jnp
-import numpy as np
-from datasets import Dataset
-from easydel.trainers.training_utils import normalize_generation_model_kwargs
-from flax import nnx
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+try:
+    import easydel as ed
+    import jax.numpy as jnp
+    import numpy as np
+    from datasets import Dataset
+    from easydel.trainers.training_utils import normalize_generation_model_kwargs
+    from flax import nnx
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\n{missing}") from None
 
 import gspo_jax as gspo
 from gspo_jax.integrations import easydel as gspo_easydel
@@ -148,4 +152,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

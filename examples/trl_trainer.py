@@ -9,17 +9,21 @@ off-policy; in a run of your own, take a real model, a real data set and a real 
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+try:
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\n{missing}") from None
 
 from gspo_torch.integrations.trl import GSPOConfig, GSPOTrainer
 
@@ -72,8 +76,11 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", help="what the trainer writes; a temporary folder where none is named")
+    folder = parser.parse_args().folder
+    if folder is not None:
+        main(folder)
     else:
         with tempfile.TemporaryDirectory() as folder:
             main(folder)

@@ -6,14 +6,20 @@ python examples/tunix_loss.py
 
 from __future__ import annotations
 
+import argparse
+
 import jax
 import numpy as np
-import optax
-from flax import nnx
-from tunix.models.qwen3.model import ModelConfig, Qwen3
-from tunix.rl import rl_cluster as cluster
-from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
-from tunix.rl.rollout.base_rollout import RolloutConfig
+
+try:
+    import optax
+    from flax import nnx
+    from tunix.models.qwen3.model import ModelConfig, Qwen3
+    from tunix.rl import rl_cluster as cluster
+    from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
+    from tunix.rl.rollout.base_rollout import RolloutConfig
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\n{missing}") from None
 
 import gspo_jax as gspo
 from gspo_jax.integrations import tunix as gspo_tunix
@@ -115,4 +121,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

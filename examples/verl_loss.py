@@ -6,9 +6,15 @@ python examples/verl_loss.py
 
 from __future__ import annotations
 
+import argparse
+
 import torch
-from verl.trainer.ppo.core_algos import get_policy_loss_fn
-from verl.workers.config import ActorConfig
+
+try:
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.workers.config import ActorConfig
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\n{missing}") from None
 
 
 def main() -> None:
@@ -43,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

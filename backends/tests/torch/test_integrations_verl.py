@@ -74,10 +74,12 @@ def test_an_objective_of_ones_own_is_found_by_its_name() -> None:
     assert get_policy_loss_fn("luspo_core") is registered
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
+    import sys
     from pathlib import Path
 
+    monkeypatch.setattr(sys, "argv", ["verl_loss.py"])
     runpy.run_path(str(Path(__file__).parents[3] / "examples" / "verl_loss.py"), run_name="__main__")
     ours, theirs, token_mean = capsys.readouterr().out.splitlines()[-3:]
     assert ours.split("loss")[1] == theirs.split("loss")[1] != token_mean.split("loss")[1]
