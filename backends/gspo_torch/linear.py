@@ -131,6 +131,7 @@ class _LinearTokenLogps(torch.autograd.Function):
         return found.logp.clone().view(tokens.shape)
 
     @staticmethod
+    @_disable_dynamo
     @once("linear_token_logps")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, tokens, *saved = ctx.saved_tensors

@@ -112,6 +112,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
         return call.differentiate(ctx.gradients)
 
     @staticmethod
+    @_disable_dynamo
     @once("linear_policy_loss")
     def backward(ctx: Any, factor: Tensor) -> tuple[Any, ...]:
         gradients, ctx.gradients = ctx.gradients, None

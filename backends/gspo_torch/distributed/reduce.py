@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed.tensor import DTensor
 
 from gspo_core import Objective, Packed, Padded, PolicyLoss
@@ -45,6 +46,8 @@ class Union:
         device: where the exchanged numbers live; where the parts do, or the default device, where None.
     """
 
+    # Ranks wait for each other and sizes are read on the host, so callers' graphs break here, and once.
+    @_disable_dynamo
     def __init__(
         self,
         objective: Objective,
@@ -72,6 +75,7 @@ class Union:
             return torch.as_tensor(self._normalizer, dtype=self._like.dtype, device=self._like.device)
         return normalizer_of(self._objective.aggregation, self._totals).to(self._like.dtype)
 
+    @_disable_dynamo
     def loss(self, *, logp: Tensor, sequences: Any, **arguments: Any) -> Tensor:
         """This rank's share of the union's loss, times `world_scale`, to be differentiated.
 
@@ -92,6 +96,7 @@ class Union:
             tell(self._objective, logp, given | {"normalizer": self.normalizer}, PolicyLoss(loss, {}))
         return loss * self._scale
 
+    @_disable_dynamo
     def result(self) -> PolicyLoss:
         """The loss and the metrics of the union of what `loss` was given on all ranks; no gradient."""
         return result_of(self._reports, self._like, self._data)
@@ -104,6 +109,7 @@ class Union:
         return step.replace(weights=weights[0], penalty_weights=weights[-1])
 
 
+@_disable_dynamo
 def reduce(
     objective: Objective,
     *,

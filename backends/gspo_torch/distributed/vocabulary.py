@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from gspo_core.validation import check_array, check_integer, check_shape, reads_values
@@ -18,6 +19,8 @@ from ..once import once
 from .ranks import gather, process_group, taking_part
 
 
+# As `gspo_torch.linear_token_logps`: callers' graphs break here.
+@_disable_dynamo
 def linear_token_logps(
     hidden: Tensor,
     weight: Tensor,
@@ -117,6 +120,7 @@ class _VocabularyParallel(torch.autograd.Function):
         return found.logp.clone().view(tokens.shape)
 
     @staticmethod
+    @_disable_dynamo
     @once("linear_token_logps")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, rows, here, *saved = ctx.saved_tensors
