@@ -149,6 +149,18 @@ def test_marked_dimensions_are_dynamic() -> None:
     assert compiled.graphs == 0
 
 
+def test_numbers_may_change() -> None:
+    """A bound on the longest response, a normaliser: what changes from step to step becomes a symbol, and no error."""
+    logp, old, advantages, offsets = packed([3, 7, 5], 0)
+
+    def eager(bound: int, count: int) -> Tensor:
+        return gspo.gspo_loss(logp, old, advantages, gspo.Packed(offsets, max_length=bound), normalizer=count).loss
+
+    compiled = Compiled(eager)
+    for numbers in ((7, 3), (8, 4), (9, 5)):
+        torch.testing.assert_close(compiled(*numbers), eager(*numbers))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_other_objectives_compile(name: str) -> None:
     arguments = Batch(garbage=-1.0).padded(tensor, "float32")
