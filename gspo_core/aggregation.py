@@ -185,9 +185,9 @@ def _given(normalizer: Any, count: Array, lengths: Array) -> Array:
         check_finite("normalizer", normalizer)
     if reads_values(normalizer) and normalizer < 0:
         raise ValueError(f"normalizer: expected a number >= 0, got {normalizer}")
-    if reads_values(normalizer) and normalizer == 0 and bool(xp.any(lengths > 0)):
+    if reads_values(normalizer) and normalizer == 0 and reads_values(lengths) and bool(xp.any(lengths > 0)):
         raise ValueError("normalizer: expected a number > 0 where tokens count, got 0")
-    return xp.astype(normalizer, count.dtype)
+    return xp.astype(backend_of(normalizer).stop_gradient(normalizer), count.dtype)
 
 
 def _is_number(value: Any, xp: Namespace) -> bool:

@@ -245,3 +245,19 @@ def test_a_weight_that_overflows_changes_nothing_where_the_advantage_is_0(level:
             out, gradient = gspo.policy_loss(objective_, **rest), gspo.policy_gradient(objective_, **rest)
         np.testing.assert_allclose(out.loss, -0.5)
         np.testing.assert_allclose(gradient, [[0.0, 0.0], [-0.25, -0.25]])
+
+
+def test_only_the_current_policy_has_a_gradient() -> None:
+    """GSPO-DATA-6, where everything else tracks gradients too."""
+    import torch
+
+    objective = gspo.Objective.dapo().replace(
+        penalty=gspo.Penalty("k3", 0.1, importance="token"), correction=gspo.Correction(numerator="current")
+    )
+    logp, *others = (torch.full((2, 3), value, requires_grad=True) for value in (-1.0, -1.1, -1.2, -0.9))
+    advantages, normalizer = torch.tensor([1.0, -1.0], requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    step = dict(zip(("old_logp", "ref_logp", "behavior_logp"), others, strict=True))
+    step |= {"advantages": advantages, "normalizer": normalizer, "sequences": torch.ones(2, 3)}
+    gspo.policy_loss(objective, logp=logp, **step).loss.backward()
+    assert [one.grad for one in (*others, advantages, normalizer)] == [None] * 5
+    assert logp.grad is not None
