@@ -69,7 +69,7 @@ class JaxBackend(gspo_core.Backend):
     def can_inspect(self, values: jax.Array) -> bool:
         """True for a concrete array on one CPU device, outside `jit`, under `grad` too; a GPU would have to synchronise."""
         values = _primal(values)
-        if isinstance(values, jax.core.Tracer) or _staging():
+        if isinstance(values, jax.core.Tracer) or not isinstance(values, jax.Array) or _staging():
             return False
         return values.is_fully_addressable and {device.platform for device in values.devices()} == {"cpu"}
 
