@@ -14,7 +14,6 @@ The folder of the run gets metrics.jsonl, checkpoint.npz and curve.svg. The same
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -28,10 +27,10 @@ from jax import Array
 
 import arithmetic
 import gspo_jax as gspo
-from recording import Record, Row, Settings, command_line, draw, progress, summary
+from recording import HEADS, Record, Row, Settings, command_line, draw, run, summary, warm_up_rounds
 
 Tree = dict[str, Any]
-HEADS, LAYERS = 4, 2
+LAYERS = 2
 PLACES = arithmetic.PROMPT + arithmetic.ANSWER
 
 
@@ -138,14 +137,16 @@ def no_moments(policy: Tree) -> Tree:
 def warm_up(policy: Tree, settings: Settings) -> Tree:
     """Supervised steps on the shown answers, until some held-out questions are answered: a start at adding."""
     moments, draws = no_moments(policy), np.random.default_rng(settings.seed)
-    while held_out_accuracy(policy) < settings.warm_up:
+    for _ in warm_up_rounds(settings):
+        if held_out_accuracy(policy) >= settings.warm_up:
+            return policy
         for _ in range(10):
             questions = draws.choice(arithmetic.SHOWN, 64)
             answers = arithmetic.answers(questions)
             mask = arithmetic.counted(answers)
             batch = {"prompts": arithmetic.prompts(questions), "responses": answers, "mask": mask}
             policy, moments = imitate(policy, moments, 3e-3, batch)
-    return policy
+    raise AssertionError("warm_up_rounds ends by an error")
 
 
 def iterate(policy: Tree, moments: Tree, settings: Settings, iteration: int) -> tuple[Tree, Tree, Row]:
@@ -200,6 +201,8 @@ def train(settings: Settings, out: Path, resume: bool = False) -> Iterator[Row]:
         if iteration % settings.save_every == 0 or iteration == settings.iterations:
             save((policy, moments), settings, iteration, out / "checkpoint.npz")
         yield row
+    if done == settings.iterations:
+        yield record.rows[-1]
     draw(record.rows, settings, out / "curve.svg")
 
 
@@ -224,9 +227,7 @@ def load(like: tuple[Tree, Tree], settings: Settings, path: Path) -> tuple[Tree,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, and says how it ended."""
-    command = command_line(__doc__, "runs/jax", arguments)
-    last = progress(train(command.settings, command.out, command.resume), command.settings.iterations)
-    sys.stdout.write(f"{last['held_out']:.1%} of the held-out questions answered; {command.out / 'curve.svg'}\n")
+    run(command_line(__doc__, "runs/jax", arguments), train)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +23,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 Row = dict[str, Any]
+HEADS, MOST_PROMPTS = 4, 9000
+# Ten supervised steps each: a warm-up that has not got there by then will not.
+WARM_UP_ROUNDS = 2000
 # Greys and hues that read on white and on black.
 INK, HUES = "#808080", ("#2f7fd0", "#e07b00", "#1a9c6b", "#c2589c")
 STYLE = {
@@ -43,6 +46,10 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+
+
+class Refused(ValueError):
+    """A run that cannot be made as it was asked for."""
 
 
 def _option(default: Any, meaning: str) -> Any:
@@ -70,7 +77,30 @@ class Settings:
         """A checkpoint made with other settings would give a curve of neither."""
         for name, mine in dataclasses.asdict(self).items():
             if saved[name] != mine:
-                raise ValueError(f"{name}: expected {saved[name]!r}, which made {path}, got {mine!r}")
+                raise Refused(f"{name}: expected {saved[name]!r}, which made {path}, got {mine!r}")
+
+    def wrong(self) -> Iterator[str]:
+        """What cannot be: option, expected, got."""
+        for name in ("iterations", "prompts", "mini_batches", "width", "evaluate_every", "save_every", "learning_rate"):
+            if not getattr(self, name) > 0:
+                yield f"{_as_option(name)}: expected a number above 0, got {getattr(self, name)}"
+        for name in ("seed", "clip_low", "clip_high"):
+            if not getattr(self, name) >= 0:
+                yield f"{_as_option(name)}: expected at least 0, got {getattr(self, name)}"
+        if self.group < 2:
+            yield f"--group: expected at least 2, got {self.group}: one response has nothing to be compared with"
+        if not 0 <= self.warm_up < 1:
+            yield f"--warm-up: expected a share from 0 to below 1, got {self.warm_up}"
+        if self.width % HEADS:
+            yield f"--width: expected a multiple of {HEADS}, the number of heads, got {self.width}"
+        if self.mini_batches > 0 and self.prompts % self.mini_batches:
+            yield f"--prompts: expected a multiple of --mini-batches = {self.mini_batches}, got {self.prompts}"
+        if self.prompts > MOST_PROMPTS:
+            yield f"--prompts: expected at most {MOST_PROMPTS}, all that are not held out, got {self.prompts}"
+
+
+def _as_option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -86,18 +116,19 @@ def command_line(description: str, out: str, arguments: Sequence[str] | None = N
     """Settings, the folder of the run, and whether to go on from its checkpoint."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for item in dataclasses.fields(Settings):
-        option = "--" + item.name.replace("_", "-")
         help = f"{item.metadata['help']} (default: {item.default:g})"
-        parser.add_argument(option, type=type(item.default), default=item.default, metavar="N", help=help)
+        parser.add_argument(
+            _as_option(item.name), type=type(item.default), default=item.default, metavar="N", help=help
+        )
     parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of the run (default: {out})")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder of the run")
     found = vars(parser.parse_args(arguments))
     folder, resume = found.pop("out"), found.pop("resume")
     settings = Settings(**found)
-    if settings.prompts % settings.mini_batches:
-        parser.error(
-            f"--prompts: expected a multiple of --mini-batches = {settings.mini_batches}, got {settings.prompts}"
-        )
+    for told in settings.wrong():
+        parser.error(told)
+    if resume and not any(path.suffix != ".new" for path in folder.glob("checkpoint.*")):
+        parser.error(f"--resume: there is no checkpoint in {folder} yet; without --resume the run begins anew")
     return Command(settings, folder, resume)
 
 
@@ -108,7 +139,7 @@ class Record:
         """The first `before` rows of the file at `path` are kept, so that a resumed run goes on behind them."""
         self.rows = read(path)[:before] if before else []
         if len(self.rows) < before:
-            raise ValueError(f"{path}: expected the {before} iterations before the checkpoint, got {len(self.rows)}")
+            raise Refused(f"{path}: expected the {before} iterations before the checkpoint, got {len(self.rows)}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._path = path
@@ -160,6 +191,22 @@ def progress(rows: Iterable[Row], total: int, stream: TextIO = sys.stderr) -> Ro
             stream.write(line + "\n")
         stream.flush()
     return row
+
+
+def warm_up_rounds(settings: Settings) -> Iterator[int]:
+    """Rounds of ten supervised steps, which the caller leaves where enough held-out questions are answered."""
+    sys.stderr.write(f"supervised steps until {settings.warm_up:.0%} of the held-out questions are answered\n")
+    yield from range(WARM_UP_ROUNDS)
+    raise Refused(f"warm_up: expected a share that {10 * WARM_UP_ROUNDS} steps reach, got {settings.warm_up}")
+
+
+def run(command: Command, train: Callable[[Settings, Path, bool], Iterator[Row]]) -> None:
+    """Trains, and says how it ended."""
+    try:
+        last = progress(train(command.settings, command.out, command.resume), command.settings.iterations)
+    except Refused as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(f"{last['held_out']:.1%} of the held-out questions answered; {command.out / 'curve.svg'}\n")
 
 
 def draw(rows: Sequence[Row], settings: Settings, path: Path) -> None:

@@ -18,7 +18,6 @@ The folder of the run gets metrics.jsonl, checkpoint.pt and curve.svg. The same 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +29,9 @@ from torch.nn import functional as F
 
 import arithmetic
 import gspo_torch as gspo
-from recording import Record, Row, Settings, command_line, draw, progress, summary
+from recording import HEADS, Record, Row, Settings, command_line, draw, run, summary, warm_up_rounds
 
-HEADS, LAYERS = 4, 2
+LAYERS = 2
 
 
 class Block(nn.Module):
@@ -85,7 +84,9 @@ def warm_up(policy: Policy, settings: Settings) -> None:
     """Supervised steps on the shown answers, until some held-out questions are answered: a start at adding."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     draws = np.random.default_rng(settings.seed)
-    while held_out_accuracy(policy) < settings.warm_up:
+    for _ in warm_up_rounds(settings):
+        if held_out_accuracy(policy) >= settings.warm_up:
+            return
         for _ in range(10):
             questions = draws.choice(arithmetic.SHOWN, 64)
             answers = arithmetic.answers(questions)
@@ -152,6 +153,8 @@ def train(settings: Settings, out: Path, resume: bool = False) -> Iterator[Row]:
         if iteration % settings.save_every == 0 or iteration == settings.iterations:
             save(policy, optimizer, settings, iteration, out / "checkpoint.pt")
         yield row
+    if done == settings.iterations:
+        yield record.rows[-1]
     draw(record.rows, settings, out / "curve.svg")
 
 
@@ -173,9 +176,7 @@ def load(policy: Policy, optimizer: torch.optim.Optimizer, settings: Settings, p
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, and says how it ended."""
-    command = command_line(__doc__, "runs/torch", arguments)
-    last = progress(train(command.settings, command.out, command.resume), command.settings.iterations)
-    sys.stdout.write(f"{last['held_out']:.1%} of the held-out questions answered; {command.out / 'curve.svg'}\n")
+    run(command_line(__doc__, "runs/torch", arguments), train)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_interrupted(training: M
     assert [row["iteration"] for row in rest] == [3, 4, 5]
     assert recording.read(tmp_path / "cut" / "metrics.jsonl") == whole
     assert whole[0] != other[0]
+    assert list(training.train(SMALL, tmp_path / "cut", resume=True)) == whole[-1:]
     curves = [(tmp_path / run / "curve.svg").read_bytes() for run in ("whole", "cut")]
     assert curves[0] == curves[1]
 
@@ -93,9 +94,25 @@ def test_help_says_what_the_example_teaches(
     assert "the paper's (default: 0.0004)" in said
 
 
-def test_mini_batches_hold_whole_groups() -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--prompts 7", "a multiple of --mini-batches = 4"),
+        ("--group 1", "one response has nothing to be compared with"),
+        ("--warm-up 2", "expected a share from 0 to below 1, got 2.0"),
+        ("--width 30", "a multiple of 4"),
+        ("--learning-rate nan", "above 0, got nan"),
+        ("--iterations 0", "above 0, got 0"),
+        ("--resume", "there is no checkpoint in"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(
+    words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hunts a warm-up that never ends, and tracebacks."""
     with pytest.raises(SystemExit):
-        recording.command_line("", "out", ["--prompts", "7"])
+        recording.command_line("", str(tmp_path), words.split())
+    assert told in capsys.readouterr().err
 
 
 def test_right_answers_are_rewarded_and_no_others() -> None:
