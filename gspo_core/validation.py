@@ -38,6 +38,11 @@ def reads_values(array: Array) -> bool:
     return backend_of(array).can_inspect(array) and _switch["value_checks"]
 
 
+def _reads_both(array: Array, counted: Array | None) -> bool:
+    """A mask may be mapped over (`jax.vmap`) where the values are not."""
+    return reads_values(array) and (counted is None or reads_values(counted))
+
+
 def check_array(name: str, value: Any) -> Namespace:
     """The namespace of `value`, or a TypeError where it is not an array."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
@@ -91,7 +96,7 @@ def check_integer(name: str, array: Array) -> None:
 
 def check_no_nan(name: str, array: Array, counted: Array | None = None) -> None:
     """No NaN among the (counted) entries; read only where reading is free."""
-    if not reads_values(array):
+    if not _reads_both(array, counted):
         return
     xp = namespace_of(array)
     bad = xp.isnan(array) if counted is None else xp.isnan(array) & counted
@@ -102,7 +107,7 @@ def check_no_nan(name: str, array: Array, counted: Array | None = None) -> None:
 
 def check_finite(name: str, array: Array, counted: Array | None = None) -> None:
     """Finite (counted) entries; read only where reading is free."""
-    if not reads_values(array) or backend_of(array).all_finite(array, counted):
+    if not _reads_both(array, counted) or backend_of(array).all_finite(array, counted):
         return
     xp = namespace_of(array)
     bad = ~xp.isfinite(array) if counted is None else ~xp.isfinite(array) & counted

@@ -28,3 +28,11 @@ def test_an_eager_call_names_the_argument(transform: Any) -> None:
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: jax.jit(jax.grad(f))])
 def test_a_traced_call_does_not_read_values(transform: Any) -> None:
     assert jnp.isnan(transform(_loss)(BAD)).all()
+
+
+def test_a_mask_may_be_mapped_over_where_the_values_are_not() -> None:
+    """Hunts a check that reads captured values through a mask that `jax.vmap` traces, outside `jit`."""
+    masks = jnp.asarray([[[True, True]], [[True, False]], [[False, False]]])
+    found = jax.vmap(lambda mask: gspo.gspo_loss(ZERO, ZERO, ADVANTAGES, mask, normalizer=jnp.float32(2.0)).loss)(masks)
+    assert found.tolist() == [-0.5, -0.5, 0.0]
+    jax.vmap(lambda mask: gspo.whiten(ZERO, mask))(masks)
