@@ -20,7 +20,7 @@ from . import tape
 from .metrics import Metrics
 from .sequences import Sequences, sequences_of, token_count
 from .surrogates import Surrogates
-from .tape import Var, exp, expm1, sign, stop, where
+from .tape import Var, exp, expm1, sign, stop, times, where
 
 Fields = Mapping[str, Any]
 
@@ -189,13 +189,17 @@ class LossReference(Surrogates, Metrics):
 
     def effective(self) -> Any:
         """w A: J is homogeneous in A, and a weight of 0 is exact."""
-        return self.clean(self.weights() * self.advantages) if self.objective["correction"] else self.advantages
+        return self.clean(self.corrected(self.weights())) if self.objective["correction"] else self.advantages
+
+    def corrected(self, weights: Any) -> Any:
+        """w A; 0 where A is 0, whatever the weight (GSPO-SURR-12)."""
+        return times(weights, self.advantages)
 
     def weights(self) -> Any:
         """The product of the correction weights at every token, detached (GSPO-CORR-4)."""
         weights: Any = np.ones_like(self.advantages)
         for fields in self.objective["correction"]:
-            weights = weights * self.correction(fields)
+            weights = times(weights, self.correction(fields))
         return weights
 
     def correction(self, fields: Fields) -> Any:

@@ -198,6 +198,32 @@ for _level in ("token", "sequence", "geometric"):
         "correction-level",
         partial(_long, _level),
     )
+
+
+def _far(advantages: Sequence[float], *corrections: dict[str, Any]) -> Case:
+    """Log-weights of 100 and 120 in the first two responses: their exponentials overflow float32."""
+    away = [[100.0, 0.0625, -0.125], [0.25, 120.0], [-0.125], [0.25, 0.0625]]
+    source = explicit([[0.0625, -0.125, 0.0], [0.125, 0.0], [-0.0625], [0.25, -0.125]], old=-128.0)
+    source = source.tokens(behavior_logp=[[-128.0 - far for far in row] for row in away]).also(advantages=advantages)
+    return _case(objective("token", clip(0.2, 0.2), correction=list(corrections)), source)
+
+
+_add(
+    "overflow-zero-advantage",
+    "Weights that overflow where A = 0: exactly nothing",
+    "SURR-12 CORR-1",
+    "overflow-nan",
+    partial(_far, [0.0, 0.0, 0.75, -0.5], correction("token", "clamp")),
+    level="SHOULD",
+)
+_add(
+    "overflow-dropped",
+    "Weights that overflow and are dropped by another correction: exactly nothing",
+    "CORR-2 CORR-1",
+    "overflow-nan",
+    partial(_far, [1.0, -0.5, 0.75, -0.5], correction("token", "clamp"), correction("token", "mask", high=2.0)),
+    level="SHOULD",
+)
 _add(
     "same-sampler",
     "The sampler is the old policy: every weight is exactly 1",

@@ -284,3 +284,17 @@ class MeanWeight(Reference):
             if level == "token"
             else self.sequences.spread(self.mean_tokens(exp(mismatch)))
         )
+
+
+@mutant(
+    "correction.zero-times-overflow",
+    "GSPO-SURR-12",
+    effect="one response far from the sampler turns the step into NaN, though it has no advantage or was dropped",
+)
+class ZeroTimesOverflow(Reference):
+    """A weight that overflows times an advantage, or another weight, of 0: NaN where exactly 0 is due."""
+
+    wide = False
+
+    def corrected(self, weights: Any) -> Any:
+        return weights * self.advantages
