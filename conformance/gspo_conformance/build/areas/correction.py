@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..cases import Responses, explicit, packed, padded, responses
+from ..levels import SILENT
 from ..recipe import Case, Shelf, aggregation, clip, correction, loss, objective
 
 RECIPES = Shelf("correction")
@@ -215,6 +216,7 @@ _add(
     "overflow-nan",
     partial(_far, [0.0, 0.0, 0.75, -0.5], correction("token", "clamp")),
     level="SHOULD",
+    note=SILENT,
 )
 _add(
     "overflow-dropped",
@@ -223,6 +225,7 @@ _add(
     "overflow-nan",
     partial(_far, [1.0, -0.5, 0.75, -0.5], correction("token", "clamp"), correction("token", "mask", high=2.0)),
     level="SHOULD",
+    note=SILENT,
 )
 _add(
     "same-sampler",
