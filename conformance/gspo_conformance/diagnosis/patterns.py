@@ -18,6 +18,9 @@ from .laws import of_responses
 
 PAPER_RATIOS = ("sequence", "gspo_token")
 FEW = 4
+MANY = 400
+CUT = "every number of a wrong answer comes with at most"
+DIGITS = {"float32": 9, "float64": 17}
 BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _NARROW = re.compile(r"expected (float\d+), got (\w+)")
 
@@ -77,6 +80,7 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
         *_of_errors(wrong),
         *_of_forms(wrong),
         *_of_numbers(numbers, len(wrong)),
+        *_of_digits(numbers, atlas),
         *_of_bits(numbers, atlas),
         *of_responses(paper, atlas),
     ]
@@ -120,6 +124,26 @@ def _of_bits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
                 texts.append(f"every wrong {output} is a {dtype} number: it is computed or stored too narrowly")
                 break
     return texts
+
+
+def _of_digits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
+    """Whether the numbers of wrong answers were all cut to a few decimal digits on their way."""
+    for dtype, needed in DIGITS.items():
+        there = [item for item in wrong if item.result and atlas.bench.questions[item.question].case.dtype == dtype]
+        got = [
+            np.ravel(np.asarray(value, float)) for item in there if item.result for value in item.result.answer.values()
+        ]
+        if len(there) >= FEW and (digits := _digits(np.concatenate(got))) and digits <= needed - 2:
+            return [f"{CUT} {digits} significant digits: {dtype} needs {needed}"]
+    return []
+
+
+def _digits(values: NumPyArray) -> int:
+    """The fewest decimal digits that give back every number; 0 where there are hardly any numbers."""
+    numbers = np.unique(values[np.isfinite(values) & (values != 0)]).tolist()[:MANY]
+    if len(numbers) < MANY // 10:
+        return 0
+    return next((n for n in range(4, 17) if all(float(f"{value:.{n}g}") == value for value in numbers)), 17)
 
 
 def _ok(item: Evidence, output: str) -> bool:

@@ -15,7 +15,7 @@ from ..run import Run
 from ..words import uncapitalised
 from .evidence import REFUSED, Evidence, evidence_of
 from .laws import CLIPPED_FROM
-from .patterns import factor_text, factors, observed
+from .patterns import CUT, factor_text, factors, observed
 from .suspects import Search, Suspect
 
 NOUNS = {
@@ -111,7 +111,7 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     suspects = _suspects(Search(atlas, evidence)) if _answers(evidence) else []
     span = factors(evidence, atlas)
     seen = tuple(observed(evidence, atlas))
-    if not suspects or suspects[0].share <= NAMED or _another_range(suspects[0], seen):
+    if not suspects or suspects[0].share <= NAMED or _contradicted(suspects[0], seen):
         return Diagnosis(_unknown(seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
     best = suspects[0]
     level = [item for item in suspects[1:] if (item.explained, item.of) == (best.explained, best.of)]
@@ -129,13 +129,12 @@ def _answers(evidence: Sequence[Evidence]) -> bool:
     return 2 * sum(item.row is REFUSED for item in wrong) <= len(wrong)
 
 
-def _another_range(suspect: Suspect, seen: Sequence[str]) -> bool:
-    """Whether a clip that does not explain everything is contradicted by a range that was seen."""
-    return (
-        suspect.share < SURE
-        and all(part.name.startswith("clip.") for part in suspect.parts)
-        and any(CLIPPED_FROM in text for text in seen)
-    )
+def _contradicted(suspect: Suspect, seen: Sequence[str]) -> bool:
+    """Whether what was seen explains the answers better: digits that were cut off, a range that is not that of a clip that is suspected."""
+    if suspect.share >= SURE:
+        return False
+    clips = all(part.name.startswith("clip.") for part in suspect.parts)
+    return any(CUT in text or (clips and CLIPPED_FROM in text) for text in seen)
 
 
 _ATLASES: dict[tuple[int, ...], Atlas] = {}

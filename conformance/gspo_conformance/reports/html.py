@@ -135,7 +135,8 @@ def _diagnosis(run: Run) -> Markup | None:
         element("p", "seen in ", links, class_="quiet") if links else None,
         element("p", f"next best: {', '.join(others)}", class_="quiet") if others else None,
     ]
-    return element("aside", element("h3", "Diagnosis"), element("p", prose(_capital(found["sentence"]))), effect, notes)
+    name = "Diagnosis" if run.offences or run.known else "Conventions"
+    return element("aside", element("h3", name), element("p", prose(_capital(found["sentence"]))), effect, notes)
 
 
 def _capital(sentence: str) -> str:

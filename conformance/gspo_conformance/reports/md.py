@@ -41,7 +41,8 @@ def _section(run: Run, verbose: bool) -> list[str]:
     lines += [_cell(run.versions), ""] if run.versions else []
     lines += [f"{_cell(run.failure)}", ""] if run.failure else []
     lines += [f"Stale known failure: `{_code(pattern)}`" for pattern in run.stale]
-    lines += [f"**Diagnosis.** {_cell(run.diagnosis['sentence'])}", ""] if run.diagnosis else []
+    name = "Diagnosis" if run.offences or run.known else "Conventions"
+    lines += [f"**{name}.** {_cell(run.diagnosis['sentence'])}", ""] if run.diagnosis else []
     lines += _failures("Failing", run, run.offences, verbose)
     return lines + _failures(f"Below {run.level}: reported, not failing", run, run.remarks, verbose)
 

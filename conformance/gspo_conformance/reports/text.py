@@ -81,7 +81,8 @@ def _diagnosis(run: Run) -> list[str]:
     if not run.diagnosis:
         return []
     first, *rest = wrap(run.diagnosis["sentence"], _WIDTH - 14) or [""]
-    return [f"  diagnosis   {first}", *(f"              {line}" for line in rest), ""]
+    name = "diagnosis " if run.offences or run.known else "conventions"
+    return [f"  {name:11} {first}", *(f"              {line}" for line in rest), ""]
 
 
 def _failures(title: str, run: Run, results: Sequence[Result], verbose: bool) -> list[str]:
