@@ -6,8 +6,9 @@
 
 CONFIG is a YAML, JSON or TOML file, Python or a notebook with a call such as GRPOConfig(...), a shell
 script, or KEY=VALUE; later ones win. Files are read, never executed; variables that a script sets,
-constants of a program and references between keys are put in their places. Exit code: 0 clean, 1 errors found
-(--fail-on sets from which severity on), 2 usage.
+constants of a program and references between keys are put in their places. A file that a configuration
+stands on (`defaults: base.yaml`, `--config run.yaml`) is read below it; where it is not here, nothing that it may
+settle is an error. Exit code: 0 clean, 1 errors found (--fail-on sets from which severity on), 2 usage.
 """
 
 from __future__ import annotations

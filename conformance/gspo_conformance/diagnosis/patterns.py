@@ -80,8 +80,7 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
         *_of_errors(wrong),
         *_of_forms(wrong),
         *_of_numbers(numbers, len(wrong)),
-        *_of_digits(numbers, atlas),
-        *_of_bits(numbers, atlas),
+        *(_of_bits(numbers, atlas) or _of_digits(numbers, atlas)),
         *of_responses(paper, atlas),
     ]
     found += [*_of_outputs(numbers), *_of_factors(numbers, atlas)]

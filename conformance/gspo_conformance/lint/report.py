@@ -121,7 +121,8 @@ def _result(one: Finding, configuration: Configuration) -> dict[str, Any]:
     places = sorted(set(configuration.places.values()))
     file, _, line = configuration.places.get(one.key, places[0] if places else "").rpartition(":")
     file, line = (file, line) if line.isdigit() else (f"{file}:{line}" if file else line, "1")
-    text = " ".join(filter(None, (one.message + ".", one.consequence, f"Fix: {one.fix}" if one.fix else "")))
+    parts = (one.message, one.consequence, f"fix: {one.fix}" if one.fix else "")
+    text = " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts if part)
     location = {"artifactLocation": {"uri": file}, "region": {"startLine": int(line)}}
     return {
         "ruleId": one.rule,
