@@ -140,3 +140,37 @@ def test_a_band_for_the_weights_of_verl_masks(capsys: pytest.CaptureFixture[str]
     main(["lint", "algorithm.rollout_correction.rollout_is=token", bounds, "--dialect", "verl", "--format", "json"])
     (one,) = json.loads(capsys.readouterr().out)["objective"]["correction"]
     assert (one["action"], one["low"], one["high"]) == ("mask", 0.5, 2.0)
+
+
+GSPO = "importance_sampling_level='sequence', loss_type='grpo', epsilon=3e-4, epsilon_high=4e-4, num_iterations=2"
+ARGUMENTS = "import argparse\nfrom trl import GRPOConfig\np = argparse.ArgumentParser()\np.add_argument('--eps-high', type=float, default=%s)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "high"),
+    [
+        (f"{ARGUMENTS % '4e-4'}args = p.parse_args()\nGRPOConfig({GSPO.replace('4e-4', 'args.eps_high')})", 4e-4),
+        (f"{ARGUMENTS % '4e-4'}args, rest = p.parse_known_args()\nGRPOConfig({GSPO.replace('4e-4', 'args.eps_high')})", 4e-4),
+        (f"{ARGUMENTS % '4e-4'}args = p.parse_args()\nargs.eps_high = f()\nGRPOConfig({GSPO.replace('4e-4', 'args.eps_high')})", None),
+        (f"class C:\n    HIGH = 4e-4\nGRPOConfig({GSPO.replace('4e-4', 'C.HIGH')})", 4e-4),
+        (f"HIGH = 4e-4\nprint(newer than this Python)\nGRPOConfig({GSPO.replace('4e-4', 'HIGH')})  # (", 4e-4),
+    ],
+)  # fmt: skip
+def test_values_that_stand_elsewhere_in_a_program(text: str, high: float | None, tmp_path: Path) -> None:
+    assert _settings(tmp_path / "run.py", text).get("epsilon_high") == high
+
+
+def test_a_cell_that_is_no_python_does_not_hide_the_others(tmp_path: Path) -> None:
+    sources = ["%%bash\npip install trl >= 0.2 && 01", f"from trl import GRPOConfig\nGRPOConfig({GSPO})"]
+    cells = [{"cell_type": "code", "source": source} for source in sources]
+    assert _settings(tmp_path / "run.ipynb", json.dumps({"cells": cells}))["epsilon"] == 3e-4
+
+
+def test_a_program_without_settings_says_where_they_come_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gspo.py").write_text(
+        "from trl import TrlParser, GRPOConfig\nTrlParser(GRPOConfig).parse()", encoding="utf-8"
+    )
+    assert main(["lint", str(tmp_path / "gspo.py")]) == 2
+    assert "it takes its settings from a command line" in capsys.readouterr().err

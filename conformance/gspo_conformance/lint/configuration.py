@@ -20,6 +20,7 @@ MAX_BYTES = 1_000_000
 MAX_SETTINGS = 100_000
 MAX_LINE = 10_000
 _OVERRIDE = re.compile(r"^(?:\+\+|\+|~)?([A-Za-z_][\w.@/\-\[\]]*)=(.*)$", re.S)
+_PARSERS = re.compile(r"\b(TrlParser|HfArgumentParser|ArgumentParser|OmegaConf|hydra)\b")
 _NUMBER = re.compile(r"^[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -189,7 +190,8 @@ def _from_strings(text: str, place: str) -> Configuration:
     for line, words in command_lines(text):
         whole = whole.merged(_from_words(words, f"{place}:{line}"))
     if not whole.settings:
-        raise UsageError(f"{place}: no call such as GRPOConfig(...) in it, and no command line")
+        outside = "; it takes its settings from a command line: give that" if _PARSERS.search(text) else ""
+        raise UsageError(f"{place}: no call such as GRPOConfig(...) in it, and no command line{outside}")
     return whole
 
 

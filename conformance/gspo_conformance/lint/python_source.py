@@ -18,6 +18,9 @@ OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", 
 MAX_PARTS = 100_000
 _MAGIC = re.compile(r"^(\s*)[%!].*$", re.M)
 _ARGUMENTS = re.compile(r"\s*(--[a-z]|\+{0,2}\w+(\.\w+)+=)")
+_PLAIN = re.compile(r"^\w+ *= *[-+.\w\"']+ *$", re.M)
+_CALL = re.compile(r"\b\w*(Config|Arguments|Args|GRPOLoss)\(")
+MAX_BRACKETS, MAX_CALL = 300, 10_000
 _OPERATIONS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -29,11 +32,20 @@ _ERRORS = (ValueError, TypeError, KeyError, ArithmeticError, MemoryError, Recurs
 
 
 def notebook_source(text: str) -> str:
-    """The code of a notebook's cells."""
+    """The code of a notebook's cells, as far as Python can read them; all of it where it can read none."""
     tree = json.loads(text)
     cells = tree.get("cells", []) if isinstance(tree, dict) else []
     code = [cell.get("source", "") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
-    return "\n".join(source if isinstance(source, str) else "".join(map(str, source)) for source in code)
+    plain = [source if isinstance(source, str) else "".join(map(str, source)) for source in code]
+    return "\n".join([cell for cell in plain if _readable(cell)] or plain)
+
+
+def _readable(cell: str) -> bool:
+    try:
+        parsed(cell)
+    except SyntaxError:
+        return False
+    return True
 
 
 def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tuple[int, str]]]:
@@ -42,12 +54,7 @@ def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tup
     The keyword arguments of every call of something whose name ends as a configuration's does, `reward_norm=NormConfig(...)`
     in them as `reward_norm.KEY`; and what is set later on the name such a call was bound to.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler thinks of the style of a stranger's file
-        try:
-            tree = ast.parse(text)
-        except SyntaxError:
-            tree = ast.parse(_MAGIC.sub(r"\1pass", text))  # a notebook that was saved as a script
+    tree = parsed(text)
     reader = _Reader(_constants(tree))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_configuration(node)]
     inner = {id(word.value) for call in calls for word in call.keywords}
@@ -61,7 +68,7 @@ def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tup
 def command_lines(text: str) -> Iterator[tuple[int, list[str]]]:
     """The words of every list or string that begins as the arguments of a command do, `--flag` or `a.b=`; what is put into it stands as `$`."""
     inside: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if id(node) in inside:
             continue
         parts = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
@@ -77,6 +84,40 @@ def _written(node: ast.AST) -> str:
     parts = [str(part.value) if isinstance(part, ast.Constant) else "$" for part in values]
     plain = isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
     return "".join(parts) if plain else ""
+
+
+def parsed(text: str) -> ast.Module:
+    """The tree of a program; of one that this Python cannot read, that of its plain assignments and calls of configurations."""
+    if "\0" in text:
+        raise ValueError("expected text, got a NUL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler thinks of the style of a stranger's file
+        for attempt in (text, _MAGIC.sub(r"\1pass", text)):  # a notebook that was saved as a script
+            try:
+                return ast.parse(attempt)
+            except SyntaxError as found:
+                error = found
+        left = [MAX_BRACKETS]
+        calls = [part for match in _CALL.finditer(text) if (part := _closed(text, match.start(), left))]
+        if not calls:
+            raise error
+        return ast.parse("\n".join([match[0] for match in _PLAIN.finditer(text)] + calls))
+
+
+def _closed(text: str, begin: int, left: list[int]) -> str:
+    """The call that begins there, up to the bracket that makes it one; empty where none does, or too many were tried."""
+    end = begin
+    while left[0] > 0:
+        left[0] -= 1
+        end = text.find(")", end) + 1
+        if not end or end - begin > MAX_CALL:
+            return ""
+        try:
+            ast.parse(text[begin:end])
+        except SyntaxError:
+            continue
+        return text[begin:end]
+    return ""
 
 
 class _Reader:
@@ -144,7 +185,45 @@ def _constants(tree: ast.AST) -> dict[str, ast.expr]:
         text = "" if value is None else ast.dump(value)
         found |= {} if value is None else {name: value}
         written[name] = text if written.get(name, text) == text else ""
-    return {name: value for name, value in found.items() if written[name]}
+    return {name: value for name, value in found.items() if written[name]} | _attributes(tree)
+
+
+def _attributes(tree: ast.AST) -> dict[str, ast.expr]:
+    """`Name.value` of a class with constants; `args.epsilon` by the default of its argument. What is set later is neither."""
+    found: dict[str, ast.expr] = {}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    defaults = {
+        flag: word.value for call in calls for flag in _flags(call) for word in call.keywords if word.arg == "default"
+    }
+    later: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            found |= {
+                f"{node.name}.{name}": value
+                for name, value in _bindings(ast.Module(node.body, []))
+                if value is not None
+            }
+        if isinstance(node, ast.Assign):
+            later |= {ast.unparse(target) for target in node.targets if isinstance(target, ast.Attribute)}
+            found |= {f"{_parsed_into(node)}.{flag}": value for flag, value in defaults.items()}
+    return {name: value for name, value in found.items() if name not in later}
+
+
+def _parsed_into(node: ast.Assign) -> str:
+    """The name that is given to the arguments of a command line, `args` in `args, _ = parser.parse_known_args()`."""
+    if not isinstance(node.value, ast.Call) or _called(node.value) not in ("parse_args", "parse_known_args"):
+        return ""
+    target = node.targets[0]
+    first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
+    return first.id if isinstance(first, ast.Name) else ""
+
+
+def _flags(call: ast.Call) -> list[str]:
+    """The names under which an argument of a command line is found later."""
+    if _called(call) != "add_argument":
+        return []
+    words = [word.value for word in call.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+    return [word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
 
 
 def _bindings(tree: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
@@ -172,6 +251,8 @@ def _value(node: ast.expr, names: Mapping[str, ast.expr], left: list[int]) -> An
         raise ValueError("too many parts")
     if isinstance(node, ast.Name):
         return _value(names[node.id], names, left)
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return _value(names[f"{node.value.id}.{node.attr}"], names, left)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
         sides = (_number(_value(side, names, left)) for side in (node.left, node.right))
         return _OPERATIONS[type(node.op)](*sides)
