@@ -160,6 +160,11 @@ def test_values_that_stand_elsewhere_in_a_program(text: str, high: float | None,
     assert _settings(tmp_path / "run.py", text).get("epsilon_high") == high
 
 
+def test_a_constant_stands_in_one_denominator_with_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["lint", "loss_type=dr_grpo", "importance_sampling_level=sequence", "--dialect", "trl"])
+    assert "L = -1/(512·G) Σ_i Σ_t min(" in capsys.readouterr().out
+
+
 def test_a_cell_that_is_no_python_does_not_hide_the_others(tmp_path: Path) -> None:
     sources = ["%%bash\npip install trl >= 0.2 && 01", f"from trl import GRPOConfig\nGRPOConfig({GSPO})"]
     cells = [{"cell_type": "code", "source": source} for source in sources]

@@ -37,13 +37,21 @@ def formula(objective: Mapping[str, Any]) -> str:
     if per_response and objective["aggregation"]["mode"] == "sequence_mean_token_mean":
         outer = "1/G Σ_i "
     weights = "ρ_it " * len(objective["correction"])
-    text = f"L = -{f'1/{constant:g} ' if constant != 1 else ''}{outer}{weights}{unit}"
+    text = f"L = -{_divided(outer, constant)}{weights}{unit}"
     if objective["penalty"]:
         text += f" + {objective['penalty']['coefficient']:g}·{ESTIMATORS[objective['penalty']['estimator']]}"
         where += ", z = log π_θ - log π_ref"
     if objective["log_ratio_cap"] is not None:
         where += f", log-ratio capped at {objective['log_ratio_cap']:g}"
     return f"{text},  {where}"
+
+
+def _divided(outer: str, constant: float) -> str:
+    """`1/(512·G) Σ_i Σ_t ` for `1/G Σ_i Σ_t ` and a constant of 512."""
+    if constant == 1:
+        return outer
+    first, _, rest = outer.partition(" ")
+    return f"1/({constant:g}·{first[2:]}) {rest}" if first.startswith("1/") else f"1/{constant:g} {outer}"
 
 
 def _surrogate(objective: Mapping[str, Any], x: str) -> str:
