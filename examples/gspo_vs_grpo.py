@@ -293,7 +293,12 @@ def stale(out: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs") / NAME, help="folder of numbers, table and figure")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs") / NAME,
+        help=f"folder of numbers, table and figure (default: runs/{NAME})",
+    )
     parser.add_argument("--seeds", type=int, default=4, help="2 to 8 (default: 4)")
     parser.add_argument("--iterations", type=int, default=80, help="rollouts of each run (default: 80)")
     parser.add_argument(
@@ -303,6 +308,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--draw", action="store_true", help="measure nothing; make table and figure of the numbers in the folder"
     )
     wanted = parser.parse_args(arguments)
+    if not 2 <= wanted.seeds <= 8:
+        parser.error(f"--seeds: expected 2 to 8, got {wanted.seeds}")
+    if wanted.iterations < 1:
+        parser.error(f"--iterations: expected at least 1, got {wanted.iterations}")
+    if (wanted.draw or wanted.check) and not (wanted.out / f"{NAME}.json").is_file():
+        parser.error(f"--out: expected the {NAME}.json of a run in {wanted.out}, found none")
     if wanted.draw:
         write(json.loads((wanted.out / f"{NAME}.json").read_text(encoding="utf-8")), wanted.out)
         return 0

@@ -133,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens at most in a response (default: 512)")
     parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
     found = parser.parse_args(arguments)
+    for name, least in (("responses", 1), ("length", 1), ("seed", 0)):
+        if getattr(found, name) < least:
+            parser.error(f"--{name}: expected at least {least}, got {getattr(found, name)}")
     batch = rollout(found.responses, found.length, found.seed)
     exact = exact_answers(batch)
     answers = {framework: ask(batch) for framework, ask in FRAMEWORKS.items()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,20 +64,41 @@ class Configuration:
     def read(cls, path: Path, changes: Sequence[str] = ()) -> Configuration:
         """A YAML file, and `key=value` changes to it."""
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected keys and values, got {type(values).__name__}")
         for change in changes:
-            key, _, value = change.partition("=")
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise ValueError(f"{change}: expected key=value")
             values[key] = yaml.safe_load(value)
-        known = {item.name for item in dataclasses.fields(cls)}
+        known = {item.name: item.default for item in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
                 raise ValueError(f"{key}: expected one of {', '.join(sorted(known))}")
-        return cls(**values)
+        return cls(**{key: _number(key, value, known[key]) for key, value in values.items()})
 
     @property
     def objective(self) -> gspo.Objective:
         """GSPO with the weight of the sampler: w = π_old/μ where that is at most the cap, 0 above."""
         weight = gspo.Correction("token", "mask", high=self.behavior_cap)
         return gspo.Objective.gspo(gspo.Clip(self.clip_low, self.clip_high)).replace(correction=weight)
+
+
+def _number(key: str, value: Any, default: Any) -> Any:
+    """A value as its default is: YAML takes 1e-6, without a point, for a text."""
+    if not isinstance(default, (int, float)):
+        return value
+    least = 2 if key == "group_size" else 0 if isinstance(default, float) or key in ("warm_up", "seed") else 1
+    whole = isinstance(default, int)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= least or (whole and not number.is_integer()):
+        raise ValueError(
+            f"{key}: expected {'a whole number' if whole else 'a number'} of at least {least}, got {value!r}"
+        )
+    return int(number) if whole else number
 
 
 class LogpRecorder:
@@ -320,7 +342,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("configuration", type=Path, help="a YAML file")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to it")
     found = parser.parse_args(arguments)
-    for numbers in Trainer(Configuration.read(found.configuration, found.changes)).train():
+    try:
+        configuration = Configuration.read(found.configuration, found.changes)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(str(error))
+    for numbers in Trainer(configuration).train():
         shown = {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in numbers.items()}
         sys.stdout.write(json.dumps(shown) + "\n")
         sys.stdout.flush()

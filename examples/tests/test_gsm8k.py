@@ -116,6 +116,14 @@ def test_the_configurations_are_those_of_the_example(file: str) -> None:
 def test_an_unknown_key_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"eps_clip: expected one of .*clip_high, clip_low"):
         Configuration.read(FOLDER / "tiny.yaml", ["eps_clip=0.4"])
+    for change, told in (
+        ("steps", "key=value"),
+        ("steps=x", "a whole number of at least 1"),
+        ("group_size=1", "at least 2"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Configuration.read(FOLDER / "tiny.yaml", [change])
+    assert Configuration.read(FOLDER / "tiny.yaml", ["learning_rate=1e-6"]).learning_rate == 1e-6
 
 
 def tiny(**changes: object) -> Configuration:
