@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 import gspo_core
 from gspo_core.aggregation import Aggregation, Weights, divide, token_weights
@@ -17,6 +18,8 @@ from gspo_core.loss import step_loss
 from gspo_core.metrics import RatioSums, ratio_statistics, ratio_sums
 from gspo_core.responses import Responses
 from gspo_core.step import Step, prepare, unit_log_ratio
+
+from .mesh import run_automatically
 
 Axes: TypeAlias = str | tuple[str, ...]
 
@@ -59,7 +62,9 @@ def policy_loss(
         "normalizer": normalizer,
     }
     if axis_name is None:
-        return gspo_core.policy_loss(objective, **arguments)
+        if not isinstance(logp, jax.Array):
+            return gspo_core.policy_loss(objective, **arguments)
+        return run_automatically(lambda given: gspo_core.policy_loss(objective, **given), arguments, logp, P())
     _check_axes(axis_name)
     step = _of_union(prepare(objective, **arguments), groups, normalizer, axis_name)
     share = step_loss(step)

@@ -15,7 +15,7 @@ from gspo_core.validation import check_floating, check_integer, check_number, ch
 from .chunks import strides
 from .distributed import policy_loss
 from .head import Head, accumulator, head_logps
-from .mesh import check_vocab_axis, is_one_piece, vary_like
+from .mesh import check_vocab_axis, is_one_piece, run_automatically, vary_like
 from .selection import Normalised, logit_gradient, normalise, row_sums
 
 # Float32 logits that one chunk may hold by default, in bytes: what a CPU's caches and a device's matrix units like.
@@ -154,8 +154,13 @@ def _logps(
         return head_logps(Head(float(temperature), size, vocab_axis, None), hidden, weight, bias, tokens, wanted)
     steps, length = strides(tokens.shape, size)
     head = Head(float(temperature), size, vocab_axis, steps)
-    hidden, filled, wanted = (_fill(values, tokens.ndim - 1, length) for values in (hidden, tokens, wanted))
-    return head_logps(head, hidden, weight, bias, filled, wanted)[..., : tokens.shape[-1]]
+
+    def strided(arrays: tuple[Any, ...]) -> jax.Array:
+        hidden, weight, bias, tokens, wanted = arrays
+        hidden, filled, wanted = (_fill(values, tokens.ndim - 1, length) for values in (hidden, tokens, wanted))
+        return head_logps(head, hidden, weight, bias, filled, wanted)[..., : tokens.shape[-1]]
+
+    return run_automatically(strided, (hidden, weight, bias, tokens, wanted), tokens)
 
 
 def _fill(values: jax.Array, axis: int, length: int) -> jax.Array:

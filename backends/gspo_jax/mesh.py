@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+from jax.sharding import AxisType
 
 
 def varying_axes(*arrays: jax.Array | None) -> frozenset[str]:
@@ -25,6 +29,26 @@ def is_one_piece(array: jax.Array) -> bool:
     if not isinstance(array, jax.core.Tracer):
         return len(array.sharding.device_set) == 1
     return jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual
+
+
+def run_automatically(function: Callable[[Any], Any], arguments: Any, like: jax.Array, spec: Any = None) -> Any:
+    """`function(arguments)`; where `like` lives on a mesh with explicit axes, XLA chooses the shardings inside.
+
+    What comes out is then sharded by `spec`, or like `like`. Only the arrays of the pytree `arguments` are traced.
+    """
+    sharding = jax.typeof(like).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(arguments)
+    leaves, tree = jax.tree.flatten(arguments)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def inside(*arrays: jax.Array) -> Any:
+        given = dict(zip(places, arrays, strict=True))
+        return function(tree.unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)]))
+
+    with jax.sharding.use_abstract_mesh(sharding.mesh):
+        run = jax.sharding.auto_axes(inside, out_sharding=sharding.spec if spec is None else spec)
+        return run(*(leaves[place] for place in places))
 
 
 def check_vocab_axis(name: str, axis: str | None, array: jax.Array) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import gspo_jax as gspo
 
 MESH = jax.make_mesh((2, 2, 2), ("data", "context", "vocab"), axis_types=(AxisType.Auto,) * 3)
+EXPLICIT = jax.make_mesh((2, 2, 2), ("data", "context", "vocab"), axis_types=(AxisType.Explicit,) * 3)
 TOKENS = P("data", "context")
 WIDE = gspo.Clip(0.2, 0.3)
 GSPO = gspo.Objective.gspo(WIDE)
@@ -164,3 +165,35 @@ def test_sharded_arrays_need_no_change() -> None:
     shapes = " ".join(shapes for _, shapes in collectives(only_loss))
     assert {name for name, _ in collectives(only_loss)} == {"all-reduce"}
     assert set(re.findall(r"\w+\[[\d,]*\]", shapes)) <= {"f32[2]", "f32[]"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_mesh_with_explicit_axes(name: str) -> None:
+    """What `jax.make_mesh` makes by default: a sort or a gather of sharded arrays would be an error of types."""
+    batch = tokens()
+    specs = {key: TOKENS if values.ndim == 2 else P("data") for key, values in batch.items()}
+    placed = {key: jax.device_put(values, NamedSharding(EXPLICIT, specs[key])) for key, values in batch.items()}
+    with jax.set_mesh(EXPLICIT):
+        found = one_device(OBJECTIVES[name], placed)
+    assert_equal(found, one_device(OBJECTIVES[name], batch))
+    assert found[1].sharding.spec == TOKENS
+
+
+def test_named_functions_on_a_mesh_with_explicit_axes() -> None:
+    batch, offsets = tokens(), jnp.asarray([0, 11, 32])
+    flat = [jnp.nan_to_num(batch[name].reshape(-1)) for name in ("logp", "old_logp")]
+    advantages = jax.jit(gspo.group_advantages)(batch["advantages"], batch["groups"])
+
+    @jax.jit
+    @jax.grad
+    def slopes(logp: jax.Array, old_logp: jax.Array) -> jax.Array:
+        return gspo.gspo_loss(logp, old_logp, advantages[:2], gspo.Packed(offsets), clip=WIDE).loss
+
+    with jax.set_mesh(EXPLICIT):
+        split = [jax.device_put(values, NamedSharding(EXPLICIT, P("data"))) for values in flat]
+        rewards, groups = (
+            jax.device_put(batch[key], NamedSharding(EXPLICIT, P("data"))) for key in ("advantages", "groups")
+        )
+        found = slopes(*split), jax.jit(gspo.group_advantages)(rewards, groups)
+    np.testing.assert_allclose(found[0], slopes(*flat), rtol=2e-6)
+    np.testing.assert_allclose(found[1], advantages, rtol=2e-6)

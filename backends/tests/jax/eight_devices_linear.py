@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import gspo_jax as gspo
 
-from .eight_devices import GSPO, MESH, TOKENS, collectives, tokens
+from .eight_devices import EXPLICIT, GSPO, MESH, TOKENS, collectives, tokens
 
 LENGTH, WIDTH, VOCABULARY = 8, 6, 16
 SPECS = {
@@ -105,6 +105,15 @@ def test_sharded_arrays_need_no_change(expected: Any) -> None:
     assert_equal(run(placed), expected)
     assert in_loops(run)
     assert {name for name, _ in collectives(run)} == {"all-reduce"}
+
+
+def test_a_mesh_with_explicit_axes(expected: Any) -> None:
+    placed = {name: jax.device_put(values, NamedSharding(EXPLICIT, SPECS[name])) for name, values in batch().items()}
+    with jax.set_mesh(EXPLICIT):
+        found = jax.jit(partial(loss_and_gradients, chunk_size=8))(placed)
+    assert_equal(found, expected)
+    for name, values in found[1].items():
+        assert values.sharding.is_equivalent_to(placed[name].sharding, values.ndim)
 
 
 def test_a_length_without_a_divisor() -> None:
