@@ -295,3 +295,17 @@ def test_every_operation_can_be_wrong_in_a_way_that_nobody_knows() -> None:
     diagnosis = found(target, "pipeline/*", "distribution/*", "aggregation/lengths*", dtypes=("float64",))
     assert "it failed itself" not in diagnosis["sentence"]
     assert "gradient 1.7x" in diagnosis["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"), [(0.5, "advantages 0.5x throughout"), (-1.0, "the advantages have the wrong sign")]
+)
+def test_advantages_that_are_wrong_below_must_are_described_all_the_same(factor: float, words: str) -> None:
+    def run(case: Case) -> dict[str, Any]:
+        return {name: factor * value for name, value in CORE.run(case).items()}
+
+    target = FunctionTarget("deviant", run, Capabilities.everything(operations={"group_advantages"}))
+    assert (
+        words
+        in found(target, "advantage/binary*", "advantage/*mixed*", "advantage/unequal*", "advantage/un*")["sentence"]
+    )

@@ -175,15 +175,15 @@ def _of_numbers(wrong: Sequence[Evidence], of: int) -> list[str]:
 
 def _of_factors(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
     texts = []
-    for output in ("loss", "gradient"):
+    for output in ("loss", "gradient", "advantages"):
         span = factors(wrong, atlas, output)
         if span is None:
             continue
         low, high = span
         if low == high == 0:
-            texts.append(f"the {output} is zero")
+            texts.append(f"the {output} {'are' if output == 'advantages' else 'is'} zero")
         elif abs(low + 1) < 1e-3 and abs(high + 1) < 1e-3:
-            texts.append(f"the {output} has the wrong sign")
+            texts.append(f"the {output} {'have' if output == 'advantages' else 'has'} the wrong sign")
         elif low not in (-inf, inf):
             texts.append(factor_text(span, output))
     return texts

@@ -36,6 +36,7 @@ SURE = 0.985
 NAMED = 0.5
 MENTIONED = 0.3
 SAID = 4
+ODD = 0.3
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | N
     """Who answers like this target; None where every answer was right, or nothing was answered.
 
     Where all answers together fit nobody, those that the run is judged by are looked at alone: a target
-    may have one mistake and conventions of its own beside it. Conventions alone are no mistake.
+    may have one mistake and conventions of its own beside it. A few conventions alone are no mistake.
     """
     everything, own = load_vectors(), [] if vectors is None else list(vectors)
     atlas = atlas_of(everything if {*map(id, own)} <= {*map(id, everything)} else own)
@@ -95,7 +96,7 @@ def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | N
     judged = [item for item in evidence if item.result is None or run.counts_for_exit(item.result)]
     part = diagnose_evidence(judged, atlas)
     if part is None:
-        return whole if whole.suspect else None
+        return whole if whole.suspect or sum(not item.right for item in evidence) > ODD * len(evidence) else None
     if part.suspect or not whole.suspect:
         return part if part.confidence >= whole.confidence else whole
     missed = [item for item in judged if not item.right]
