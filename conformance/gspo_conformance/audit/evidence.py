@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,10 @@ MOST = 200_000
 # No rounding makes a log-probability this large; noise that somebody adds may, in a few tokens.
 POSITIVE = 0.01
 SLOPE, EXPLAINED, ENOUGH = 0.03, 0.5, 16
+# Scorings of different tokens have a slope near -1 and half of the variance: no temperature is that far from another.
+UNRELATED = -0.8
+# One place apart: far from each other as they stand, and five times nearer when moved.
+APART, NEARER = 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Gap:
     def tempered(self) -> bool:
         """Whether it looks like two temperatures."""
         enough = self.count >= ENOUGH and self.std > 1e-3
-        return enough and abs(self.slope) >= SLOPE and self.explained >= EXPLAINED
+        return enough and abs(self.slope) >= SLOPE and self.slope > UNRELATED and self.explained >= EXPLAINED
 
     @property
     def temperature(self) -> float:
@@ -88,6 +93,7 @@ class Evidence:
     moving: list[int] = field(default_factory=list)
     shifted: list[int] = field(default_factory=list)
     positive: dict[str, list[int]] = field(default_factory=dict)
+    misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
     minibatches_known: bool = False
 
     def add(self, step: Step) -> None:
@@ -103,6 +109,8 @@ class Evidence:
             sampler.add(tokens.logp, tokens.behavior_logp)
             sampler_of_old.add(tokens.old_logp, tokens.behavior_logp)
             self._add_rounding(step.index, tokens)
+            for apart in _misaligned(tokens):
+                self.misaligned.setdefault(apart, step.index)
             self._add_signs(step.index, tokens)
             if shifted:
                 self.shifted.append(step.index)
@@ -137,6 +145,25 @@ class Evidence:
 def _append(gaps: list[Gap], found: Gap | None) -> None:
     if found is not None:
         gaps.append(found)
+
+
+def _misaligned(tokens: Tokens) -> Iterator[tuple[str, int]]:
+    """Scorings that are `logp` of the next token (1) or of the one before (-1) rather than of the same."""
+    for name in ("old_logp", "behavior_logp"):
+        other = getattr(tokens, name)
+        if tokens.logp is None or other is None or tokens.count < ENOUGH:
+            continue
+        new, old = (np.asarray(values[:MOST], np.float64) for values in (tokens.logp, other))
+        straight = float(np.abs(new - old).mean())
+        if straight > APART:
+            inner = np.ones(new.size, bool)
+            inner[tokens.offsets[:-1][(tokens.offsets[:-1] < new.size) & (tokens.lengths > 0)]] = False
+            moved = {1: np.abs(new[1:] - old[:-1]), -1: np.abs(new[:-1] - old[1:])}
+            yield from ((name, way) for way, off in moved.items() if _nearer(off[inner[1:]], straight))
+
+
+def _nearer(off: NumPyArray, straight: float) -> bool:
+    return off.size >= ENOUGH and float(off.mean()) < NEARER * straight
 
 
 def _rounded(values: NumPyArray) -> bool:

@@ -18,10 +18,11 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
     """All of them."""
     tempered = _tempered(evidence)
     found = [*tempered]
-    if not tempered:
+    if not tempered and not evidence.misaligned:
         found += _stale(evidence)
     return [
         *_positive(evidence),
+        *_misaligned(evidence),
         *found,
         *_frozen(evidence),
         *_rounded(evidence, claim),
@@ -38,6 +39,15 @@ def _positive(evidence: Evidence) -> Iterator[Finding]:
         costs = "what is recomputed from them means nothing"
         fix = "record log π of the sampled tokens, not π and not the cross-entropy -log π"
         yield Finding("not-log-probabilities", "error", names[0], told, "GSPO-DATA-5", costs, fix)
+
+
+def _misaligned(evidence: Evidence) -> Iterator[Finding]:
+    """Log-probabilities of the neighbouring token."""
+    for (name, way), step in evidence.misaligned.items():
+        told = f"{name} of a token is logp of the token {'after' if way > 0 else 'before'} it, since step {step}: they lie one place apart"
+        costs = "the ratio compares different tokens, and is far from 1 whatever the policy does"
+        fix = "logits at a place score the token behind it: logits[:, :-1] and tokens[:, 1:], on both sides"
+        yield Finding("misaligned-logp", "error", name, told, "GSPO-DATA-5", costs, fix)
 
 
 def _tempered(evidence: Evidence) -> list[Finding]:

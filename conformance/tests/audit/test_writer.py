@@ -175,3 +175,15 @@ def test_wrong_losses_of_ranks_combine_as_right_ones_would(tmp_path: Path) -> No
     for rank, loss in ((0, -0.25), (1, -0.375)):
         write(tmp_path / f"{rank}.safetensors", rank=rank, loss=loss, normalizer=4)
     assert [(row.run, row.truth) for row in audit_trace(tmp_path).rows] == [(-0.625, -0.25)]
+
+
+def test_log_probabilities_one_place_apart_are_no_temperature(tmp_path: Path) -> None:
+    """Hunts a slope of -1, which is that of scorings of different tokens."""
+    logp = -np.random.default_rng(3).gamma(1.0, size=(4, 12)).astype(np.float32)
+    arrays = {"logp": logp, "old_logp": np.roll(logp, 1, axis=1), "mask": np.ones((4, 12), bool)}
+    arrays["advantages"] = np.zeros(4, np.float32)
+    found = audit_trace(write(tmp_path / "a.safetensors", arrays, loss=0.0))
+    assert next(one.message for one in found.errors if one.rule == "misaligned-logp").startswith(
+        "old_logp of a token is logp of the token before"
+    )
+    assert "temperature" not in rules(found)
