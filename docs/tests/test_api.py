@@ -19,11 +19,12 @@ LINES = Counter(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(
 
 
 def own(package: ModuleType) -> set[str]:
-    """The public names that are not merely the core's under another roof."""
-    shared = set() if package is gspo_core else set(gspo_core.__all__)
-    return {
-        name for name in package.__all__ if name not in shared or getattr(package, name) is not getattr(gspo_core, name)
-    }
+    """The public names that are not merely the core's under another roof, or wrapped as they are."""
+    if package is gspo_core:
+        return set(package.__all__)
+    found = {name: getattr(package, name) for name in package.__all__}
+    cores = [getattr(gspo_core, name) for name in gspo_core.__all__]
+    return {name for name, one in found.items() if one not in cores and getattr(one, "__wrapped__", None) not in cores}
 
 
 @pytest.mark.parametrize(
