@@ -36,6 +36,7 @@ def _errors(capsys: pytest.CaptureFixture[str], *words: str) -> set[str]:
         ('A="--beta 0.1"\nA+=" --epsilon 3e-4"\ntrl grpo $A', {"beta": 0.1, "epsilon": 3e-4}),
         (f"echo it's time\n{VERL} {ACTOR}a=1\necho it's done", {f"{ACTOR}a": 1}),
         (f'B=1\nif x; then\nB=2\nfi\n{VERL} {ACTOR}a=$B', {}),
+        (f'{VERL} {ACTOR}a=`echo 1` {ACTOR}b=$(f "$(g)" x.y=3) {ACTOR}c=3', {f"{ACTOR}c": 3}),
         (f'A="never closed\n{VERL} {ACTOR}a=1\n', {f"{ACTOR}a": 1}),
     ],
 )  # fmt: skip

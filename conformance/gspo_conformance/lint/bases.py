@@ -39,7 +39,7 @@ def script_bases(commands: Sequence[Sequence[str]]) -> Iterator[str]:
     launched = any(_LAUNCH.match(word) for words in commands for word in words)
     for words in commands:
         if words and words[-1].endswith(".sh") and not launched:
-            yield re.sub(r"^.*\)/?", "", words[-1])
+            yield re.sub(r"^\$\{?\w+\}?/", "", words[-1])
         settings = [word for word in words[2:] if "=" in word or word.startswith("--")]
         if settings and words[0] in ("bash", "sh") and words[1].endswith(".sh"):
             yield words[1]

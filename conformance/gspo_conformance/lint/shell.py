@@ -18,6 +18,7 @@ _CLOSED = re.compile(r"\)\s*$")
 # An assignment with a quote that is still open at the end of its line, and a # that begins no comment.
 _OPENED = re.compile(r"""^\s*(?:(?:export|local|readonly|declare)\s+)?[A-Za-z_]\w*\+?=(["'])((?!\1).)*$""")
 _WITHIN = re.compile(r"(?<=[^\s;])#")
+_OUTPUT = re.compile(r"`[^`]*`|\$\((?!\()[^()`]*\)")
 _BETWEEN = frozenset(("then", "else", "do", "&&", "||", "{", "}", "|", "&"))
 _WORD = re.compile(r"--[\w.\-]+|[A-Za-z_][\w.@/\-\[\]]*")
 _ENDS = re.compile(r"^(\d?>.*|\|.*|&.*|;.*|\)|\(|<.*)$")
@@ -34,11 +35,18 @@ def commands(text: str, variables: bool = True) -> Iterator[tuple[int, list[str]
     for number, line in _joined(text):
         for name, value in _DEFAULTED.findall(line):
             _bind(bound, name, _unquoted(_expanded(value, bound)))
-        line = _expanded(line, bound)
+        line = _without_outputs(_expanded(line, bound))
         before, inside = inside, not variables or _in_array(line, inside)
         array = before or _ARRAY.search(line) is not None
         for part in _simple(_words(_ARRAY.sub(" ", _CLOSED.sub("", line)) if array else line)):
             yield number, part if array else _assignments(part, bound)
+
+
+def _without_outputs(line: str) -> str:
+    """`$(date)` and its like, which are known to nobody, as `$_`; what stands inside another goes first."""
+    for _ in range(3):
+        line = _OUTPUT.sub("$_", line)
+    return line
 
 
 def _words(line: str) -> list[str]:
