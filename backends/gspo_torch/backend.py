@@ -110,7 +110,7 @@ def _reduced(values: Tensor, offsets: Tensor) -> Tensor:
     """
     longest = values.shape[0]
     while longest > _TERMS:
-        cuts = torch.arange(0, values.shape[0] + 1, _TERMS, dtype=offsets.dtype)
+        cuts = torch.arange(0, values.shape[0] + 1, _TERMS, dtype=offsets.dtype, device=offsets.device)
         cuts = torch.cat([cuts, offsets]).sort().values
         values = torch.segment_reduce(values, "sum", offsets=cuts, unsafe=True, initial=0)
         offsets = torch.searchsorted(cuts, offsets)
