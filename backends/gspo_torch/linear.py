@@ -14,7 +14,7 @@ from gspo_core.validation import check_array, check_floating, check_same_namespa
 from .backend import transformed
 from .head import Gradients, Head, Needs, default_chunk_size
 from .inference import keepable
-from .logps import check_temperature, check_tokens, compute_dtype
+from .logps import check_local, check_temperature, check_tokens, compute_dtype
 from .normalise import Normalised
 from .once import once
 
@@ -78,6 +78,7 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature
     named = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
     check_same_namespace(check_array("hidden", hidden), **named)
     for name, values in named.items():
+        check_local(name, values)
         check_floating(name, values)
     if hidden.ndim < 1 or weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(

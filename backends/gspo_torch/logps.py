@@ -39,6 +39,7 @@ def token_logps(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> 
     tensor([-0.6931, -0.6931])
     """
     check_array("logits", logits)
+    check_local("logits", logits)
     check_floating("logits", logits)
     if logits.ndim == 0:
         raise ValueError("logits: expected shape [.., V], got ()")
@@ -47,6 +48,15 @@ def token_logps(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> 
     if not torch.compiler.is_compiling() and transformed():
         return normalised(logits.to(compute_dtype(logits)) / temperature, tokens.long()).logp
     return _TokenLogps.apply(logits, tokens, float(temperature))
+
+
+def check_local(name: str, values: Any) -> None:
+    """No DTensor: what is worked on here is what one rank holds."""
+    if hasattr(values, "to_local"):
+        raise TypeError(
+            f"{name}: expected a plain tensor, got a DTensor; FSDP makes its parameters whole inside the forward pass of "
+            f"their module, and a head with rows over ranks is for gspo_torch.distributed.linear_token_logps"
+        )
 
 
 def check_temperature(temperature: Any) -> None:

@@ -122,6 +122,8 @@ def refusals() -> None:
     whole = distribute_tensor(problem["weight"], mesh, [Shard(1)])
     with pytest.raises(ValueError, match=r"weight: expected a DTensor with Shard\(0\) on a mesh of 1 dimension"):
         distributed.linear_token_logps(problem["hidden"], whole, tokens)
+    with pytest.raises(TypeError, match="weight: expected a plain tensor, got a DTensor"):
+        gspo.linear_token_logps(problem["hidden"], whole, tokens)
 
 
 def test_what_is_refused(world: World) -> None:
