@@ -18,6 +18,8 @@ BAD = (FAIL, ERROR, UNEXPECTED_PASS)
 LEVELS = ("MUST", "SHOULD", "MAY")
 INTERRUPTED = "interrupted"
 AS_EXPECTED, NON_CONFORMING, USAGE, HARNESS = 0, 1, 2, 3
+# No tolerance for rounding is wider.
+_STRICT = 64.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Result:
 
     @property
     def k(self) -> float | None:
-        """The largest error in units of u(dtype) scale."""
-        return max((item.k for item in self.judged), default=None)
+        """The largest error in units of u(dtype) scale; where many conventions are right, in sixteenths of what is allowed."""
+        return max((item.k if item.limit <= _STRICT else 16 * item.k / item.limit for item in self.judged), default=None)
 
 
 @dataclass

@@ -36,6 +36,14 @@ def _paper_case(objective_: dict[str, Any], place: str, sign: str) -> Case:
     return loss(objective_, padded(paper(f"{place}/{sign}", BAND[place], SIGNS[sign])))
 
 
+_add(
+    "fine-advantages",
+    "Advantages that bfloat16 and float16 cannot hold",
+    "NUM-1 SURR-1",
+    "low-precision-loss",
+    lambda: loss(gspo(), padded(paper("fine-advantages", BAND["mixed"], (1 + 2.0**-12, -1.25 - 2.0**-12, -0.5 - 2.0**-13, 0.75 + 2.0**-13)))),
+)  # fmt: skip
+
 _PLACES = {
     "inside": "all ratios inside the range 3e-4/4e-4",
     "above": "all ratios above 1+4e-4",

@@ -13,6 +13,8 @@ from ..surrogates import Fields
 from ..tape import stop
 from ..whole import Reference
 
+_MEANS = ("sequence_mean_token_mean", "sequence_mean_token_sum")
+
 
 def _mode(wrong: dict[str, str]) -> type[Reference]:
     """A reference that takes one mode for another."""
@@ -159,6 +161,35 @@ class EmptyExcluded(Reference):
     def count(self, aggregation: Fields) -> Any:
         counted = "non_empty" if aggregation["count"] == "all" else aggregation["count"]
         return super().count({**aggregation, "count": counted})
+
+
+@mutant(
+    "aggregation.learning-only",
+    "GSPO-AGG-2",
+    effect="groups without signal make the others' gradient larger, as dynamic sampling after the fact would",
+)
+class LearningOnly(Reference):
+    """The mean over the responses whose advantage is not 0."""
+
+    def count(self, aggregation: Fields) -> Any:
+        found = super().count(aggregation)
+        if aggregation["mode"] not in _MEANS or not hasattr(self, "advantages"):
+            return found
+        idle = (self.lengths() > 0) & (self.sequences.sum(np.abs(stop(self.advantages))) == 0)
+        return max(1.0, found - np.count_nonzero(idle))
+
+
+@mutant(
+    "aggregation.responses-minus-one",
+    "GSPO-AGG-2",
+    effect="the step is larger, by a third with four responses, by a thousandth with a thousand",
+)
+class ResponsesMinusOne(Reference):
+    """The sum over responses divided by one response too few, as where a variance is meant."""
+
+    def count(self, aggregation: Fields) -> Any:
+        found = super().count(aggregation)
+        return max(1.0, found - 1) if aggregation["mode"] in _MEANS else found
 
 
 @mutant(

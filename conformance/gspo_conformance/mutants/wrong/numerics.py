@@ -67,6 +67,19 @@ class Bfloat16Logps(Reference):
         return ROUND[self.storage](values).astype(values.dtype)
 
 
+@mutant(
+    "numerics.bfloat16-advantages",
+    "GSPO-NUM-1",
+    effect="advantages are off by up to 0.4%, and those of a group no longer add up to 0",
+)
+class Bfloat16Advantages(Reference):
+    """Advantages rounded to bfloat16 on their way into the loss: they were moved beside the weights of the model."""
+
+    def unit_advantages(self, advantages: NumPyArray) -> NumPyArray:
+        found = super().unit_advantages(advantages)
+        return ROUND["bfloat16"](found).astype(found.dtype)
+
+
 @mutant("numerics.float16-logps", "GSPO-NUM-1", effect="a fifth of a clip width at 64 tokens")
 class Float16Logps(Bfloat16Logps):
     """Log-probabilities rounded to float16 before they are subtracted."""

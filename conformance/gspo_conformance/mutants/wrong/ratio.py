@@ -303,3 +303,14 @@ class TokenLevel(Reference):
 
     def unit(self, kind: str) -> Any:
         return super().unit("token" if kind in ("sequence", "gspo_token") else kind)
+
+
+@mutant("ratio.sequence-level", "GSPO-RATIO-1", effect="this is GSPO under the name of GRPO")
+class SequenceLevel(Reference):
+    """The ratio of the sequence where the objective asks for those of the tokens.
+
+    The level is a default that the objective does not change.
+    """
+
+    def unit(self, kind: str) -> Any:
+        return super().unit("sequence" if kind == "token" else kind)

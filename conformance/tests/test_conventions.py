@@ -1,0 +1,55 @@
+"""Eq. 6 leaves ddof and eps open: every usual choice conforms, and what is no group-normalised advantage does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gspo_conformance import Capabilities, FunctionTarget, check
+
+Rule = Callable[[Any], Any]
+RIGHT: dict[str, Rule] = {
+    "population": lambda r: (r - r.mean()) / r.std(),
+    "population, 1e-8": lambda r: (r - r.mean()) / (r.std() + 1e-8),
+    "sample, 1e-4": lambda r: (r - r.mean()) / (r.std(ddof=1) + 1e-4),
+    "sample, 1e-6 under the root": lambda r: (r - r.mean()) / np.sqrt(r.var(ddof=1) + 1e-6),
+}
+WRONG: dict[str, Rule] = {
+    "half": lambda r: 0.5 * (r - r.mean()) / r.std(),
+    "the largest as baseline": lambda r: (r - r.max()) / r.std(),
+    "undivided": lambda r: r - r.mean(),
+    "divided by the variance": lambda r: (r - r.mean()) / r.var(),
+    "the first left out": lambda r: np.concatenate([[0.0], (r[1:] - r[1:].mean()) / r[1:].std()]),
+    "negated": lambda r: (r.mean() - r) / r.std(),
+}
+
+
+def _target(name: str, rule: Rule) -> FunctionTarget:
+    def answer(case: Any) -> dict[str, Any]:
+        rewards, groups = case.inputs["rewards"].astype(case.dtype), case.inputs["groups"]
+        found = np.zeros_like(rewards)
+        for group in np.unique(groups):
+            if np.ptp(members := rewards[groups == group]):
+                found[groups == group] = rule(members)
+        return {"advantages": found}
+
+    claims = {"operations": {"group_advantages"}, "dtypes": {"float32", "float64"}, "inputs": {"rewards", "groups"}}
+    return FunctionTarget(name, answer, Capabilities(**claims))
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_every_convention_conforms(name: str) -> None:
+    run = check(_target(name, RIGHT[name]), "advantage/any-convention*", "advantage/two-groups")
+    assert run.conforming
+    assert run.counts["pass"] >= 2
+    assert run.k < 16
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_normalised_advantage_does_not(name: str) -> None:
+    run = check(_target(name, WRONG[name]), "advantage/any-convention*")
+    assert not run.conforming
+    assert run.counts == {"fail": 2}
