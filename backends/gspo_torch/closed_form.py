@@ -98,7 +98,7 @@ def _in_numpy(
     with numpy.errstate(all="ignore"):
         found, coefficient = function(objective, _view(sums), *options)
     names, values = found.metrics.keys(), [found.loss, *found.metrics.values()]
-    loss, *metrics = torch.tensor([float(value) for value in values], dtype=sums.lengths.dtype).unbind()
+    loss, *metrics = sums.lengths.new_tensor([float(value) for value in values]).unbind()
     return PolicyLoss(loss, dict(zip(names, metrics, strict=True))), torch.from_numpy(coefficient)
 
 

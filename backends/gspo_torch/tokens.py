@@ -60,9 +60,9 @@ def spread(per_response: Tensor, layout: Layout) -> Tensor:
 def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) -> LogRatioSums:
     counted, padded = layout.counted, layout.counted.ndim == 2
     blocks = blocks_of(counted)
-    scratch = torch.empty(blocks[0].stop, *counted.shape[1:], dtype=dtype)
+    scratch = counted.new_empty(blocks[0].stop, *counted.shape[1:], dtype=dtype)
     # Packed segments cross blocks: their differences are kept, and summed at the end.
-    differences = torch.empty_like(scratch) if padded else torch.empty(counted.shape, dtype=dtype)
+    differences = torch.empty_like(scratch) if padded else counted.new_empty(counted.shape, dtype=dtype)
     sums, lengths, total, moved = [], [], 0.0, False
     for block in blocks:
         size = block.stop - block.start

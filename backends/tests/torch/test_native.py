@@ -98,6 +98,16 @@ def test_where_values_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_results_are_where_the_arguments_are(layout: str) -> None:
+    """Not on the default device."""
+    for name in ("gspo", "grpo", "dapo", "gmpo"):
+        arguments = getattr(Batch(), layout)(tensor)
+        with torch.device("meta"):
+            found = both(AXES[name], arguments)
+        assert_equal(found, 1e-12, 1e-15)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("name", ["gspo", "grpo"])
 def test_nothing_depends_on_values(name: str, layout: str) -> None:
     """On the meta device there are no values: a read, and so a wait for a device, would raise."""
