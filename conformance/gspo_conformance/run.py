@@ -60,7 +60,9 @@ class Result:
     @property
     def k(self) -> float | None:
         """The largest error in units of u(dtype) scale; where many conventions are right, in sixteenths of what is allowed."""
-        return max((item.k if item.limit <= _STRICT else 16 * item.k / item.limit for item in self.judged), default=None)
+        return max(
+            (item.k if item.limit <= _STRICT else 16 * item.k / item.limit for item in self.judged), default=None
+        )
 
 
 @dataclass

@@ -237,7 +237,7 @@ def _causes(variant: Record, title: str) -> Iterable[str]:
         worst = cause["worst"]
         where = f"`{worst['id']}`, {worst['output']}" if worst["output"] else f"`{worst['id']}`"
         cells = (_linked(cause["reason"]), str(cause["vectors"]), ", ".join(map(_clause, cause["clauses"][:3])), where)
-        yield "| " + " | ".join([*cells, _number(worst["expected"]), _number(worst["got"])]) + " |"
+        yield "| " + " | ".join([*cells, _whole(worst["expected"]), _whole(worst["got"])]) + " |"
     yield ""
 
 
@@ -261,6 +261,11 @@ def _link(word: str) -> str:
     number = address.rstrip("/").rsplit("/", 1)[-1]
     kind = "pull request" if "/pull/" in address else "issue" if "/issues/" in address else "source"
     return f"{word[:start]}[{kind} {number if number.isdigit() else ''}]({address}){tail}".replace(" ]", "]")
+
+
+def _whole(value: Any) -> str:
+    """A number as its record has it."""
+    return _number(value) if isinstance(value, str) else f"{value!r}".removesuffix(".0")
 
 
 def _number(value: Any) -> str:

@@ -163,10 +163,20 @@ def _element(item: Judged, truth: NumPyArray) -> tuple[float, dict[str, Any]]:
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.where(item.got == truth, 0.0, np.nan_to_num(np.abs(item.got - truth) / size, nan=inf, posinf=inf))
     index = np.unravel_index(np.argmax(off), off.shape)
-    shown = {"output": item.output, "expected": _short(float(truth[index])), "got": _short(float(item.got[index]))}
-    return float(off[index]), shown
+    due, got = _apart(float(truth[index]), float(item.got[index]))
+    return float(off[index]), {"output": item.output, "expected": due, "got": got}
+
+
+def _apart(*values: float) -> list[float | str]:
+    """Three digits, or as many as tell the numbers apart."""
+    digits = next((n for n in range(3, 17) if len({f"{value:.{n}g}" for value in values}) == len(values)), 17)
+    return [_rounded(value, digits) for value in values]
 
 
 def _short(value: float) -> float | str:
     """Four digits; a word where JSON has no number."""
-    return float(f"{value:.4g}") if isfinite(value) else str(value)
+    return _rounded(value, 4)
+
+
+def _rounded(value: float, digits: int) -> float | str:
+    return float(f"{value:.{digits}g}") if isfinite(value) else str(value)
