@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from typing import Any
 
@@ -82,6 +83,19 @@ def test_presets_have_the_numbers_that_were_published() -> None:
         built = preset(name)
         assert built == gspo.Objective(ratio, surrogate, gspo.Aggregation(mode), None, tuple(corrections), None), name
         assert (built.aggregation.count, built.aggregation.constant) == ("all", 1.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_take_their_own_kind_of_surrogate(name: str) -> None:
+    preset = getattr(gspo.Objective, name)
+    for argument in {"clip", "surrogate", "gate"} & set(inspect.signature(preset).parameters):
+        with pytest.raises(TypeError, match=rf"^{argument}: expected a (Clip|Gmpo|Cispo|Sapo|Vespo), got Unclipped"):
+            preset(**{argument: gspo.Unclipped()})
+
+
+def test_a_penalty_names_its_aggregation() -> None:
+    with pytest.raises(TypeError, match=r"^aggregation: expected an Aggregation"):
+        gspo.Penalty(aggregation=1)  # pyright: ignore[reportArgumentType]
 
 
 def test_presets_take_other_numbers() -> None:
