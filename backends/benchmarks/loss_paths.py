@@ -131,11 +131,12 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     data = batch(task["batch"], task["length"], task["packed"])
     made = {name: path(name, task, data) for name in task["paths"]}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*made, "stream")}
-    expected = None
+    # Some trainers add one number after the other in float32: the last digits of a mean over T tokens are T roundings away.
+    expected, tolerance = None, 1e-5 + task["length"] * 2.0**-24
     for loss, _ in made.values():
         step(data, loss)
         expected = data.logp.grad if expected is None else expected
-        torch.testing.assert_close(data.logp.grad, expected, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(data.logp.grad, expected, rtol=tolerance, atol=1e-9)
     for turn in range(-5, task["rounds"]):
         for name, (loss, _) in made.items():
             taken = step(data, loss)
