@@ -190,18 +190,16 @@ class _Segments(Layout):
         self.context = packed.context
         self.num_sequences = packed.offsets.shape[0] - 1
         self.max_length = _longest(packed, num_tokens)
-        xp = namespace_of(packed.offsets)
-        position = xp.arange(num_tokens, dtype=packed.offsets.dtype, device=device_of(packed.offsets))
-        inside = position < packed.offsets[-1]
-        self.counted = inside if packed.mask is None else inside & packed.mask
+        self._num_tokens, self._inside = num_tokens, _inside(packed.offsets, num_tokens)
+        self.counted = self._inside if packed.mask is None else self._inside & packed.mask
         self._masked = packed.mask is not None
-        self._position, self._inside = position, inside
         self._owner: Array = None
 
     def _owners(self) -> Array:
         """The segment of each token, found at the first use; 0 for trailing padding."""
         if self._owner is None:
-            owner = self.xp.searchsorted(self.offsets[1:], self._position, side="right")
+            position = _positions(self.offsets, self._num_tokens)
+            owner = self.xp.searchsorted(self.offsets[1:], position, side="right")
             self._owner = self.xp.where(self._inside, owner, 0)
         return self._owner
 
@@ -215,6 +213,18 @@ class _Segments(Layout):
 
     def _spread(self, per_sequence: Array) -> Array:
         return gather(per_sequence, self._owners())
+
+
+def _positions(offsets: Array, num_tokens: int) -> Array:
+    return namespace_of(offsets).arange(num_tokens, dtype=offsets.dtype, device=device_of(offsets))
+
+
+def _inside(offsets: Array, num_tokens: int) -> Array:
+    """Where a token belongs to a segment: everywhere but behind the last."""
+    if backend_of(offsets).can_inspect(offsets) and int(offsets[-1]) == num_tokens:
+        xp = namespace_of(offsets)
+        return xp.ones((num_tokens,), dtype=xp.bool, device=device_of(offsets))
+    return _positions(offsets, num_tokens) < offsets[-1]
 
 
 def _longest(packed: Packed, num_tokens: int) -> int:

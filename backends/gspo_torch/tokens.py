@@ -105,7 +105,9 @@ def _repeated(per_response: Tensor, layout: Any) -> Tensor:
     num_tokens, offsets = layout.counted.shape[0], layout.offsets
     counts = torch.diff(offsets, append=offsets.new_full((1,), num_tokens))
     values = torch.cat([per_response, per_response.new_zeros(1)])
-    return torch.repeat_interleave(values, counts, output_size=num_tokens)
+    if numpy is None or not backend.can_inspect(values):
+        return torch.repeat_interleave(values, counts, output_size=num_tokens)
+    return torch.from_numpy(numpy.repeat(values.numpy(), counts.numpy()))
 
 
 def blocks_of(counted: Tensor) -> list[slice]:
