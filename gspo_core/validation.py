@@ -168,7 +168,8 @@ def check_field(owner: Any, name: str, *, low: float | None = None, strict: bool
 
 def check_size(name: str, value: Any) -> int:
     """`value` as a Python integer, at least 0."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    # `isinstance` first: `torch.compile` cannot ask a symbolic size what it has.
+    if isinstance(value, bool) or not (isinstance(value, Integral) or hasattr(value, "__index__")):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{name}: expected an integer >= 0, got {repr(value)[:60]}")
