@@ -44,8 +44,8 @@ def clamp(values: Array, low: float | None, high: float | None) -> Array:
 
 def times(values: Array, weights: Array) -> Array:
     """v w, and 0 where either is 0, even beside a weight that overflowed (GSPO-SURR-12)."""
-    xp, product = namespace_of(values), values * weights
-    return xp.where((values != 0) & (weights != 0), product, 0.0)
+    xp, kept = namespace_of(values), (values != 0) & (weights != 0)
+    return xp.where(kept, values, 0.0) * xp.where(kept, weights, 0.0)
 
 
 def gather(values: Array, places: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .arrays import Array, namespace_of
+from .arrays import Array, namespace_of, times
 from .objective import Objective
 from .penalty import penalty_slope
 from .sequences import Sequences
@@ -81,7 +81,7 @@ def _coefficients(step: Step) -> Array:
     log_ratio = unit_log_ratio(step)
     if isinstance(surrogate, (Reinforce, Cispo, Vespo)):
         weight = surrogate.weight(at_tokens(step, log_ratio), step.advantages)
-        return step.xp.where(step.effective != 0, weight, 0.0) * step.effective
+        return times(step.effective, weight)
     slope = surrogate.slope(surrogate_log_ratio(step, log_ratio), step.effective)
     if isinstance(surrogate, Gmpo):
         return layout.spread(slope) * _unclipped_tokens(step, log_ratio)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .aggregation import divide
-from .arrays import Array
+from .arrays import Array, times
 from .gradient import step_gradient, unit_gradient
 from .metrics import TokenSums, step_metrics
 from .objective import PAPER_CLIP, Objective
@@ -219,7 +219,7 @@ def _surrogate_sum(step: Step, log_ratio: Array) -> Array:
     surrogate = step.objective.surrogate
     if isinstance(surrogate, (Reinforce, Cispo, Vespo)):
         weight = surrogate.weight(step.stop(at_tokens(step, log_ratio)), step.advantages)
-        per_sequence = step.layout.sum_tokens(_times(step, weight) * step.logp)
+        per_sequence = step.layout.sum_tokens(times(step.effective, weight) * step.logp)
     else:
         value = surrogate.value(surrogate_log_ratio(step, log_ratio), step.effective, step.stop)
         return _unit_sum(step, value)
@@ -231,10 +231,6 @@ def _unit_sum(step: Step, value: Array) -> Array:
     weights = step.weights
     per_sequence = value * weights.lengths if step.objective.per_sequence else step.layout.sum_tokens(value)
     return step.xp.sum(weights.omega * per_sequence)
-
-
-def _times(step: Step, weight: Array) -> Array:
-    return step.xp.where(step.effective != 0, weight, 0.0) * step.effective
 
 
 def _penalty_sum(step: Step) -> Array | None:
