@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import linear_paths
 import loss_paths
 import torch
+from ratios import ratios
 from torch import Tensor
 
 from gspo_conformance import check
@@ -74,15 +75,7 @@ class Clock:
 
     def time(self, run: Run) -> float:
         """From an idle device to an idle device."""
-        self._wait()
-        start = time.perf_counter()
-        run()
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        return linear_paths.seconds_of(run, self.device)[0]
 
 
 def main() -> None:
@@ -184,7 +177,7 @@ def heads(
             run = _backward(step, leaves)
             run()
             _forget(leaves)
-            peaks[name] = linear_paths._peak(lambda run=run: run() or 0.0, clock.device)[0]
+            peaks[name] = linear_paths.peak_of(lambda run=run: run() or 0.0, clock.device)[0]
             runs[name] = run
         except (ImportError, torch.OutOfMemoryError) as error:
             yield {**named, "path": name, "not_run": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
@@ -221,15 +214,7 @@ def _turns(runs: dict[str, Run], clock: Clock, rounds: int) -> Iterator[Row]:
                 seconds[name].append(found)
     own = next(found for name, found in seconds.items() if name.startswith("gspo"))
     for name, found in seconds.items():
-        ratios = sorted(mine / ours for mine, ours in zip(found, own, strict=True))
-        quarter = len(ratios) // 4
-        yield {
-            "path": name,
-            "median": statistics.median(found),
-            "least": min(found),
-            "ratio": statistics.median(ratios),
-            "quartiles": [ratios[quarter], ratios[-1 - quarter]],
-        }
+        yield {"path": name, "median": statistics.median(found), "least": min(found), **ratios(found, own)}
 
 
 def _shown(rows: Iterator[Row]) -> Iterator[Row]:

@@ -236,7 +236,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     _run(warm)
     problem = build(task["size"], task["dtype"], task["device"])
     step, version = PATHS[task["path"]](problem)
-    peak, loss = _peak(lambda: _run(step), task["device"])
+    peak, loss = peak_of(lambda: _run(step), task["device"])
     leaves = (problem.hidden, problem.weight)
     gradients = [one.grad for one in leaves if one.grad is not None]
     norms = [float(one.float().norm()) for one in gradients]
@@ -244,7 +244,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     for one in leaves:
         one.grad = None
     del gradients
-    seconds, processor = _time(lambda: _run(step), task["device"])
+    seconds, processor = seconds_of(lambda: _run(step), task["device"])
     return {
         "peak_bytes": peak,
         "gradient_bytes": size,
@@ -264,7 +264,7 @@ def _run(step: Step) -> float:
     return float(loss.detach())
 
 
-def _peak(run: Callable[[], float], device: str) -> tuple[int, float]:
+def peak_of(run: Callable[[], float], device: str) -> tuple[int, float]:
     """The highest memory above what is held before."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -305,7 +305,8 @@ def _forget_peak() -> bool:
     return _resident("VmHWM") <= _resident("VmRSS") + (1 << 20)
 
 
-def _time(run: Callable[[], float], device: str) -> tuple[float, float]:
+def seconds_of(run: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Wall and processor time from an idle device to an idle device."""
     if device == "cuda":
         torch.cuda.synchronize()
     start, processor = time.perf_counter(), time.process_time()

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import array_api_compat
 import torch
+from ratios import ratios
 
 from gspo_conformance.trainers.dialect import Inexpressible
 from gspo_conformance.trainers.environment import Environment, environment_of
@@ -152,11 +153,9 @@ def _measure(size: Size, peer: Peer, options: argparse.Namespace) -> list[Row]:
         factor = STREAM if name == "stream" else 1
         processor, wall = ([factor * pair[clock] for pair in pairs] for clock in (0, 1))
         own = [pair[0] for pair in found["seconds"]["gspo_torch"]]
-        ratios = sorted(mine / ours for mine, ours in zip(processor, own, strict=True))
-        quarter = len(ratios) // 4
         row = {"path": name, **size._asdict(), "beside": peer.paths[-1], "version": found["versions"].get(name)}
         row |= {"least": min(processor), "median": statistics.median(processor), "wall": min(wall), "rounds": rounds}
-        row |= {"ratio": statistics.median(ratios), "quartiles": [ratios[quarter], ratios[-1 - quarter]]}
+        row |= ratios(processor, own)
         print(_line(row), flush=True)
         rows.append(row)
     return rows

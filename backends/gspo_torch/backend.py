@@ -22,6 +22,7 @@ except ImportError:  # PyTorch runs without it
 
 # Two levels of about this many additions each keep the error of a sum near sqrt(256) roundings.
 _SHIFT = 8
+# What NumPy adds up by segment.
 _OF_NUMPY = () if numpy is None else (torch.float32, torch.float64)
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """The integers as wide as a float."""

@@ -132,8 +132,6 @@ def _preset(
     sequences: Any,
     normalizer: Any,
 ) -> PolicyLoss:
-    if not isinstance(clip, Clip):
-        raise TypeError(f"clip: expected a Clip, got {type(clip).__name__}")
     return policy_loss(
         preset(clip), logp=logp, old_logp=old_logp, advantages=advantages, sequences=sequences, normalizer=normalizer
     )

@@ -44,6 +44,8 @@ def _extreme(arrays: Mapping[str, Any], ratio: str, estimator: str) -> bool:
     counted = _counted(arrays, read["logp"]) if "logp" in read else None
     if "old_logp" in read and _ratio_beyond(arrays, read["logp"] - read["old_logp"], counted, ratio):
         return True
+    if "behavior_logp" in read and (np.abs(read["old_logp"] - read["behavior_logp"]) > OVERFLOW).any():
+        return True
     return "ref_logp" in read and _kl_beyond(read["logp"] - read["ref_logp"], counted, estimator)
 
 

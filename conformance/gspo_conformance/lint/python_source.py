@@ -205,7 +205,8 @@ def _attributes(tree: ast.AST) -> dict[str, ast.expr]:
             }
         if isinstance(node, ast.Assign):
             later |= {ast.unparse(target) for target in node.targets if isinstance(target, ast.Attribute)}
-            found |= {f"{_parsed_into(node)}.{flag}": value for flag, value in defaults.items()}
+            if name := _parsed_into(node):
+                found |= {f"{name}.{flag}": value for flag, value in defaults.items()}
     return {name: value for name, value in found.items() if name not in later}
 
 

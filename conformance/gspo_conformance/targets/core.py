@@ -156,11 +156,16 @@ def _storage(name: str, case: Case) -> str | None:
     return case.input_dtype if name.endswith("logp") else None
 
 
+def cuts(offsets: NumPyArray, tokens: int) -> bool:
+    """Whether the offsets rise from 0 to an end within the tokens."""
+    return bool(offsets[0] == 0 and (np.diff(offsets) >= 0).all() and offsets[-1] <= tokens)
+
+
 def _acceptable(inputs: Mapping[str, Any]) -> bool:
     """Whether what is counted is finite, and the offsets, if any, rise from 0 to an end within the tokens."""
     offsets, mask = inputs.get("offsets"), inputs.get("mask")
     tokens = max((array.shape[0] for array in inputs.values() if array.ndim), default=0)
-    if offsets is not None and (offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > tokens):
+    if offsets is not None and not cuts(offsets, tokens):
         return False
     counted = mask != 0 if mask is not None else None if offsets is None else np.arange(tokens) < offsets[-1]
     floats = [array for array in inputs.values() if array.dtype.kind == "f"]

@@ -15,7 +15,7 @@ import gspo_jax
 
 from ..target import Case
 from ..tensors import NumPyArray
-from .core import Arrays, CoreTarget
+from .core import Arrays, CoreTarget, cuts
 
 # A compiled operation holds a megabyte or two, and a run has thousands of them.
 _CASES_KEPT = 150
@@ -111,7 +111,7 @@ def _ordinary(inputs: Mapping[str, Any]) -> bool:
         return False
     offsets = inputs.get("offsets")
     tokens = max(array.shape[0] for array in inputs.values() if array.ndim)
-    return offsets is None or bool(offsets[0] == 0 and (np.diff(offsets) >= 0).all() and offsets[-1] <= tokens)
+    return offsets is None or cuts(offsets, tokens)
 
 
 def _signature(case: Case) -> str:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from ..cases import Responses, explicit, packed, padded, responses
-from ..levels import SILENT
 from ..recipe import Case, Shelf, aggregation, clip, correction, loss, objective
 
 RECIPES = Shelf("correction")
@@ -215,8 +214,6 @@ _add(
     "SURR-12 CORR-1",
     "overflow-nan",
     partial(_far, [0.0, 0.0, 0.75, -0.5], correction("token", "clamp")),
-    level="SHOULD",
-    note=SILENT,
 )
 _add(
     "overflow-dropped",
@@ -224,8 +221,6 @@ _add(
     "CORR-2 CORR-1",
     "overflow-nan",
     partial(_far, [1.0, -0.5, 0.75, -0.5], correction("token", "clamp"), correction("token", "mask", high=2.0)),
-    level="SHOULD",
-    note=SILENT,
 )
 _add(
     "same-sampler",
