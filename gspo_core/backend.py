@@ -9,6 +9,7 @@ A backend must obey these rules:
   the same value, and what it differentiates is the one loss that the ranks share: the derivative of
   the sum is the identity. Where ranks go on to use a shared value each in its own way, it passes
   through `vary`, whose derivative adds over the ranks.
+* `expm1` keeps the digits of a small v, also in what a compiler makes of it.
 * `can_inspect` is True only where reading a value costs no synchronisation and breaks no trace.
 
 Backends are found by the root module of the array's namespace, through the entry-point group
@@ -61,6 +62,14 @@ class Backend:
         """v where the condition holds, else 0, also where v is NaN or infinite (GSPO-NUM-5)."""
         xp = namespace_of(values)
         return xp.where(condition, values, 0)
+
+    def expm1(self, values: Array) -> Array:
+        """e^v - 1, with the digits that a subtraction of 1 cancels where v is small."""
+        return namespace_of(values).expm1(values)
+
+    def exp_remainder(self, values: Array) -> Array:
+        """e^v - 1 - v >= 0, what the first two terms of the series leave."""
+        return self.expm1(values) - values
 
     def all_finite(self, values: Array, condition: Array | None = None) -> bool:
         """Whether v is finite wherever the condition holds; asked only where `can_inspect`."""

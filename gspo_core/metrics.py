@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .arrays import Array, namespace_of
+from .backend import backend_of
 from .objective import SEQUENCE_RATIOS
 from .step import Step, at_tokens
 from .surrogate import Clipped, Gmpo
@@ -30,7 +31,7 @@ def token_sums(step: Step) -> TokenSums:
 
 def divergence(log_ratio: Array) -> Array:
     """e^d - 1 - d >= 0, the estimate of a token's KL to the old policy (GSPO-METRIC-3)."""
-    return namespace_of(log_ratio).expm1(log_ratio) - log_ratio
+    return backend_of(log_ratio).exp_remainder(log_ratio)
 
 
 def step_metrics(

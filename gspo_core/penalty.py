@@ -65,17 +65,17 @@ def kl_penalty(logp: Array, ref_logp: Array, estimator: str = "k3") -> Array:
 
 def estimate(estimator: str, z: Array) -> Array:
     """The value of an estimator, differentiable in z; `expm1` keeps the digits that e^{-z} - 1 cancels."""
-    xp = namespace_of(z)
+    xp, backend = namespace_of(z), backend_of(z)
     if estimator == "k1":
         return z
     if estimator == "k2":
         return z * z / 2
     if estimator == "abs":
         return xp.sign(z) * z
-    k3 = xp.expm1(-z) + z
+    k3 = backend.exp_remainder(-z)
     if estimator == "k3":
         return k3
-    stop = backend_of(z).stop_gradient
+    stop = backend.stop_gradient
     k2 = z * z / 2
     return stop(k3) + (k2 - stop(k2))
 
@@ -87,7 +87,7 @@ def estimate_slope(estimator: str, z: Array) -> Array:
         return xp.ones_like(z)
     if estimator == "abs":
         return xp.sign(z)
-    return -xp.expm1(-z) if estimator == "k3" else z
+    return -backend_of(z).expm1(-z) if estimator == "k3" else z
 
 
 def penalty_values(penalty: Penalty, layout: Layout, logp: Array, old_logp: Array, ref_logp: Array) -> Array:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .backend import backend
+
 
 class Normalised(NamedTuple):
     """log π(y) of each token, and m and R + e_y, from which its softmax is made again; each `[tokens]`."""
@@ -73,7 +75,7 @@ def normalised(logits: Tensor, tokens: Tensor) -> Normalised:
 def slopes(logits: Tensor, tokens: Tensor, found: Normalised, gradient: Tensor) -> Tensor:
     """`slopes_` of logits without a change in place, exactly 0 in rows where g is 0 (GSPO-DATA-2)."""
     share = (logits - found.peak[..., None]).exp() / found.total[..., None]
-    slope = torch.where(_others(logits, tokens), -share, -found.logp.expm1()[..., None])
+    slope = torch.where(_others(logits, tokens), -share, -backend.expm1(found.logp)[..., None])
     return torch.where(gradient[..., None] != 0, slope * gradient[..., None], 0.0)
 
 

@@ -242,3 +242,36 @@ def test_the_band_survives_the_compiler(backend: str) -> None:
     out = Compiled(loss(gspo.Objective.gspo(), False), backend)(*arguments)
     (gradient,) = torch.autograd.grad(out.loss, logp)
     assert gradient.abs().sum(1).gt(0).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_small_log_ratios_keep_their_digits(backend: str) -> None:
+    """e^d - 1 of a small d: a compiler may write that subtraction, which leaves nothing of d = 1e-5 in float32."""
+    penalty = gspo.Penalty("k3", coefficient=1.0)
+    objective = gspo.Objective.gspo().replace(penalty=penalty)
+
+    def function(logp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> gspo.PolicyLoss:
+        arguments = {"old_logp": old, "ref_logp": old, "advantages": advantages, "sequences": mask}
+        return gspo.policy_loss(objective, logp=logp, **arguments)
+
+    _, old, _, mask = padded([64, 50], 64)
+    arguments = ((1 + 1e-5) * old).requires_grad_(), old, torch.zeros(2), mask
+    wide = [value if value is mask else value.detach().double().requires_grad_() for value in arguments]
+    found, expected = Compiled(function, backend)(*arguments), function(*wide)
+    for name in ("approx_kl", "kl_penalty"):
+        torch.testing.assert_close(found.metrics[name].double(), expected.metrics[name], rtol=5e-3, atol=0)
+    (gradient,) = torch.autograd.grad(found.loss, arguments[0])
+    (wanted,) = torch.autograd.grad(expected.loss, wide[0])
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated")
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_slopes_beside_certainty_keep_their_digits(backend: str) -> None:
+    """1 - π(y) of a token with log π(y) = -1e-9 is 1e-9."""
+    logits = torch.tensor([[20.0, -1.0, 0.0], [9.0, -9.0, -8.0]], requires_grad=True)
+    tokens = torch.tensor([0, 0])
+    found = Compiled(gspo.token_logps, backend)(logits, tokens)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    (wanted,) = torch.autograd.grad(gspo.token_logps(logits.double(), tokens).sum(), logits)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=0)
