@@ -88,12 +88,18 @@ def tried(row: Row, wheel: Path, folder: Path) -> tuple[str, str]:
     return "passes", subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def _show(line: tuple[str, ...]) -> None:
+    sys.stdout.write("  ".join(f"{cell:<14}" if at < 4 else cell for at, cell in enumerate(line)) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
-    """Builds the wheel, tries every row, prints the table."""
+    """Builds the wheel, tries every row, prints a line for each as it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frameworks", action="store_true", help="PyTorch and JAX too, oldest and newest")
     options = parser.parse_args()
-    table = []
+    table: list[tuple[str, ...]] = []
+    _show(("python", "packages", "verdict", "took", "versions"))
     with tempfile.TemporaryDirectory() as place:
         subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", place, str(ROOT)],
                        check=True, stdout=subprocess.DEVNULL)  # fmt: skip
@@ -104,9 +110,8 @@ def main() -> int:
             begin = time.monotonic()
             verdict, told = tried(row, wheel, folder)
             table.append((f"3.{row.minor}", row.age, verdict, f"{time.monotonic() - begin:.0f} s", told))
+            _show(table[-1])
             shutil.rmtree(folder)
-    for line in [("python", "packages", "verdict", "took", "versions"), *table]:
-        sys.stdout.write("  ".join(f"{cell:<14}" if at < 4 else cell for at, cell in enumerate(line)) + "\n")
     missing = [f"3.{minor}" for minor in MINORS if f"3.{minor}" not in {line[0] for line in table}]
     sys.stdout.write(f"not here, so not tried: Python {', '.join(missing)}\n" if missing else "")
     return int(any(line[2] != "passes" for line in table))
