@@ -184,6 +184,8 @@ SEEN: dict[str, tuple[Any, str]] = {
     "an entropy bonus": (lambda new, old, a, m: paper(new, old, a, m).mean() + 0.001 * torch.where(m, new, 0.0).sum(), "something besides the surrogate is in the loss"),
     "the last one lost": (lambda new, old, a, m: paper(new, old, a, m)[: max(1, len(a) - 1)].sum() / len(a), "the last response of a batch has no gradient"),
     "bfloat16 at the end": (lambda new, old, a, m: paper(new, old, a, m).bfloat16().mean().float(), "every wrong loss is a bfloat16 number"),
+    "bad ones lost": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).detach(), paper(new, old, a, m)).mean(), "responses with A < 0 have no gradient"),
+    "a bounded loss": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=3).mean(), "only with A < 0 where s |A| is 20.1 and more"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
 
@@ -242,6 +244,36 @@ def test_two_signs_that_are_wrong_are_found_apart() -> None:
     diagnosis = found(deviant(lambda name, value, case: -value if name == "loss" else value), "aggregation/*")
     assert set(diagnosis["mutants"]) == {"loss.sign", "gradient.negated"}
     assert "the loss has the wrong sign" in diagnosis["observed"]
+
+
+def test_a_mistake_in_the_ratio_is_named_in_the_form_of_gspo_token_too() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        mean = torch.where(mask, logp - old_logp, 0.0).sum(1) / mask.sum(1).max()
+        ratio = torch.exp(logp - logp.detach() + mean.detach()[:, None])
+        a = advantages[:, None]
+        value = torch.where(mask, -torch.minimum(ratio * a, ratio.clamp(1 - 3e-4, 1 + 4e-4) * a), 0.0)
+        return (value.sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+    diagnosis = found(loss_target(loss), "surrogate/paper-*", "gradient/*")
+    assert diagnosis["mutants"] == ["ratio.longest-length"]
+    assert diagnosis["clauses"] == ["GSPO-RATIO-4"]
+    assert "as GSPO-token writes it" in diagnosis["sentence"]
+
+
+def test_a_ratio_that_rounding_puts_on_a_wrong_bound_needs_no_second_culprit() -> None:
+    loss = loss_target(lambda new, old, a, m: paper(new, old, a, m, clip=(3e-4, 3e-4)).mean())
+    diagnosis = found(loss, "mask/no-padding", "surrogate/paper-*")
+    assert diagnosis["mutants"] == ["clip.symmetric"]
+    assert diagnosis["confidence"] == 1
+
+
+def test_the_little_that_a_culprit_leaves_over_is_listed() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        return (paper(logp, old_logp, advantages, mask).clamp(max=3) * mask.sum(1)).sum() / mask.sum().clamp(min=1)
+
+    sentence = found(loss_target(loss), "surrogate/paper-*", "gradient/*")["sentence"]
+    assert sentence.startswith("returns the loss of `aggregation.token-mean`")
+    assert "answers, not gradient/large-advantages and gradient/large-ratios" in sentence
 
 
 def test_a_known_and_an_unknown_deviation_together_are_named_with_less_confidence() -> None:

@@ -48,6 +48,12 @@ SIZES: dict[str, Callable[[Response], float]] = {
     "where |A| is {:.3g}": lambda one: abs(one.advantage),
     "where a token's |log-ratio| is {:.3g}": lambda one: one.farthest,
     "where the mean |log-ratio| is {:.3g}": lambda one: abs(one.log_ratio),
+    "where s |A| is {:.3g}": lambda one: abs(one.advantage) * exp(min(one.log_ratio, 80.0)),
+}
+SIGNS: dict[str, Callable[[Response], bool]] = {
+    "": lambda one: True,
+    "with A < 0 ": lambda one: one.advantage < 0,
+    "with A > 0 ": lambda one: one.advantage > 0,
 }
 
 
@@ -60,7 +66,7 @@ def of_responses(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     if not wrong:
         return []
     factor = _factor(found, wrong)
-    told = [_uneven(wrong), _missing(found, wrong), factor]
+    told = [_uneven(wrong), _missing(found, wrong), _dead(found), factor]
     if not factor:
         told += [clip_range(found), _beside(idle), _side(found, wrong)]
     return [text for text in told if text]
@@ -114,6 +120,16 @@ def _missing(found: Sequence[Response], wrong: Sequence[Response]) -> str:
         there = [one for one in found if one.responses > 1 and one.place == place % one.responses]
         if not any(one.live for one in there) and all(one in there for one in wrong):
             return f"the {words} response of a batch has no gradient"
+    return ""
+
+
+def _dead(found: Sequence[Response]) -> str:
+    """Whether it is the responses of one sign that have no gradient, while others have."""
+    due = [one for one in found if not one.clipped]
+    for sign, side in (("<", -1), (">", 1)):
+        there = [one for one in due if one.advantage * side > 0]
+        if len(there) >= ENOUGH and not any(one.live for one in there) and any(one.live for one in due):
+            return f"responses with A {sign} 0 have no gradient"
     return ""
 
 
@@ -205,14 +221,23 @@ def _side(found: Sequence[Response], wrong: Sequence[Response]) -> str:
     right = [one for one in found if one.right and one.live]
     if len(wrong) < 2 or not right:
         return ""
-    for words, size in SIZES.items():
-        least, most = min(map(size, wrong)), max(map(size, right))
-        if least > max(most * APART, NEAR):
-            return f"the gradient is wrong only {words.format(least)} and more"
+    for sign, side in SIGNS.items():
+        others = [one for one in right if side(one)]
+        if all(map(side, wrong)) and len(others) >= (2 if sign else 1) and (told := _size(wrong, others)):
+            return f"the gradient is wrong only {sign}{told} and more"
     longest, shortest = max(one.length for one in wrong), min(one.length for one in right)
     if longest < shortest and len(right) >= ENOUGH:
         return f"the gradient is wrong only in responses of {longest} tokens and fewer"
     for words, side in SIDES.items():
         if all(map(side, wrong)) and sum(not side(one) for one in found) >= ENOUGH:
             return f"the gradient is wrong only {words}"
+    return ""
+
+
+def _size(wrong: Sequence[Response], right: Sequence[Response]) -> str:
+    """A size that every wrong response has and no right one comes near."""
+    for words, size in SIZES.items():
+        least, most = min(map(size, wrong)), max(map(size, right))
+        if least > max(most * APART, NEAR):
+            return words.format(least)
     return ""

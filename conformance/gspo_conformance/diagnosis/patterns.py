@@ -9,10 +9,11 @@ from math import inf
 
 import numpy as np
 
+from ..flags import read_flags
 from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
-from ..words import cut
+from ..words import cut, uncapitalised
 from .evidence import REFUSED, Evidence
 from .laws import of_responses
 
@@ -210,7 +211,9 @@ def _of_flags(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: At
     shared = set.intersection(*flags) if flags else set[str]()
     few = len(wrong) <= FEW
     telling = [flag for flag in sorted(shared) if few or 4 * sum(flag in each for each in right) <= len(wrong)]
-    return [f"only questions that hunt `{telling[0]}`"] if telling and right else []
+    if not (telling and right):
+        return []
+    return [f"only questions that hunt `{telling[0]}`, {uncapitalised(read_flags()[telling[0]]['title'])}"]
 
 
 def _gap(item: Evidence, atlas: Atlas) -> str | None:

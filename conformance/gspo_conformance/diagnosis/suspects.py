@@ -1,4 +1,4 @@
-"""Who would have answered like this: single mutants, documented dialects, pairs of mutants.
+"""Who would have answered like this: single mutants, in GSPO-token's form too, documented dialects, pairs of mutants.
 
 An answer discriminates where it is wrong, or where a suspect would have been. A suspect's share is the
 part of the discriminating answers that it returns too. Screening looks at a few answers, the verdict
@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from typing import Any
 
 from ..mutants.atlas import Atlas, Row
 from ..mutants.registry import Mutant, compose
+from ..mutants.whole import Reference
 from .evidence import Evidence, spread
 
 SCREENED = 32
@@ -22,6 +24,25 @@ JUDGED = 240
 CONTROL = 160
 TOLERATED = 8
 LEFT = 16
+FORMED = ("ratio", "mask", "gradient", "numerics")
+
+
+class TokenForm(Reference):
+    """The paper's GSPO written as GSPO-token, eq. 14: the same, as long as nothing is wrong with the ratio."""
+
+    def choose(self, objective: dict[str, Any]) -> dict[str, Any]:
+        chosen = super().choose(objective)
+        return chosen | {"ratio": "gspo_token"} if chosen.get("ratio") == "sequence" else chosen
+
+
+class InItsDtype(Reference):
+    """Computed in the dtype of the case: where a wrong bound falls on a ratio, rounding tells on which side."""
+
+    wide = False
+
+
+FORM = Mutant("form.gspo-token", "GSPO-RATIO-3", TokenForm)
+NARROW = Mutant("form.in-its-dtype", "GSPO-NUM-1", InItsDtype)
 
 
 @dataclass(frozen=True)
@@ -33,9 +54,14 @@ class Suspect:
     of: int
 
     @property
+    def named(self) -> tuple[Mutant, ...]:
+        """The mistakes: its parts but for the form in which they are written."""
+        return tuple(part for part in self.parts if part is not FORM)
+
+    @property
     def name(self) -> str:
         """`aggregation.token-mean+clip.range-swapped`."""
-        return "+".join(part.name for part in self.parts)
+        return "+".join(part.name for part in self.named)
 
     @property
     def share(self) -> float:
@@ -63,6 +89,11 @@ class Search:
     def combinations(self, combined: Iterable[tuple[Mutant, ...]]) -> list[Suspect]:
         """Given combinations that explain most of a few answers, best first."""
         return self._best([parts for parts in combined if self._misses(parts) is not None])
+
+    def formed(self) -> list[Suspect]:
+        """Single mutants as an implementation in GSPO-token's form has them: its gradient does not pass through the ratio."""
+        mutants = [mutant for mutant in self.atlas.mutants if mutant.name.partition(".")[0] in FORMED]
+        return self.combinations((FORM, mutant) for mutant in mutants)
 
     def extended(self, suspects: Sequence[Suspect]) -> list[Suspect]:
         """Each suspect with the further mutants that explain what it leaves over."""
@@ -113,14 +144,22 @@ class Search:
         return _ordered([*again, *found[len(level) :]])
 
     def _judge(self, parts: tuple[Mutant, ...], evidence: Sequence[Evidence]) -> Suspect:
-        explained = total = 0
-        for item in evidence:
-            agrees = self.explains(parts, item)
-            if item.right and agrees:
-                continue
-            total += 1
-            explained += agrees
-        return Suspect(parts, explained, total)
+        missed = self.missed(parts, evidence)
+        wrong = sum(not item.right for item in evidence)
+        return Suspect(
+            parts, wrong - sum(not item.right for item in missed), wrong + sum(item.right for item in missed)
+        )
+
+    def missed(self, parts: tuple[Mutant, ...], evidence: Sequence[Evidence]) -> list[Evidence]:
+        """The answers that the parts do not return, few of them in their own dtype either."""
+        missed = [item for item in evidence if not self.explains(parts, item)]
+        return [item for item in missed if len(missed) > TOLERATED or not self._in_its_dtype(parts, item)]
+
+    def _in_its_dtype(self, parts: tuple[Mutant, ...], item: Evidence) -> bool:
+        if not all(part.kind.wide for part in parts):
+            return False
+        row = self.atlas.fresh(together((*parts, NARROW)), item.question)
+        return self.atlas.matches(item.question, item.row, [row])[0]
 
     def predicted(self, parts: tuple[Mutant, ...], question: int) -> Row | None:
         """The answer of all parts at once; None where it is the right one."""

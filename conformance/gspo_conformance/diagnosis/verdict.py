@@ -14,7 +14,7 @@ from ..mutants.registry import mutants
 from ..run import Run
 from ..words import uncapitalised
 from .evidence import REFUSED, Evidence, evidence_of
-from .laws import CLIPPED_FROM
+from .laws import CLIPPED_FROM, MOST
 from .patterns import CUT, factor_text, factors, observed
 from .suspects import Search, Suspect
 
@@ -36,6 +36,7 @@ SURE = 0.985
 NAMED = 0.5
 MENTIONED = 0.3
 SAID = 4
+FEW = 2
 ODD = 0.3
 
 
@@ -54,7 +55,7 @@ class Diagnosis:
     @property
     def names(self) -> tuple[str, ...]:
         """The mutants that are named."""
-        return () if self.suspect is None else tuple(part.name for part in self.suspect.parts)
+        return () if self.suspect is None else tuple(part.name for part in self.suspect.named)
 
     @property
     def confidence(self) -> float:
@@ -67,9 +68,9 @@ class Diagnosis:
         return {
             "sentence": self.sentence,
             "mutants": list(self.names),
-            "clauses": [] if suspect is None else list(dict.fromkeys(part.clause for part in suspect.parts)),
-            "links": [] if suspect is None else [link for part in suspect.parts for link in part.links],
-            "effect": "" if suspect is None else "; ".join(part.effect for part in suspect.parts if part.effect),
+            "clauses": [] if suspect is None else list(dict.fromkeys(part.clause for part in suspect.named)),
+            "links": [] if suspect is None else [link for part in suspect.named for link in part.links],
+            "effect": "" if suspect is None else "; ".join(part.effect for part in suspect.named if part.effect),
             "confidence": self.confidence,
             "explained": 0 if suspect is None else suspect.explained,
             "of": 0 if suspect is None else suspect.of,
@@ -109,19 +110,20 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     """`diagnose` for answers that are at hand."""
     if all(item.right for item in evidence):
         return None
-    suspects = _suspects(Search(atlas, evidence)) if _answers(evidence) else []
+    search = Search(atlas, evidence)
+    suspects = _suspects(search) if _answers(evidence) else []
     span = factors(evidence, atlas)
     seen = tuple(observed(evidence, atlas))
     if not suspects or suspects[0].share <= NAMED or _contradicted(suspects[0], seen):
         return Diagnosis(_unknown(seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
     best = suspects[0]
     level = [item for item in suspects[1:] if (item.explained, item.of) == (best.explained, best.of)]
-    alike = tuple(item.name for item in level if len(item.parts) == len(best.parts))
+    alike = dict.fromkeys(item.name for item in level if len(item.named) == len(best.named) and item.name != best.name)
     others = tuple(item for item in suspects[1:] if item not in level and item.share >= MENTIONED)[:3]
-    known = tuple(dialect.name for dialect in DIALECTS if set(dialect.names) == {part.name for part in best.parts})
-    return Diagnosis(
-        _sentence(best, _noun(evidence, atlas), alike, known, span), best, alike, others, known, seen, span
-    )
+    known = tuple(dialect.name for dialect in DIALECTS if set(dialect.names) == {part.name for part in best.named})
+    tail = [factor_text(span), f"this is {known[0]}" if known else "", _undecided(alike), _left(search, best)]
+    told = "; ".join(text for text in (_named(best, _noun(evidence, atlas)), *tail) if text)
+    return Diagnosis(told, best, tuple(alike), others, known, seen, span)
 
 
 def _answers(evidence: Sequence[Evidence]) -> bool:
@@ -134,7 +136,7 @@ def _contradicted(suspect: Suspect, seen: Sequence[str]) -> bool:
     """Whether what was seen explains the answers better: digits that were cut off, a range that is not that of a clip that is suspected."""
     if suspect.share >= SURE:
         return False
-    clips = all(part.name.startswith("clip.") for part in suspect.parts)
+    clips = suspect.share < MOST and all(part.name.startswith("clip.") for part in suspect.parts)
     return any(CUT in text or (clips and CLIPPED_FROM in text) for text in seen)
 
 
@@ -151,8 +153,10 @@ def atlas_of(vectors: Sequence[Vector]) -> Atlas:
 
 
 def _suspects(search: Search) -> list[Suspect]:
-    """Singles; where none explains everything, what the best leave over; then dialects and all pairs."""
+    """Singles; where none explains everything, singles in another form, what the best leave over; then dialects and all pairs."""
     found = _ranked(search.singles())
+    if not _settled(found):
+        found = _ranked(found + search.formed())
     if not _settled(found):
         found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= MENTIONED]))
     if not _settled(found):
@@ -162,7 +166,7 @@ def _suspects(search: Search) -> list[Suspect]:
 
 def _settled(suspects: list[Suspect]) -> bool:
     """Whether the best explains everything, or several together nearly everything."""
-    return bool(suspects) and suspects[0].share >= (1 if len(suspects[0].parts) == 1 else SURE)
+    return bool(suspects) and suspects[0].share >= (1 if len(suspects[0].named) == 1 else SURE)
 
 
 def _ranked(suspects: list[Suspect]) -> list[Suspect]:
@@ -179,19 +183,31 @@ def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
     return [dialect.parts for dialect in dialects if len(dialect.names) > 1]
 
 
-def _sentence(
-    best: Suspect, noun: str, alike: Sequence[str], known: Sequence[str], span: tuple[float, float] | None
-) -> str:
-    names = " and ".join(f"`{part.name}` ({part.clause})" for part in best.parts)
-    told = [uncapitalised(text) for part in best.parts for text in (part.title, part.consequence) if text]
-    told = told if len(best.parts) == 1 else [uncapitalised(part.title) for part in best.parts]
-    tail = [
-        factor_text(span),
-        f"this is {known[0]}" if known else "",
-        f"cannot be told from {', '.join(f'`{name}`' for name in alike[:3])} by these vectors" if alike else "",
-        "" if best.share >= SURE else f"explains {best.explained} of {best.of} answers",
+def _named(best: Suspect, noun: str) -> str:
+    names = " and ".join(f"`{part.name}` ({part.clause})" for part in best.named)
+    alone = len(best.named) == 1
+    told = [
+        uncapitalised(text) for part in best.named for text in (part.title, part.consequence if alone else "") if text
     ]
-    return f"returns the {noun} of {names}: " + "; ".join([*told, *(text for text in tail if text)])
+    form = "" if best.named == best.parts else "as GSPO-token writes it, whose gradient does not pass through s: "
+    return f"returns the {noun} of {names}: {form}{'; '.join(told)}"
+
+
+def _undecided(alike: Iterable[str]) -> str:
+    names = [f"`{name}`" for name in alike][:3]
+    return f"cannot be told from {', '.join(names)} by these vectors" if names else ""
+
+
+def _left(search: Search, best: Suspect) -> str:
+    """What the best does not explain, by name where it is little."""
+    if (best.share >= SURE and len(best.named) > 1) or best.share == 1:
+        return ""
+    missed = [
+        search.atlas.bench.questions[item.question].vector.id for item in search.missed(best.parts, search.evidence)
+    ]
+    named = list(dict.fromkeys(missed))
+    told = f", not {' and '.join(named)}" if len(named) <= FEW else ""
+    return f"explains {best.explained} of {best.of} answers{told}" if best.share < SURE or told else ""
 
 
 def _noun(evidence: Sequence[Evidence], atlas: Atlas) -> str:
