@@ -84,7 +84,7 @@ def _coefficients(step: Step) -> Array:
         return times(step.effective, weight)
     slope = surrogate.slope(surrogate_log_ratio(step, log_ratio), step.effective)
     if isinstance(surrogate, Gmpo):
-        return layout.spread(slope) * _unclipped_tokens(step, log_ratio)
+        return times(layout.spread(slope), _unclipped_tokens(step, log_ratio))
     return _at_tokens(step, log_ratio, slope)
 
 

@@ -229,8 +229,9 @@ def _surrogate_sum(step: Step, log_ratio: Array) -> Array:
 def _unit_sum(step: Step, value: Array) -> Array:
     """Σ_i ω_i Σ_t J_{i,t} for one J per unit; a response's counts at each of its tokens."""
     weights = step.weights
-    per_sequence = value * weights.lengths if step.objective.per_sequence else step.layout.sum_tokens(value)
-    return step.xp.sum(weights.omega * per_sequence)
+    if step.objective.per_sequence:
+        return step.xp.sum(weights.omega * weights.lengths * value)
+    return step.xp.sum(weights.omega * step.layout.sum_tokens(value))
 
 
 def _penalty_sum(step: Step) -> Array | None:

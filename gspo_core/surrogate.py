@@ -175,14 +175,14 @@ class Sapo:
         xp = namespace_of(log_ratio)
         tau = self._tau(log_ratio, advantages)
         log_ratio = xp.where(self._moves(log_ratio, advantages, stop), log_ratio, stop(_below(log_ratio)))
-        return 4 / tau / (1 + xp.exp(-tau * (xp.exp(log_ratio) - 1))) * advantages
+        return 4 / tau * _sigmoid(tau * (xp.exp(log_ratio) - 1)) * advantages
 
     def slope(self, log_ratio: Array, advantages: Array) -> Array:
         """dJ/dℓ = 4 p (1 - p) x A, p = σ(τ (x - 1))."""
         xp = namespace_of(log_ratio)
         tau = self._tau(log_ratio, advantages)
         ratio = xp.exp(_below(log_ratio))
-        falling = xp.exp(-tau * (ratio - 1))
+        falling = xp.exp(-xp.abs(tau * (ratio - 1)))
         return 4 * falling / (1 + falling) ** 2 * ratio * advantages
 
     def _tau(self, like: Array, advantages: Array) -> Array:
@@ -309,6 +309,13 @@ def _nothing(like: Array) -> Clipped:
     xp = namespace_of(like)
     none = xp.zeros_like(like, dtype=xp.bool)
     return Clipped(none, none, none)
+
+
+def _sigmoid(u: Array) -> Array:
+    """σ(u) from e^{-|u|}, which does not overflow; |u| by selection, for its derivative at 0."""
+    xp, positive = namespace_of(u), u >= 0
+    falling = xp.exp(xp.where(positive, -u, u))
+    return xp.where(positive, 1.0, falling) / (1 + falling)
 
 
 def _below(log_ratio: Array) -> Array:

@@ -247,6 +247,15 @@ def test_a_weight_that_overflows_changes_nothing_where_the_advantage_is_0(level:
         np.testing.assert_allclose(gradient, [[0.0, 0.0], [-0.25, -0.25]])
 
 
+def test_a_clipped_token_of_a_response_that_overflows_has_no_gradient() -> None:
+    """GMPO: 0 · ∞ is 0 at the token that is held at its bound (GSPO-GRAD-2)."""
+    arguments = {"logp": np.asarray([[2000.0, 2000.0, -2.0, 2000.0]]), "old_logp": np.full((1, 4), -1.0)}
+    arguments |= {"advantages": -np.ones(1), "sequences": np.ones((1, 4), bool)}
+    with np.errstate(over="ignore"):
+        gradient = gspo.policy_gradient(gspo.Objective.gmpo(), **arguments)
+    assert gradient.tolist() == [[np.inf, np.inf, 0.0, np.inf]]
+
+
 def test_only_the_current_policy_has_a_gradient() -> None:
     """GSPO-DATA-6, where everything else tracks gradients too."""
     import torch

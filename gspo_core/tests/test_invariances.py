@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -177,7 +178,26 @@ def test_overflow_in_the_branch_not_taken_leaves_no_nan(framework: str) -> None:
     for name in ("gspo", "gspo_token", "grpo", "sapo", "vespo", "cispo", "gmpo", "minirl"):
         objective = AXES[name]
         arguments = {"logp": logp, "old_logp": old, "advantages": advantages, "sequences": mask, "behavior_logp": old}
-        assert np.isfinite(_autodiff(framework, replace(objective), arguments)).all(), name
+        assert np.isfinite(_autodiff(framework, replace(objective), **arguments)).all(), name
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+def test_a_steep_sigmoid_that_overflows_leaves_no_nan(framework: str) -> None:
+    """e^{-τ (x - 1)} overflows float32 where τ (1 - x) > 88; the gradient of SAPO there is 0."""
+    objective = gspo.Objective("token", gspo.Sapo(100.0, 100.0))
+    logp, old = np.full((1, 2), -1, np.float32), np.asarray([[5, -1]], np.float32)
+    arguments = {"logp": logp, "old_logp": old, "advantages": np.ones(1, np.float32), "sequences": logp < 0}
+    found = gspo.policy_gradient if framework == "numpy" else functools.partial(_autodiff, framework)
+    np.testing.assert_allclose(found(objective, **arguments), [[0.0, -0.5]])
+
+
+def test_a_response_whose_ratio_is_nearly_too_large_has_a_finite_loss() -> None:
+    """x A is within float32, T x A is not, and nobody asked for it."""
+    logp, old = np.zeros((1, 64), np.float32), np.full((1, 64), -88, np.float32)
+    arguments = {"logp": logp, "old_logp": old, "advantages": -np.ones(1, np.float32), "sequences": old < 0}
+    with np.errstate(over="ignore"):
+        loss = gspo.policy_loss(gspo.Objective.gspo(), **arguments).loss
+    np.testing.assert_allclose(loss, np.exp(88), rtol=1e-5)
 
 
 def test_a_penalty_that_names_the_aggregation_of_the_objective_shares_its_normalizer() -> None:
@@ -200,13 +220,13 @@ def test_a_clamped_penalty_that_overflows_leaves_no_nan(framework: str, importan
     arguments = {"logp": logp, "old_logp": logp, "advantages": np.ones(1, np.float32), "ref_logp": ref}
     arguments["sequences"] = np.ones((1, 2), bool)
     objective = replace(gspo.Objective.gspo(), penalty=penalty)
-    found = _autodiff(framework, objective, arguments)
+    found = _autodiff(framework, objective, **arguments)
     with np.errstate(over="ignore"):
         np.testing.assert_allclose(found, gspo.policy_gradient(objective, **arguments), rtol=1e-6)
     assert found[0, 0] == (-0.5 if importance is None else 0.0)
 
 
-def _autodiff(framework: str, objective: gspo.Objective, arguments: dict[str, np.ndarray]) -> np.ndarray:
+def _autodiff(framework: str, objective: gspo.Objective, **arguments: np.ndarray) -> np.ndarray:
     if framework == "torch":
         import torch
 
