@@ -11,7 +11,7 @@ from .applicability import Unsupported, case_of
 from .connection import Broken, Connection, Hello, Outputs, Reply, Skipped
 from .formats import Vector
 from .judge import judge
-from .run import ERROR, FAIL, PASS, SKIPPED, UNSUPPORTED, Result
+from .run import ERROR, FAIL, NO_ERROR, PASS, SKIPPED, UNSUPPORTED, Result
 from .target import Capabilities, Case
 from .words import HarnessError, cut
 
@@ -78,10 +78,10 @@ def verdict_of(vector: Vector, case: Case, reply: Reply) -> Result:
 def _refusal(argument: str, reply: Outputs | Broken) -> dict[str, Any]:
     """The verdict where the right answer is an error that names `argument`."""
     if isinstance(reply, Outputs):
-        return {"verdict": FAIL, "reason": f"expected an error about `{argument}`, got an answer"}
+        return {"verdict": FAIL, "reason": f"{NO_ERROR} about `{argument}`, got an answer"}
     if re.search(rf"\b{re.escape(argument)}\b", reply.reason):
         return {"verdict": PASS}
-    reason = f"expected an error that names `{argument}`, got {reply.reason}"
+    reason = f"{NO_ERROR} that names `{argument}`, got {reply.reason}"
     return {"verdict": FAIL, "reason": reason, "detail": reply.detail}
 
 

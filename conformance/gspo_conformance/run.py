@@ -17,6 +17,7 @@ VERDICTS = (PASS, FAIL, ERROR, UNEXPECTED_PASS, EXPECTED_FAILURE, SKIPPED, UNSUP
 BAD = (FAIL, ERROR, UNEXPECTED_PASS)
 LEVELS = ("MUST", "SHOULD", "MAY")
 INTERRUPTED = "interrupted"
+NO_ERROR = "expected an error"
 AS_EXPECTED, NON_CONFORMING, USAGE, HARNESS = 0, 1, 2, 3
 # No tolerance for rounding is wider.
 _STRICT = 64.0
@@ -49,6 +50,11 @@ class Result:
     def area(self) -> str:
         """The first part of the id."""
         return self.id.partition("/")[0]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether all that is wrong is that an input was accepted, or refused in other words, that is to be refused."""
+        return self.verdict in BAD and self.reason.startswith(NO_ERROR)
 
     @property
     def worst(self) -> Judged | None:
@@ -188,14 +194,15 @@ class Run:
 
 
 def by_vector(results: Iterable[Result], clauses: Collection[str] = ()) -> list[list[Result]]:
-    """Results of one vector together, the most telling first: on one of `clauses`, on few clauses, then by id."""
+    """Results of one vector together, the most telling first: on one of `clauses`, wrong numbers before inputs that
+    are accepted, on few clauses, then by id."""
     found: dict[str, list[Result]] = {}
     for result in results:
         found.setdefault(result.id, []).append(result)
 
-    def order(group: list[Result]) -> tuple[int, bool, int, str]:
-        first = group[0]
-        return LEVELS.index(first.level), not set(first.clauses) & set(clauses), len(first.clauses), first.id
+    def order(group: list[Result]) -> tuple[int, bool, bool, int, str]:
+        first, told = group[0], set(group[0].clauses) & set(clauses)
+        return LEVELS.index(first.level), not told, first.accepted, len(first.clauses), first.id
 
     return sorted(found.values(), key=order)
 

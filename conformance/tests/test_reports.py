@@ -25,7 +25,7 @@ from gspo_conformance.reports.markup import element, text
 from gspo_conformance.reports.plots import bars, gauge
 from gspo_conformance.reports.reading import read
 from gspo_conformance.reports.record import lines, merge
-from gspo_conformance.run import Run
+from gspo_conformance.run import FAIL, Result, Run, by_vector
 from gspo_conformance.runner import Options, run_vectors
 from gspo_conformance.target import Capabilities, Case, FunctionTarget, Skip
 from gspo_conformance.words import UsageError
@@ -48,6 +48,14 @@ def answer(case: Case) -> dict[str, Any]:
     if case.id.startswith("gradient"):
         answers["gradient"] = 2 * answers["gradient"] + 1e-3
     return answers
+
+
+def test_wrong_numbers_are_told_before_inputs_that_are_accepted() -> None:
+    reason = "expected an error about `logp`, got an answer"
+    refused = Result("numerics/refuses", "float32", "SHOULD", ("GSPO-NUM-6",), (), "policy_loss", FAIL, reason=reason)
+    numbers = replace(refused, id="mask/nan", clauses=("GSPO-DATA-2", "GSPO-NUM-5"), reason="loss: got nan")
+    assert [group[0].id for group in by_vector([refused, numbers])] == ["mask/nan", "numerics/refuses"]
+    assert [group[0].id for group in by_vector([numbers, refused], ("GSPO-NUM-6",))] == ["numerics/refuses", "mask/nan"]
 
 
 def run(**changes: Any) -> Run:

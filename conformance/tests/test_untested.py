@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gspo_conformance.reports.untested import NOTHING, why
+from gspo_conformance.reports.untested import NOTHING, SETTING, more, why
 from gspo_conformance.target import Capabilities
 from gspo_conformance.wrap import loss_target
 
@@ -22,6 +22,19 @@ from gspo_conformance.wrap import loss_target
 def test_the_nearest_objective_or_the_missing_input_is_named(options: dict[str, Any], words: str) -> None:
     target = loss_target(lambda logp, old_logp, advantages, mask: logp.sum(), "numpy", **options)
     assert words in why(target.capabilities.to_dict())
+
+
+def test_a_range_that_few_vectors_have_is_no_reason_to_be_content() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        return logp.sum()
+
+    told = more(loss_target(loss, "numpy", clip=(0.2, 0.2)).capabilities.to_dict())
+    assert told.startswith("few vectors have its clip range: ")
+    assert told.endswith(f"have low 0.0003 and high 0.0004; {SETTING}")
+    assert more(loss_target(loss, "numpy").capabilities.to_dict()) == ""
+    assert more(loss_target(loss, "numpy", objective="sapo").capabilities.to_dict()) == ""
+    assert more(Capabilities().to_dict()) == ""
+    assert SETTING in why(loss_target(loss, "numpy", clip=(3e-4, 3e-4)).capabilities.to_dict())
 
 
 def test_a_surrogate_of_another_kind_is_farther_away_than_any_range() -> None:

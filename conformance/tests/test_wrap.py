@@ -11,9 +11,9 @@ import torch
 
 import gspo_core
 from gspo_conformance.connection import InProcess
-from gspo_conformance.run import ERROR, PASS, UNSUPPORTED, Run
+from gspo_conformance.run import ERROR, PASS, SKIPPED, UNSUPPORTED, Run
 from gspo_conformance.runner import run_vectors
-from gspo_conformance.target import FunctionTarget
+from gspo_conformance.target import FunctionTarget, Skip
 from gspo_conformance.wrap import loss_target, objective_dict
 
 from .small import GSPO, loss_vector, ratio_vector
@@ -82,6 +82,15 @@ def test_without_a_gradient_a_loss_in_torch_may_be_a_plain_number() -> None:
     assert each == "ValueError: the loss: expected one number, got shape [3]: is a mean missing?"
     reason = run(loss_target(number)).results[0].reason
     assert reason == "TypeError: the loss: expected a tensor, got float; with .item() it has no gradient"
+
+
+def test_a_loss_may_skip_what_it_does_not_take() -> None:
+    def lengths_alone(*arrays: Any) -> Any:
+        raise Skip("takes lengths, not a mask")
+
+    found = run(loss_target(lengths_alone))
+    assert {result.reason for result in found.results if result.verdict == SKIPPED} == {"takes lengths, not a mask"}
+    assert not found.answered
 
 
 def test_float64_is_not_asked_of_a_loss_that_does_not_claim_it() -> None:

@@ -20,7 +20,7 @@ from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
-from .replaced import by_advantages, by_gradient_terms, by_terms
+from .replaced import by_advantages, by_gradient_terms, by_rough_factor, by_terms
 from .steps import Recomputed, exact_gradient
 from .trace import Tokens
 from .variants import Explanation, by_definitions, by_divisors, by_masks, looks_rounded
@@ -141,7 +141,8 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
 
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
     found = found or list(by_advantages(few, right))
-    return found or [*by_terms(few, right), *by_divisors(parts, _neighbours(few[0].objective), precision)]
+    terms = [*by_rough_factor(few, right), *by_terms(few, right)] if not found else []
+    return found or [*terms, *by_divisors(parts, _neighbours(few[0].objective), precision)]
 
 
 Only = frozenset[str] | None
@@ -256,7 +257,7 @@ def _answer(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normalize
     """What a mutant computes of a part as it was recorded, padding included."""
     objective, arrays = inputs_of(one.objective, one.part.tokens)
     tokens = ("logp", "old_logp", "ref_logp", "behavior_logp")
-    inputs = {name: one.part.array(name) for name in tokens if name in arrays}
+    inputs = {name: one.part.array(name) for name in tokens if name in arrays or name in one.part.names}
     inputs |= {name: one.part.array(name) for name in ("mask", "offsets") if name in one.part.names}
     inputs |= {"advantages": arrays["advantages"]} | ({"groups": arrays["groups"]} if "groups" in arrays else {})
     if len(arrays["advantages"]) != one.part.tokens.number:

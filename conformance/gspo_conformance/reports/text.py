@@ -10,7 +10,7 @@ from typing import Any
 from ..run import BAD, EXPECTED_FAILURE, PASS, Result, Run, by_vector, show_k
 from ..words import plural
 from .markup import printable
-from .untested import why
+from .untested import more, why
 
 _SHOWN = 5
 _WIDTH = 110
@@ -72,8 +72,8 @@ def _verdict(run: Run) -> list[str]:
     used = f"worst K {show_k(run.k)}" if run.k is not None else ""
     lines = [f"  {run.verdict}: {'; '.join(filter(None, (counts, used, f'{run.seconds:.1f} s')))}"]
     lines += [f"  {line}" for line in run.failure.splitlines()]
-    if not run.failure and not run.answered:
-        lines += [f"  {line}" for line in wrap(why(run.capabilities), _WIDTH - 2)]
+    advice = "" if run.failure else more(run.capabilities) if run.answered else why(run.capabilities)
+    lines += [f"  {line}" for line in wrap(advice, _WIDTH - 2)]
     return [*lines, *(f"  stale known failure, nothing it names fails: {pattern}" for pattern in run.stale), ""]
 
 

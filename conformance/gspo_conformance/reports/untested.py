@@ -1,4 +1,4 @@
-"""Why no vector applies to a target, as far as its objective says: the nearest objective that vectors have."""
+"""Why no vector, or hardly one, applies to a target, as far as its objective says: the nearest objective that vectors have."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from ..formats import Vector, load_vectors
 from ..words import plural
 
 NOTHING = "not one vector applies to what this target claims to do; see its capabilities"
+RANGE = {"surrogate.low", "surrogate.high"}
+MANY = 5
+SETTING = "where the range is a setting, check the loss with that one"
 
 
 def why(capabilities: Mapping[str, Any]) -> str:
@@ -25,7 +28,26 @@ def why(capabilities: Mapping[str, Any]) -> str:
         return f"{NOTHING}: vectors with its objective need {', '.join(missing)}" if missing else NOTHING
     (differing, count) = Counter(differing for differing, _ in nearest).most_common(1)[0]
     told = ", ".join(f"{name} {theirs} for {own}" for name, own, theirs in differing)
-    return f"no vector has the objective of this target; the nearest, with {plural(count, 'vector')}, has {told}"
+    advice = f"; {SETTING}" if {name for name, _, _ in differing} <= RANGE else ""
+    return (
+        f"no vector has the objective of this target; the nearest, with {plural(count, 'vector')}, has {told}{advice}"
+    )
+
+
+def more(capabilities: Mapping[str, Any]) -> str:
+    """Where most vectors of the one objective of a target have another clip range than its own: which; else nothing."""
+    claimed = capabilities.get("objectives") or ()
+    if len(claimed) != 1:
+        return ""
+    found = [differences(claimed[0], vector) for vector in load_vectors() if _has_loss(vector)]
+    own = sum(not differing for differing in found)
+    others = Counter(differing for differing in found if differing and {name for name, _, _ in differing} <= RANGE)
+    (differing, count), *_ = others.most_common(1) or [((), 0)]
+    if count < MANY * own:
+        return ""
+    bounds = {name.partition(".")[2]: theirs for name, _, theirs in differing}
+    told = " and ".join(f"{name} {theirs}" for name, theirs in bounds.items())
+    return f"few vectors have its clip range: {own}, where {count} have {told}; {SETTING}"
 
 
 def _distance(differing: tuple[tuple[str, str, str], ...]) -> tuple[bool, int]:

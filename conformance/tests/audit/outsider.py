@@ -99,7 +99,8 @@ def _counted(mask: NumPyArray, mistake: str) -> NumPyArray:
 
 def _reported(mine: dict[str, NumPyArray], mistake: str, total: dict[str, int]) -> dict[str, Any]:
     mask, a = _counted(mine["mask"], mistake), mine["advantages"].astype(np.float64)
-    new, old = mine["logp"].astype(np.float64), mine["old_logp"].astype(np.float64)
+    frozen = "ref_logp" if mistake == "reference" else "old_logp"
+    new, old = mine["logp"].astype(np.float64), mine[frozen].astype(np.float64)
     length = np.maximum(mask.sum(1), 1)
     s = np.exp(((new - old) * mask).sum(1) / length)
     a = -a if mistake == "negated" else a

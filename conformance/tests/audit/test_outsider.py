@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from safetensors.numpy import save_file
 
 from gspo_conformance.audit import audit_trace
 from gspo_conformance.audit.judgement import Audit
+from gspo_conformance.audit.replaced import by_rough_factor
 from gspo_conformance.cli import main
 from gspo_conformance.noise.estimate import estimate
 
@@ -39,6 +42,7 @@ def test_a_clip_fraction_over_responses_is_another_definition_and_no_error(tmp_p
         ("eos", "mask.eos-dropped", ""),
         ("behind", "token-behind-counted", "token behind the last one"),
         ("truncated", "truncated-dropped", "reach the last column"),
+        ("reference", "ratio.reference-as-old", "the reference policy in place of the old one"),
         ("kl", "added-term", "0.02 times k3 of the reference policy"),
         ("weighted", "objective", "a correction for the sampler, of the level geometric"),
         ("tokens", "aggregation.token-mean", "of its step"),
@@ -62,6 +66,20 @@ def test_a_mistake_is_named(mistake: str, rule: str, words: str, tmp_path: Path)
     told = next(one.message for one in found.findings if one.rule == rule)
     assert words in told
     assert "advantages differs" not in told
+
+
+def test_small_losses_that_are_off_by_one_factor_are_said_to_be() -> None:
+    """Hunts a KL term of a negative coefficient, which three losses of advantages whitened once more fit as well."""
+
+    def right(one: Any, loss: float) -> bool:
+        return abs(loss - one.part.loss) < 1e-6
+
+    due = (1e-4, -2e-4, 2.5e-4)
+    few: Any = [SimpleNamespace(expected=x, part=SimpleNamespace(loss=1.08 * x + 1e-7)) for x in due]
+    assert ["1.08 times" in one.told for one in by_rough_factor(few, right)] == [True]
+    assert not list(by_rough_factor(few[:2], right))
+    few[0].part.loss = 2e-4
+    assert not list(by_rough_factor(few, right))
 
 
 def test_advantages_of_one_sign_are_no_accident(tmp_path: Path) -> None:
