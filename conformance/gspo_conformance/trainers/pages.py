@@ -43,7 +43,8 @@ _ABSENT = """
 
 prime-rl had it and removed it in November 2025
 ([pull request 1304](https://github.com/PrimeIntellect-ai/prime-rl/pull/1304)); it takes a loss of the user's own. open-instruct has
-token ratios alone (dapo, cispo), torchforge a ratio of 1, LLaMA-Factory and SkyRL's JAX backend nothing of the kind.
+token ratios alone (dapo, cispo), LLaMA-Factory and SkyRL's JAX backend nothing of the kind. torchforge has a loss
+(`GSPOLoss`) that there is no room for yet.
 """
 
 
@@ -92,6 +93,7 @@ def index(found: Sequence[tuple[Room, Sequence[Record]]]) -> str:
             "```console",
             "$ gspo trainers setup verl",
             "$ gspo check verl verl:default",
+            "$ gspo check verl@path/to/environment     # a fork, a branch or another release, as it is installed there",
             "```",
             "",
             f"{when} [How a trainer is added](../howto/trainer.md).",
