@@ -66,7 +66,7 @@ def _trainer(spec: str) -> Connection:
     from .trainers.environment import environment_of
 
     choice = choose(spec)
-    environment = environment_of(choice)
+    environment = environment_of(choice, spec)
     return Program(spec, environment.command(choice.attribute), variables=environment.variables())
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from gspo_conformance.cli import main
 from gspo_conformance.resolve import connect
 from gspo_conformance.trainers import room as room_module
 from gspo_conformance.trainers.environment import Environment, environment_of
-from gspo_conformance.trainers.room import Room, Version, choose, is_trainer, rooms
+from gspo_conformance.trainers.room import Choice, Room, Version, choose, is_trainer, rooms
 from gspo_conformance.words import HarnessError, UsageError
 
 TOML = """
@@ -73,6 +74,64 @@ def test_a_trainer_that_is_not_set_up_says_how(sample: Path) -> None:
         connect("sample")
 
 
+def test_an_environment_of_the_users_own(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed there is found, beside the suite, on the user's own path; none of its failures is expected."""
+    own = tmp_path / "own"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(own)], check=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fork"))
+    for spec, variant in ((f"sample@{own}", "claims"), (f"sample@{own}/bin/python:default", "default")):
+        choice = choose(spec)
+        assert (choice.version.name, choice.attribute.rpartition(":")[2], choice.known) == ("1.1", variant, None)
+        environment = environment_of(choice, spec)
+        assert environment.command("a:b")[0] == str(own / "bin" / "python")
+        path = environment.variables()["PYTHONPATH"].split(os.pathsep)
+        assert path[1:] == [str(tmp_path / "fork")]
+        code = "import gspo_core, gspo_conformance, array_api_compat"
+        subprocess.run([environment.python, "-c", code], env={**os.environ, "PYTHONPATH": path[0]}, check=True)
+
+
+def test_an_environment_that_cannot_run_the_suite_is_named(sample: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\necho 3 10\n", encoding="utf-8")
+    old.chmod(0o755)
+    expected = {
+        f"sample@{tmp_path}/absent": "expected a Python or the folder of a virtual environment after @, got .*absent",
+        f"sample@{bare}": "cannot run the suite: ModuleNotFoundError: No module named 'numpy'",
+        f"sample@{old}": "expected Python 3.11 or newer, got 3.10",
+    }
+    for spec, message in expected.items():
+        with pytest.raises(UsageError, match=message):
+            connect(spec)
+
+
+def test_a_checkout_is_no_package(sample: Path) -> None:
+    toml = sample / "trainer.toml"
+    toml.write_text('source = "https://example.org"\n' + toml.read_text(encoding="utf-8"), encoding="utf-8")
+    rooms.cache_clear()
+    with pytest.raises(UsageError, match="`gspo trainers setup sample --source DIR` takes yours"):
+        choose("sample@./here")
+
+
+@pytest.mark.parametrize("action", ["setup", "remove", "record"])
+def test_an_environment_of_the_users_own_is_left_alone(
+    sample: Path, tmp_path: Path, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    assert main(["trainers", action, f"sample@{own}"]) == 2
+    assert "an environment of yours" in capsys.readouterr().err
+    assert own.is_dir()
+
+
+def test_a_package_takes_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hunts a --source that is accepted and then not used."""
+    monkeypatch.setenv("GSPO_TRAINERS", str(tmp_path / "environments"))
+    with pytest.raises(UsageError, match="gspo check bare@path/to/environment"):
+        _bare(Version("1", ())).set_up(print, tmp_path)
+
+
 def _bare(version: Version, source: str = "") -> Environment:
     return Environment(Room("bare", "Bare", "", "torch", version.name, {version.name: version}, source), version)
 
@@ -128,4 +187,4 @@ def test_an_environment_of_other_requirements_is_not_ready(tmp_path: Path, monke
     (environment.folder / "gspo.json").write_text(json.dumps({"install": [], "source": ""}), encoding="utf-8")
     assert not environment.ready
     with pytest.raises(UsageError, match="not set up"):
-        environment_of(type("C", (), {"room": environment.room, "version": environment.version})())
+        environment_of(Choice(environment.room, environment.version, ""))

@@ -4,12 +4,14 @@
     gspo trainers setup verl@0.9.0
     gspo trainers setup roll --source path/to/checkout
     gspo check verl@0.9.0 verl:default
+    gspo check trl@path/to/environment
     gspo trainers record verl@0.9.0 verl
     gspo trainers pages --out docs/trainers
 
 `record` runs both variants of a trainer and keeps what the pages about trainers are made of; `pages` writes these.
 Environments are virtual environments of their own, with pinned packages, in $GSPO_TRAINERS or
-~/.cache/gspo/trainers. Nothing is installed into the environment that gspo runs in.
+~/.cache/gspo/trainers. Nothing is installed into the environment that gspo runs in, nor into one of yours that is named
+after @, where a fork, a branch or another release is checked as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from pathlib import Path
 
 from ..run import HARNESS
 from ..trainers.environment import Environment
-from ..trainers.room import VARIANTS, choose, rooms
+from ..trainers.room import VARIANTS, Choice, choose, rooms
+from ..words import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "record":
         return max(map(_record, arguments.names or _ready()), default=0)
     for name in arguments.names:
-        choice = choose(name)
+        choice = _ours(name)
         environment = Environment(choice.room, choice.version)
         if arguments.action == "remove":
             shutil.rmtree(environment.folder, ignore_errors=True)
@@ -65,6 +68,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ours(name: str) -> Choice:
+    """The trainer of that name, in an environment that this command made or makes."""
+    choice = choose(name)
+    if choice.python is not None:
+        raise UsageError(
+            f"{name}: expected NAME or NAME@VERSION, got an environment of yours; gspo check takes it as it is"
+        )
+    return choice
+
+
 def _record(name: str) -> int:
     """Both variants, then the record; exit code 1 where a run did not go as the room says."""
     from ..progress import progress_line
@@ -73,7 +86,7 @@ def _record(name: str) -> int:
     from ..suite import checked, known_failures, vectors
     from ..trainers.records import write
 
-    runs, known, chosen = {}, {}, vectors()
+    choice, runs, known, chosen = _ours(name), {}, {}, vectors()
     for variant in ("claims", "default"):
         spec = name if variant == "claims" else f"{name}:{variant}"
         known[variant] = known_failures(None, spec)
@@ -83,7 +96,7 @@ def _record(name: str) -> int:
         print(f"{spec}: {run.verdict}, {dict(run.counts)}", flush=True)
     if any(run.exit_code == HARNESS for run in runs.values()):
         return HARNESS
-    print(f"wrote {write(choose(name), runs['claims'], runs['default'], known)}", file=sys.stderr)
+    print(f"wrote {write(choice, runs['claims'], runs['default'], known)}", file=sys.stderr)
     return max(run.exit_code for run in runs.values())
 
 

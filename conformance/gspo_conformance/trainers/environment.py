@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,8 @@ from .room import Choice, Room, Version
 
 PACKAGES = ("gspo_core", "gspo_conformance")
 NEEDED = "numpy array-api-compat"
+FIXED = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+INSIDE = Path("Scripts/python.exe") if os.name == "nt" else Path("bin/python")
 
 
 def home() -> Path:
@@ -45,8 +47,7 @@ class Environment:
     @property
     def python(self) -> Path:
         """Its interpreter."""
-        inside = Path("Scripts/python.exe") if os.name == "nt" else Path("bin/python")
-        return self.folder / inside
+        return self.folder / INSIDE
 
     @property
     def record(self) -> Mapping[str, str]:
@@ -80,9 +81,8 @@ class Environment:
         """The environment variables of that program: the suite on its path, the checkout, no accelerator."""
         link = self.folder / "suite"
         _link_suite(link)
-        fixed = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         chosen = {"GSPO_SOURCE": self.record.get("source", ""), "GSPO_VERSION": self.version.name}
-        return {"PYTHONPATH": str(link), **chosen, **fixed}
+        return {"PYTHONPATH": str(link), **chosen, **FIXED}
 
     def _install(self, say: Callable[[str], None]) -> None:
         steps = [*self.version.install, NEEDED]
@@ -93,8 +93,47 @@ class Environment:
             _run([str(self.python), "-m", "pip", "install", "--quiet", *shlex.split(step)])
 
 
-def environment_of(choice: Choice) -> Environment:
+@dataclass(frozen=True)
+class OwnEnvironment(Environment):
+    """An environment that the user made, with a fork, a branch or another release of the trainer in it."""
+
+    own: Path
+
+    @property
+    def python(self) -> Path:
+        """The interpreter itself, or that of the virtual environment."""
+        return self.own / INSIDE if self.own.is_dir() else self.own
+
+    def variables(self) -> dict[str, str]:
+        """As ever, in front of the user's own path; array-api-compat comes along, so that nothing has to be installed."""
+        link = home() / "suite"
+        _link_suite(link, (*PACKAGES, "array_api_compat"))
+        path = os.pathsep.join(filter(None, (str(link), os.environ.get("PYTHONPATH"))))
+        return {"PYTHONPATH": path, "GSPO_VERSION": self.version.name, **FIXED}
+
+    def check(self, spec: str) -> None:
+        """Raises where this is no Python that the suite runs in."""
+        code = "import sys; print(*sys.version_info[:2]); import numpy"
+        try:
+            done = subprocess.run([str(self.python), "-c", code], capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise UsageError(
+                f"target {spec!r}: expected a Python or the folder of a virtual environment after @, got {self.own}: {error.strerror}"
+            ) from error
+        version = tuple(map(int, done.stdout.split()))
+        if version and version < (3, 11):
+            raise UsageError(f"target {spec!r}: expected Python 3.11 or newer, got {version[0]}.{version[1]}")
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise UsageError(f"target {spec!r}: {self.python} cannot run the suite: {last}")
+
+
+def environment_of(choice: Choice, spec: str = "") -> Environment:
     """The environment of a choice; an error that says how to make it where it is missing."""
+    if choice.python is not None:
+        own = OwnEnvironment(choice.room, choice.version, choice.python)
+        own.check(spec)
+        return own
     found = Environment(choice.room, choice.version)
     if not found.ready:
         name = f"{choice.room.name}@{choice.version.name}"
@@ -108,6 +147,11 @@ def _checked_source(room: Room, version: Version, source: Path | None) -> Path |
         commit = f" at {version.commit}" if version.commit else ""
         raise UsageError(
             f"trainer {room.name}@{version.name} is not a package: check out {address}{commit} and name the folder with --source"
+        )
+    if source is not None and not address:
+        raise UsageError(
+            f"--source {source}: {room.name} {version.name} is installed as a package; for code of your own install that into "
+            f"an environment, and check it there: gspo check {room.name}@path/to/environment"
         )
     if source is not None and not source.is_dir():
         raise UsageError(f"--source {source}: no such folder")
@@ -131,10 +175,10 @@ def _run(command: list[str]) -> None:
         raise HarnessError(f"{shlex.join(command[:6])} ... failed with exit code {done.returncode}\n{tail}")
 
 
-def _link_suite(folder: Path) -> None:
-    """A folder with nothing but the suite's packages in it, so that no other package of this process leaks in."""
-    folder.mkdir(exist_ok=True)
-    for name in PACKAGES:
+def _link_suite(folder: Path, names: Sequence[str] = PACKAGES) -> None:
+    """A folder with nothing but these packages in it, so that no other package of this process leaks in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
         spec = find_spec(name)
         assert spec is not None
         assert spec.origin is not None

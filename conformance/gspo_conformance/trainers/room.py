@@ -68,11 +68,12 @@ class Room:
 
 @dataclass(frozen=True)
 class Choice:
-    """A trainer in one version and one variant."""
+    """A trainer in one version and one variant; or, with `python`, whatever that interpreter or environment imports as it."""
 
     room: Room
     version: Version
     variant: str
+    python: Path | None = None
 
     @property
     def attribute(self) -> str:
@@ -81,8 +82,8 @@ class Choice:
 
     @property
     def known(self) -> Path | None:
-        """Its expected failures."""
-        return self.room.known(self.version.name, self.variant)
+        """Its expected failures; of the user's own code nothing is expected."""
+        return None if self.python else self.room.known(self.version.name, self.variant)
 
 
 @cache
@@ -108,16 +109,34 @@ def is_trainer(spec: str) -> bool:
 
 
 def choose(spec: str) -> Choice:
-    """`verl`, `verl@0.9.0`, `verl:default`, `verl@0.9.0:default`."""
+    """`verl`, `verl@0.9.0`, `verl:default`, `verl@0.9.0:default`, `verl@path/to/environment:default`."""
     head, _, variant = spec.partition(":")
     name, _, version = head.partition("@")
     room = find_room(name)
     if variant not in VARIANTS:
         raise UsageError(f"target {spec!r}: {choices(variant, [v for v in VARIANTS if v], 'variant')}")
+    if _is_path(version):
+        return Choice(room, _packaged(room, spec), variant, Path(version).expanduser())
     chosen = version or room.default
     if chosen not in room.versions:
-        raise UsageError(f"target {spec!r}: {choices(chosen, room.versions, f'version of {name}')}")
+        raise UsageError(
+            f"target {spec!r}: {choices(chosen, room.versions, f'version of {name}')}; "
+            f"another release, or a fork, is checked in its own environment: {name}@path/to/environment"
+        )
     return Choice(room, room.versions[chosen], variant)
+
+
+def _is_path(version: str) -> bool:
+    return "/" in version or "\\" in version or version in (".", "..", "~")
+
+
+def _packaged(room: Room, spec: str) -> Version:
+    """The version whose adapter runs code of the user's own: the default, where a package holds the code."""
+    if room.source:
+        raise UsageError(
+            f"target {spec!r}: {room.title} is a checkout, not a package: `gspo trainers setup {room.name} --source DIR` takes yours"
+        )
+    return room.versions[room.default]
 
 
 def _read(path: Path) -> Room:

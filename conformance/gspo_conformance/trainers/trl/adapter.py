@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
+from inspect import signature
 from tempfile import gettempdir
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ from ..adapter import Settings, TrainerTarget, tensor, torch_loss
 from .dialect import DIALECT
 
 RELEASE = version("trl")
+# Up to 1.7 there is no loss of experts among what is returned.
+_RETURNED = 3 if "compute_aux_loss" in signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters else 2
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -29,7 +32,8 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 
 
 def _compute(trainer: SimpleNamespace, inputs: dict[str, Any], logp: Any) -> Any:
-    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logp, torch.zeros_like(logp.detach()), None)
+    found = (logp, torch.zeros_like(logp.detach()), None)
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: found[:_RETURNED]
     return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
 
 
