@@ -20,7 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 MINORS = (11, 12, 13, 14)
 NUMPY = {11: "2.0.0", 12: "2.0.0", 13: "2.1.0", 14: "2.3.3"}  # the first with wheels for that Python
-OLDEST = {"array-api-compat": "1.11", "jsonschema": "4.20", "mpmath": "1.3.0"}
+OLDEST = {"array-api-compat": "1.11", "array-api-strict": "2.3.1", "jsonschema": "4.20", "mpmath": "1.3.0"}
 FRAMEWORKS = {"torch": ("2.7.0", "2.13.0"), "jax": ("0.10.0", "0.10.2")}
 FAST = ("test_validation.py", "test_objective.py", "test_signatures.py")
 AREAS = ("ratio", "surrogate", "aggregation", "advantage", "penalty", "packing", "mask")
@@ -70,7 +70,7 @@ def tried(row: Row, wheel: Path, folder: Path) -> tuple[str, str]:
     """The verdict on one row, and the versions that were installed or the end of what went wrong."""
     python = folder / "venv" / "bin" / "python"
     tests = shutil.copytree(ROOT / "gspo_core" / "tests", folder / "checks")
-    words = [f"not {name} and not frameworks" for name in ("torch", "jax", "strict")]
+    words = [f"not {name} and not frameworks" for name in ("torch", "jax")]
     steps = [
         [str(row.python), "-m", "venv", str(folder / "venv")],
         [str(python), "-m", "pip", "install", "-q", f"{wheel}[conformance]", "pytest", "mpmath<1.4", *row.pins],

@@ -139,6 +139,9 @@ class Packed:
         if self.offsets.dtype in (xp.int8, xp.int16, xp.uint8, xp.uint16):
             # Positions are counted in the dtype of the offsets, and there may be more tokens than a narrow one holds.
             object.__setattr__(self, "offsets", xp.astype(self.offsets, xp.int32))
+        elif self.offsets.dtype == xp.uint64:
+            # NumPy before 2.2 takes no such index.
+            object.__setattr__(self, "offsets", xp.astype(self.offsets, xp.int64))
         object.__setattr__(self, "offsets", backend_of(self.offsets).dense(self.offsets))
         if self.offsets.ndim != 1 or self.offsets.shape[0] < 2:
             raise ValueError(
