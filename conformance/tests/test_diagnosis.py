@@ -273,7 +273,7 @@ def test_the_little_that_a_culprit_leaves_over_is_listed() -> None:
 
     sentence = found(loss_target(loss), "surrogate/paper-*", "gradient/*")["sentence"]
     assert sentence.startswith("returns the loss of `aggregation.token-mean`")
-    assert "answers, not gradient/large-advantages and gradient/large-ratios" in sentence
+    assert "answers, not gradient/large-advantages, gradient/large-ratios" in sentence
 
 
 def test_a_known_and_an_unknown_deviation_together_are_named_with_less_confidence() -> None:

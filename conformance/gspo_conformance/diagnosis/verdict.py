@@ -36,7 +36,7 @@ SURE = 0.985
 NAMED = 0.5
 MENTIONED = 0.3
 SAID = 4
-FEW = 2
+FEW = 4
 ODD = 0.3
 
 
@@ -206,7 +206,7 @@ def _left(search: Search, best: Suspect) -> str:
         search.atlas.bench.questions[item.question].vector.id for item in search.missed(best.parts, search.evidence)
     ]
     named = list(dict.fromkeys(missed))
-    told = f", not {' and '.join(named)}" if len(named) <= FEW else ""
+    told = f", not {', '.join(named)}" if len(named) <= FEW else ""
     return f"explains {best.explained} of {best.of} answers{told}" if best.share < SURE or told else ""
 
 
