@@ -18,6 +18,7 @@ Backends are found by the root module of the array's namespace, through the entr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import array_api_compat
@@ -26,6 +27,9 @@ from .arrays import Array, Namespace, gather, namespace_of
 
 _ENTRY_POINT_GROUP = "gspo_core.backends"
 _NEEDS_AN_ENTRY = ("torch", "jax")
+# Σ_{k>1} v^k / k! over v²/2: within ±_NEAR all of these leave less than a rounding in float64, _TERMS in float32.
+_NEAR, _TERMS = 1.0, 10
+_SERIES = tuple(2 / math.factorial(k) for k in range(2, 19))
 _BACKENDS: dict[str, Backend] = {}
 
 
@@ -68,8 +72,9 @@ class Backend:
         return namespace_of(values).expm1(values)
 
     def exp_remainder(self, values: Array) -> Array:
-        """e^v - 1 - v >= 0, what the first two terms of the series leave."""
-        return self.expm1(values) - values
+        """e^v - 1 - v >= 0: of a small v the rest of the series, which keeps the digits, and those of the derivative."""
+        xp, (near, remainder) = namespace_of(values), exp_series(values)
+        return xp.where(near == values, remainder, xp.exp(values) - 1 - values)
 
     def all_finite(self, values: Array, condition: Array | None = None) -> bool:
         """Whether v is finite wherever the condition holds; asked only where `can_inspect`."""
@@ -102,6 +107,16 @@ class Backend:
     def can_inspect(self, values: Array) -> bool:  # noqa: ARG002
         """Whether `values` may be read here without a device synchronisation or a broken trace."""
         return True
+
+
+def exp_series(values: Array) -> tuple[Array, Array]:
+    """v where it is small, else 0, and Σ_{k>1} v^k / k! of that."""
+    xp = namespace_of(values)
+    near = xp.where(xp.abs(values) <= _NEAR, values, 0.0)
+    series = xp.zeros_like(near)
+    for coefficient in reversed(_SERIES if values.dtype == xp.float64 else _SERIES[:_TERMS]):
+        series = coefficient + near * series
+    return near, near * near / 2 * series
 
 
 def device_of(values: Array) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import gspo_core
 
@@ -39,21 +40,32 @@ class JaxBackend(gspo_core.Backend):
     def segment_sum(self, values: jax.Array, offsets: jax.Array, max_length: int) -> jax.Array:
         """Σ_{t in segment i} v_t in memory O(N); `max_length` is not needed and not read.
 
-        Two scatters, into blocks within segments and then into segments: every addition stays within
-        one segment, so a NaN or an infinity never reaches another (GSPO-NUM-3).
+        Two scatters, into blocks within segments and then into segments (one, where no segment has more than one
+        block): every addition stays within one segment, so a NaN or an infinity never reaches another (GSPO-NUM-3).
         """
         num_segments, size = offsets.shape[0] - 1, values.shape[0]
-        first = _first_block(offsets)
         position = jnp.arange(size, dtype=offsets.dtype)
+        # Tokens past the last offset own no segment; an index past the end is dropped.
         owner = jnp.searchsorted(offsets[1:], position, side="right", method="scan_unrolled").astype(offsets.dtype)
+        if size <= _BLOCK:
+            return _add_at(values, owner, num_segments)
+        first = _first_block(offsets)
         block = first[owner] + (position - offsets[owner]) // _BLOCK
         num_blocks = size // _BLOCK + num_segments + 1
-        # Tokens past the last offset own no segment; an index past the end is dropped.
         block = jnp.where(position < offsets[-1], block, num_blocks)
         partial = _add_at(values, block, num_blocks)
         index = jnp.arange(num_blocks, dtype=first.dtype)
         segment = jnp.searchsorted(first[1:], index, side="right", method="scan_unrolled")
         return _add_at(partial, segment, num_segments)
+
+    def exp_remainder(self, values: jax.Array) -> jax.Array:
+        """e^v - 1 - v, as one operation with its derivative."""
+        return _exp_remainder_at_once(values)
+
+    def all_finite(self, values: jax.Array, condition: jax.Array | None = None) -> bool:
+        """Whether v is finite wherever the condition holds: NumPy looks, which has nothing to compile for a shape."""
+        finite = np.isfinite(np.asarray(_primal(values)))
+        return bool((finite if condition is None else finite | ~np.asarray(_primal(condition))).all())
 
     def all_reduce_sum(self, values: jax.Array, group: Any) -> jax.Array:
         """Σ over the mesh axis (or axes) named `group`, inside `jax.shard_map` or `jax.pmap`."""
@@ -72,6 +84,15 @@ class JaxBackend(gspo_core.Backend):
         if isinstance(values, jax.core.Tracer) or not isinstance(values, jax.Array) or _staging():
             return False
         return values.is_fully_addressable and {device.platform for device in values.devices()} == {"cpu"}
+
+
+@jax.custom_jvp
+def _exp_remainder(values: jax.Array) -> jax.Array:
+    return gspo_core.Backend.exp_remainder(backend, values)
+
+
+_exp_remainder.defjvps(lambda tangent, _, values: jnp.expm1(values) * tangent)
+_exp_remainder_at_once = jax.jit(_exp_remainder)
 
 
 def _axis(group: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gspo_core import Backend, backend_of
-from gspo_core.backend import register_backend
+from gspo_core.backend import exp_series, register_backend
 
 try:
     import numpy
@@ -24,9 +24,6 @@ except ImportError:  # PyTorch runs without it
 _SHIFT = 8
 # What NumPy adds up by segment.
 _OF_NUMPY = () if numpy is None else (torch.float32, torch.float64)
-# Within ±_NEAR so many terms of Σ v^k / k! leave less than a rounding.
-_NEAR = 0.5
-_TERMS = {torch.float64: 15, torch.float32: 9}
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """The integers as wide as a float."""
 
@@ -55,15 +52,14 @@ class TorchBackend(Backend):
         """e^v - 1."""
         if not _subtracts(values):
             return values.expm1()
-        near, remainder = _series(values)
+        near, remainder = exp_series(values)
         return torch.where(near == values, near + remainder, values.exp() - 1)
 
     def exp_remainder(self, values: Tensor) -> Tensor:
-        """e^v - 1 - v; compiled, its derivative keeps the digits of a small v too."""
-        if not _subtracts(values):
-            return values.expm1() - values
-        near, remainder = _series(values)
-        return torch.where(near == values, remainder, values.exp() - 1 - values)
+        """e^v - 1 - v, in two steps where no derivative is asked for and no compiler subtracts."""
+        if _has_graph(values) or _subtracts(values) or transformed():
+            return super().exp_remainder(values)
+        return values.expm1() - values
 
     def all_finite(self, values: Tensor, condition: Tensor | None = None) -> bool:
         """A sum is finite only if all its terms are; where it is not, it may have overflowed."""
@@ -124,15 +120,6 @@ def _has_graph(values: Tensor) -> bool:
 def _subtracts(values: Tensor) -> bool:
     """Whether a compiler will write e^v - 1 as that subtraction: inductor does on processors."""
     return torch.compiler.is_compiling() and values.device.type == "cpu"
-
-
-def _series(values: Tensor) -> tuple[Tensor, Tensor]:
-    """v held to ±_NEAR, and Σ_{k>1} v^k / k! of it."""
-    near = values.clamp(-_NEAR, _NEAR)
-    series = torch.ones_like(near)
-    for divisor in range(_TERMS[values.dtype], 2, -1):
-        series = 1 + near * series / divisor
-    return near, near * near * series / 2
 
 
 def _reduced(values: Tensor, offsets: Tensor) -> Tensor:

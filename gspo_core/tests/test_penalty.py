@@ -43,6 +43,37 @@ def test_the_slope_is_what_autograd_finds(estimator: str) -> None:
     np.testing.assert_allclose(logp.grad.numpy()[moved], SLOPES[estimator][moved], rtol=1e-14, atol=1e-16)
 
 
+SMALL = np.asarray([1e-8, -1e-7, 3e-6, -1e-5, 1e-3, -0.1, 0.5, -0.9, 1.1, -1.1], np.float32)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+def test_k3_and_its_slope_keep_the_digits_of_a_small_log_ratio(framework: str) -> None:
+    """In float32 e^{-z} - 1 + z leaves one digit of z = 1e-6, and 1 - e^{-z} as autodiff writes it, 1 - (expm1(-z) + 1), two."""
+    found = {"numpy": _k3_in_numpy, "torch": _k3_in_torch, "jax": _k3_in_jax}[framework](SMALL)
+    wide = SMALL.astype(float)
+    for one, expected in zip(found, (np.expm1(-wide) + wide, -np.expm1(-wide)), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-6)
+
+
+def _k3_in_numpy(z: np.ndarray) -> tuple[Any, Any]:
+    return gspo.kl_penalty(z, 0 * z), estimate_slope("k3", z)
+
+
+def _k3_in_torch(z: np.ndarray) -> tuple[Any, Any]:
+    import torch
+
+    logp = torch.asarray(z).requires_grad_()
+    value = gspo.kl_penalty(logp, 0 * logp.detach())
+    return value.detach().numpy(), torch.autograd.grad(value.sum(), logp)[0].numpy()
+
+
+def _k3_in_jax(z: np.ndarray) -> tuple[Any, Any]:
+    import jax
+
+    value, pullback = jax.vjp(lambda logp: gspo.kl_penalty(logp, jax.numpy.zeros_like(logp)), jax.numpy.asarray(z))
+    return value, pullback(jax.numpy.ones_like(value))[0]
+
+
 @EAGER
 def test_the_wider_dtype_wins(xp: Any) -> None:
     for one, other in (("float32", "float64"), ("float64", "float32"), ("float32", "float32")):
