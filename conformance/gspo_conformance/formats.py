@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from functools import cache, cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,6 +167,12 @@ class Vector:
         """The names of the outputs that are asked for; all have a truth, unless the vector refuses."""
         return tuple(self.raw["refuses"]["outputs"] if "refuses" in self.raw else self.raw["expected"])
 
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """The shape of the largest input."""
+        shapes = (tuple(entry["shape"]) for entry in _entries(self.raw["inputs"]))
+        return max(shapes, key=lambda shape: (prod(shape), shape), default=())
+
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """Arrays by argument name; `step` has `parts`, a list of such dictionaries."""
@@ -224,6 +231,15 @@ def load_vectors(area: str | None = None, *, root: Path = VECTORS) -> list[Vecto
 @cache
 def _all(root: Path) -> tuple[Vector, ...]:
     return tuple(sorted((read_vector(path) for path in root.glob("*/*.json")), key=lambda vector: vector.id))
+
+
+def _entries(inputs: Any) -> list[dict[str, Any]]:
+    """The arrays of `inputs`, those of parts among them."""
+    if isinstance(inputs, list):
+        return [entry for item in inputs for entry in _entries(item)]
+    if not isinstance(inputs, dict):
+        return []
+    return [inputs] if "shape" in inputs else [entry for item in inputs.values() for entry in _entries(item)]
 
 
 def _numbers(entry: Any, read: Callable[[Any], float]) -> NumPyArray:

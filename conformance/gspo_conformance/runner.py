@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from typing import Any
 
 from .asking import Asker
@@ -67,7 +68,7 @@ def run_vectors(
     options: Options = Options(),
     progress: Progress | None = None,
 ) -> Run:
-    """Every vector in every dtype asked for. Several connections to one target share the work, a dtype each if they can.
+    """Every vector in every dtype asked for. Several connections to one target share the work, a dtype and shape each if they can.
 
     Interrupted, it returns what it has, marked incomplete.
     """
@@ -135,7 +136,7 @@ def _share(
                 return
             keep(asker.result(vector, dtype))
 
-    ordered = sorted(questions, key=lambda question: question[1])
+    ordered = sorted(questions, key=_kinship)
     size = -(-len(ordered) // len(connections))
     with ThreadPoolExecutor(len(connections)) as pool:
         shares = [ordered[i * size : (i + 1) * size] for i in range(len(connections))]
@@ -148,6 +149,12 @@ def _share(
             for connection in connections:
                 connection.stop()
             raise
+
+
+def _kinship(question: Question) -> tuple[Any, ...]:
+    """Sorts by dtype and shape: what a target compiles for one question serves the next."""
+    vector, dtype = question
+    return dtype, prod(vector.largest), vector.largest, vector.id
 
 
 def _keeper(run: Run, total: int, options: Options, progress: Progress | None) -> Callable[[Result], None]:

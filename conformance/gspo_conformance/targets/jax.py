@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib import import_module
+from math import prod
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from ..target import Case
 from ..tensors import NumPyArray
 from .core import Arrays, CoreTarget, cuts
 
-# A compiled operation holds a megabyte or two, and a run has thousands of them.
+# What was compiled for a shape is let go of when another shape comes, but not for every few cases.
 _CASES_KEPT = 150
 
 
@@ -27,14 +30,14 @@ class Jax:
     version = {"jax": jax.__version__}
 
     def array(self, values: NumPyArray, storage: str | None) -> jax.Array:
-        """A JAX array."""
-        array = jnp.asarray(values)
-        return array.astype(storage) if storage and values.dtype.kind == "f" else array
+        """A JAX array; narrowed by NumPy, which compiles nothing for it."""
+        narrow = bool(storage) and values.dtype.kind == "f"
+        return jax.device_put(values.astype(jnp.dtype(storage)) if narrow else values)
 
     def numpy(self, values: Any) -> NumPyArray:
         """bfloat16 widened to float32, which every NumPy can hold."""
-        array = jnp.asarray(values)
-        return jax.device_get(array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array)
+        array = np.asarray(values)
+        return array.astype(np.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
 
     def loss_and_gradient(self, objective: Any, arguments: Arrays) -> tuple[Any, jax.Array]:
         """`jax.value_and_grad` of `policy_loss`."""
@@ -61,16 +64,27 @@ class JaxTarget(CoreTarget):
         super().__init__(*arguments, **options)
         self._programs: dict[str, Any] = {}
         self._met: Counter[str] = Counter()
+        self._shape: Any = None
         self._answered = 0
+        self._lowering = Lowering()
 
     def run(self, case: Case) -> dict[str, Any]:
         """The outputs of the case as NumPy arrays."""
-        self._answered += 1
-        if self._answered % _CASES_KEPT == 0:
-            self._programs.clear()
-            jax.clear_caches()
-        with jax.enable_x64(case.dtype == "float64"):
+        self._let_go(case)
+        with jax.enable_x64(case.dtype == "float64"), self._lowering.together():
             return super().run(case)
+
+    def _let_go(self, case: Case) -> None:
+        """Frees what was compiled for other shapes: whole programs at once, operations when many cases were answered."""
+        before, self._shape = self._shape, (case.dtype, _largest(case))
+        self._answered += 1
+        if before == self._shape:
+            return
+        self._programs.clear()
+        if self._answered > _CASES_KEPT:
+            self._answered = 0
+            jax.clear_caches()
+            self._lowering = Lowering()
 
     def answer(self, case: Case, given: Any) -> dict[str, Any]:
         """What the case asks for, in JAX arrays."""
@@ -105,6 +119,33 @@ class JitTarget(JaxTarget):
         return True
 
 
+class Lowering:
+    """One MLIR context for many programs: JAX makes one for each, a megabyte and 4 ms, and keeps it with the program.
+
+    Where a JAX makes them elsewhere, it goes on as it likes.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._module: Any = import_module("jax._src.interpreters.mlir")
+        except ImportError:
+            self._module = None
+        made = getattr(self._module, "make_ir_context", None)
+        self._context = None if made is None else cache(made)
+
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """What is compiled inside a `with` block shares the context."""
+        if self._context is None:
+            yield
+            return
+        before, self._module.make_ir_context = self._module.make_ir_context, self._context
+        try:
+            yield
+        finally:
+            self._module.make_ir_context = before
+
+
 def _ordinary(inputs: Mapping[str, Any]) -> bool:
     """Whether every number is finite and the offsets, if any, cut the tokens."""
     if not all(np.isfinite(array).all() for array in inputs.values() if array.dtype.kind == "f"):
@@ -119,6 +160,12 @@ def _signature(case: Case) -> str:
     parts = case.inputs.get("parts", [case.inputs])
     shapes = [sorted((name, array.shape, array.dtype.name) for name, array in part.items()) for part in parts]
     return repr((case.operation, dict(case.parameters), case.dtype, case.input_dtype, shapes))
+
+
+def _largest(case: Case) -> tuple[int, ...]:
+    """The shape of the largest input: which operations a case shares with others."""
+    parts = case.inputs.get("parts", [case.inputs])
+    return max((array.shape for part in parts for array in part.values()), key=lambda shape: (prod(shape), shape))
 
 
 def target() -> CoreTarget:
