@@ -115,6 +115,22 @@ def test_the_other_ways_to_write_settings_down(
     assert json.loads(capsys.readouterr().out)["trainer"] == trainer
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("c.yaml", "worker: {actor: {loss_type: gspo_token}}\nalgorithm: {kl_coef: 0.01, use_kl_loss: true}", "a configuration of EasyR1"),
+        ("run.sh", "python -m molt.cli.train_rl_ray --actor.eps_clip_low_high 3e-4 4e-4", "a configuration of Molt"),
+        ("c.yaml", "kl_coef: 0.01\nuse_kl_loss: true\n" + "\n".join(f"unknown_{i}: {i}" for i in range(40)), "this could be of slime"),
+    ],
+)  # fmt: skip
+def test_what_shares_a_few_keys_with_a_trainer_is_not_taken_for_its_own(
+    name: str, text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert main(["lint", str(tmp_path / name)]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_fork_with_keys_of_its_own_is_not_taken_for_what_it_began_as(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", "worker.actor.loss_type=gspo_token", "worker.actor.clip_ratio_low=3e-4"]) == 2
     assert "a configuration of EasyR1" in capsys.readouterr().err

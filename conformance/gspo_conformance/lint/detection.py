@@ -33,7 +33,12 @@ NAMED: dict[str, str] = {
     "trl": r"\b(from|import) trl\b|\btrl grpo\b|\btrl\.GRPO",
 }
 # Trainers that are not known here, by what tells them from the one that they began as.
-FORKS: dict[str, str] = {"EasyR1": r"\bworker\.(actor|rollout|ref)\.\w|\bverl\.trainer\.main\b(?!_)"}
+FORKS: dict[str, str] = {
+    "EasyR1": r"\bworker\.(actor|rollout|ref)\.\w+|\bverl\.trainer\.main\b(?!_)",
+    "Molt": r"\bmolt\.cli\.\w+",
+}
+# Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
+ENOUGH, SHARE = 5, 10
 SAME_KEYS = ("trl", "unsloth", "easydel", "liger", "ms_swift")
 
 
@@ -41,7 +46,7 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
     """The name of the trainer and by what it was recognised; a `UsageError` where that leaves a choice."""
     text = "\n".join(_plain(word) for word in words)
     for name, pattern in FORKS.items():
-        if match := re.search(pattern, text):
+        if match := re.search(pattern, "\n".join((text, *map(str, settings)))):
             raise UsageError(f"this is a configuration of {name} ({match[0]}), whose keys are known to no dialect here")
     for name, pattern in NAMED.items():
         if match := re.search(pattern, text, re.M):
@@ -51,7 +56,7 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
     first = [name for name, count in counts.items() if count == most]
     if len(first) > 1 and set(first) <= set(SAME_KEYS):
         first = ["trl"]
-    if most < 2 or len(first) > 1:
+    if most < 2 or len(first) > 1 or (most < ENOUGH and most * SHARE < len(settings)):
         candidates = sorted(first) if most else sorted(rooms())
         raise UsageError(f"expected --dialect: this could be of {', '.join(candidates)}")
     return first[0], f"{most} of its keys"
