@@ -76,8 +76,11 @@ def verify(target: Target | str, vector: Vector, *, level: str = "MUST") -> list
 
 
 def known_failures(path: Path | str | None, spec: str = "") -> KnownFailures:
-    """The known failures of a file; without one, those that the room of a trainer has written down."""
-    if path is None and is_trainer(spec):
+    """The known failures of a file, or of a trainer by its name; without either, those of the trainer that `spec` names."""
+    if path is not None and is_trainer(str(path)) and not Path(path).exists():
+        named, variant = choose(str(path)), choose(spec).variant if is_trainer(spec) else ""
+        path = named.room.known(named.version.name, named.variant or variant)
+    elif path is None and is_trainer(spec):
         path = choose(spec).known
     return KnownFailures() if path is None else read_known(Path(path), [vector.id for vector in load_vectors()])
 

@@ -12,7 +12,9 @@ import pytest
 
 from gspo_conformance.cli import main
 from gspo_conformance.resolve import connect
+from gspo_conformance.suite import known_failures
 from gspo_conformance.trainers import room as room_module
+from gspo_conformance.trainers.dialect import nearest
 from gspo_conformance.trainers.environment import Environment, environment_of
 from gspo_conformance.trainers.room import Choice, Room, Version, choose, is_trainer, rooms
 from gspo_conformance.words import HarnessError, UsageError
@@ -54,6 +56,21 @@ def test_a_choice_names_version_and_variant(sample: Path) -> None:
 def test_known_failures_are_those_of_the_version(sample: Path) -> None:
     assert choose("sample@1.0").known == sample / "known" / "1.0.txt"
     assert choose("sample").known is None
+
+
+def test_known_failures_are_borrowed_by_name(sample: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (sample / "known" / "default.txt").write_text("mask/*  # another reason\n", encoding="utf-8")
+    own = f"sample@{sys.executable}"
+    for name, spec, reasons in (
+        ("sample@1.0", own, ["a reason"]),
+        ("sample@1.0", f"{own}:default", ["another reason"]),
+        ("sample:default", "my:target", ["another reason"]),
+        (None, own, []),
+    ):
+        assert [entry.reason for entry in known_failures(name, spec).entries] == reasons
+    monkeypatch.chdir(tmp_path)
+    Path("sample").write_text("gradient/*  # of a file\n", encoding="utf-8")
+    assert [entry.reason for entry in known_failures("sample", own).entries] == ["of a file"]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,23 @@ def test_an_environment_of_the_users_own_is_left_alone(
     assert main(["trainers", action, f"sample@{own}"]) == 2
     assert "an environment of yours" in capsys.readouterr().err
     assert own.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("release", "versions", "expected"),
+    [
+        ("0.9.0", ("0.9.0", "0.9.1"), "0.9.0"),
+        ("0.8.0", ("0.9.0", "0.9.1"), "0.9.0"),
+        ("0.10.0.dev0", ("0.9.1", "0.9.0"), "0.9.1"),
+        ("0.10", ("0.9.1", "0.11"), "0.11"),
+        ("1.0.5", ("1.0.4", "981e3f68"), "1.0.4"),
+        ("ff00", ("981e3f68",), "981e3f68"),
+    ],
+)
+def test_another_release_has_the_keys_of_the_next_that_is_known(
+    release: str, versions: tuple[str, ...], expected: str
+) -> None:
+    assert nearest(release, versions) == expected
 
 
 def test_a_package_takes_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

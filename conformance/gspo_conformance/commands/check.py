@@ -32,9 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--known",
-        type=Path,
         metavar="FILE",
-        help="failures that are expected, strict both ways (a trainer's own list, unless given)",
+        help="failures that are expected, strict both ways: a file, or a trainer whose list it is (a trainer's own, unless given)",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the report and the record of each run there")

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..target import Capabilities, Case, Skip
 from ..tensors import NumPyArray
-from .dialect import Dialect, Inexpressible, is_gspo
+from .dialect import Dialect, Inexpressible, is_gspo, nearest
 
 Settings = dict[str, Any]
 Loss = Callable[[Settings, Case], Mapping[str, Any]]
@@ -78,10 +78,11 @@ class TrainerTarget:
         objective = case.objective or {}
         if self.default and not is_gspo(objective):
             raise Skip("the default configuration is asked for GSPO alone")
+        release = nearest(self.release, self.dialect.versions)
         try:
             if self.default:
-                return self.dialect.gspo(objective["surrogate"], self.release)
-            return self.dialect.write(objective, self.release)
+                return self.dialect.gspo(objective["surrogate"], release)
+            return self.dialect.write(objective, release)
         except Inexpressible as reason:
             raise Skip(str(reason)) from None
 

@@ -6,7 +6,8 @@ the trainer's adapter writes with it; neither needs the trainer installed.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -74,6 +75,21 @@ def given_keys(settings: Mapping[str, Any], known: Container[str], prefix: str) 
     """The settings whose key is known, as it is or behind `prefix`."""
     whole = {key: key if key in known else prefix + key for key in settings}
     return {whole[key]: value for key, value in settings.items() if whole[key] in known}
+
+
+def nearest(release: str, versions: Sequence[str]) -> str:
+    """The one of `versions` whose keys a release that is not among them has: the next later, else the last."""
+    if release in versions:
+        return release
+    numbered = sorted(filter(_numbers, versions), key=_numbers)
+    later = [version for version in numbered if _numbers(version) >= _numbers(release)]
+    return (later or [*numbered[-1:], *versions])[0]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """1, 16, 0 for 1.16.0.dev3; nothing for a commit."""
+    found = re.match(r"\d+(\.\d+)+", version)
+    return tuple(map(int, found.group().split("."))) if found else ()
 
 
 class Dialect(Protocol):
