@@ -109,6 +109,14 @@ class Backend:
         return True
 
 
+class _NumPy(Backend):
+    """NumPy adds pairwise only along memory: rows laid out by columns would gather an error that grows with their length."""
+
+    def select(self, values: Array, condition: Array) -> Array:
+        """v or 0, row by row in memory."""
+        return namespace_of(values).asarray(super().select(values, condition), order="C")
+
+
 def exp_series(values: Array) -> tuple[Array, Array]:
     """v where it is small, else 0, and Σ_{k>1} v^k / k! of that."""
     xp = namespace_of(values)
@@ -151,5 +159,5 @@ def backend_of(array: Array) -> Backend:
     """The backend registered for the framework of `array`, loaded at its first use."""
     root = _root_module(namespace_of(array))
     if root not in _BACKENDS:
-        _BACKENDS[root] = Backend() if root == "numpy" else _load(root)
+        _BACKENDS[root] = _NumPy() if root == "numpy" else _load(root)
     return _BACKENDS[root]

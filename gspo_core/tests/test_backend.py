@@ -272,7 +272,7 @@ def test_a_backend_is_found_by_the_root_module_once_and_by_its_entry(monkeypatch
     assert backend_of(strict.asarray([1.0])) is mine
     assert backend_of(strict.asarray([1])) is mine
     assert asked == ["gspo_core.backends"]
-    assert type(backend_of(np.ones(1))) is Backend
+    assert backend_of(np.ones(1)).name == "standard"
     assert asked == ["gspo_core.backends"], "NumPy needs no entry"
 
 
