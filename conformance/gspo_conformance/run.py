@@ -207,6 +207,19 @@ def by_vector(results: Iterable[Result], clauses: Collection[str] = ()) -> list[
     return sorted(found.values(), key=order)
 
 
+def clauses_of(groups: Iterable[list[Result]]) -> list[tuple[str, int]]:
+    """Few clauses that every group is of, each with how many no clause before it in the list has; the widest first."""
+    left = [group[0].clauses for group in groups]
+    found: list[tuple[str, int]] = []
+    while any(left):
+        clause, count = max(
+            Counter(clause for each in left for clause in each).items(), key=lambda one: (one[1], one[0])
+        )
+        found.append((clause, count))
+        left = [each for each in left if clause not in each]
+    return found
+
+
 def show_k(k: float | None) -> str:
     """K for reading: three digits, `-` where there is none, `exact` for 0."""
     if k is None:

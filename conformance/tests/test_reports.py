@@ -25,7 +25,7 @@ from gspo_conformance.reports.markup import element, text
 from gspo_conformance.reports.plots import bars, gauge
 from gspo_conformance.reports.reading import read
 from gspo_conformance.reports.record import lines, merge
-from gspo_conformance.run import FAIL, Result, Run, by_vector
+from gspo_conformance.run import FAIL, Result, Run, by_vector, clauses_of
 from gspo_conformance.runner import Options, run_vectors
 from gspo_conformance.target import Capabilities, Case, FunctionTarget, Skip
 from gspo_conformance.words import UsageError
@@ -56,6 +56,13 @@ def test_wrong_numbers_are_told_before_inputs_that_are_accepted() -> None:
     numbers = replace(refused, id="mask/nan", clauses=("GSPO-DATA-2", "GSPO-NUM-5"), reason="loss: got nan")
     assert [group[0].id for group in by_vector([refused, numbers])] == ["mask/nan", "numerics/refuses"]
     assert [group[0].id for group in by_vector([numbers, refused], ("GSPO-NUM-6",))] == ["numerics/refuses", "mask/nan"]
+
+
+def test_failures_that_are_not_shown_are_told_by_clause() -> None:
+    of = (("GSPO-DATA-2", "GSPO-NUM-5"), ("GSPO-NUM-5",), ("GSPO-NUM-6",))
+    groups = [[Result(f"mask/{i}", "float32", "SHOULD", of[i], (), "policy_loss", FAIL)] for i in range(3)]
+    assert clauses_of(groups) == [("GSPO-NUM-5", 2), ("GSPO-NUM-6", 1)]
+    assert clauses_of([]) == []
 
 
 def run(**changes: Any) -> Run:

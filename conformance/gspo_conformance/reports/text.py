@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from textwrap import shorten, wrap
-from typing import Any
+from typing import Any, TypeAlias
 
-from ..run import BAD, EXPECTED_FAILURE, PASS, Result, Run, by_vector, show_k
+from ..run import BAD, EXPECTED_FAILURE, PASS, Result, Run, by_vector, clauses_of, show_k
 from ..words import plural
 from .markup import printable
 from .untested import more, why
 
+Groups: TypeAlias = list[list[Result]]
+
 _SHOWN = 5
+_CLAUSES = 4
 _WIDTH = 110
 _SLOW = 5.0
 
@@ -29,7 +32,7 @@ def _block(run: Run, verbose: bool) -> str:
     lines += _verdict(run)
     lines += _diagnosis(run)
     lines += _failures("failing", run, run.offences, verbose)
-    lines += _failures(f"below {run.level}: reported, not failing", run, run.remarks, verbose)
+    lines += _failures(f"below {run.level}: reported, not failing", run, run.remarks, verbose, told=_clauses)
     lines += _times(run) if run.results and (verbose or run.seconds > _SLOW) else []
     lines += _next(run)
     return "\n".join(lines).rstrip() + "\n"
@@ -85,7 +88,9 @@ def _diagnosis(run: Run) -> list[str]:
     return [f"  {name:11} {first}", *(f"              {line}" for line in rest), ""]
 
 
-def _failures(title: str, run: Run, results: Sequence[Result], verbose: bool) -> list[str]:
+def _failures(
+    title: str, run: Run, results: Sequence[Result], verbose: bool, told: Callable[[Groups], str] = lambda _: ""
+) -> list[str]:
     groups = by_vector(results, run.suspected)
     if not groups:
         return []
@@ -99,8 +104,16 @@ def _failures(title: str, run: Run, results: Sequence[Result], verbose: bool) ->
         if verbose and first.detail:
             lines += [f"          | {line}" for line in first.detail.rstrip().splitlines()]
     if len(groups) > len(shown):
-        lines.append(f"    and {len(groups) - len(shown)} more (-v shows all)")
+        lines.append(f"    and {len(groups) - len(shown)} more (-v shows all){told(groups)}")
     return [*lines, ""]
+
+
+def _clauses(groups: Groups) -> str:
+    """`; in all 18 on GSPO-DATA-2, 6 on GSPO-NUM-6`."""
+    found = clauses_of(groups)
+    told = [f"{count} on {clause}" for clause, count in found[:_CLAUSES]]
+    rest = sum(count for _, count in found[_CLAUSES:])
+    return "; in all " + ", ".join([*told, *([f"{rest} on others"] if rest else [])])
 
 
 def _times(run: Run) -> list[str]:
