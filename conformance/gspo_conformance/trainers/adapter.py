@@ -38,6 +38,12 @@ class TrainerTarget:
     capabilities: Capabilities
     default: bool = False
 
+    def __post_init__(self) -> None:
+        """A release that the adapter was not written for says so in every report."""
+        if self.release not in self.dialect.versions:
+            written = {"adapter written for": ", ".join(self.dialect.versions)}
+            object.__setattr__(self, "version", {**self.version, **written})
+
     def as_documented(self, **changes: Any) -> TrainerTarget:
         """The target `NAME:default`, asked for the policy loss of GSPO alone; `changes` are those of its capabilities."""
         alone = {"operations": frozenset({"policy_loss"}), "parameters": frozenset({"objective"}), **changes}
