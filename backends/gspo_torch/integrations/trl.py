@@ -5,7 +5,7 @@
     trainer = GSPOTrainer(model, reward_funcs, args=GSPOConfig("out"), train_dataset=dataset)
 
 Generation, rewards, advantages, reference model, vLLM and logging are TRL's. The loss, its normaliser
-over micro-batches and processes, and the metrics named `gspo/...` are ours. Written against TRL 1.16.0.
+over micro-batches and processes, and the metrics named `gspo/...` are ours. Tested with TRL 1.8 to 1.16.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`recorded`: TRL's trainer, or ours, as a class whose training writes a trace for `gspo audit`. Written against TRL 1.16.0.
+"""`recorded`: TRL's trainer, or ours, as a class whose training writes a trace for `gspo audit`. Tested with TRL 1.0 to 1.16.
 
     from gspo_torch.integrations.trl_record import recorded
 
@@ -108,7 +108,7 @@ class _TrlRecorder(TorchRecorder):
         self.part(
             objective=_claimed(trainer),
             # With other terms in it, the loss is not that of the objective.
-            loss=None if trainer.aux_loss_enabled or trainer._entropy_bonus_enabled else loss,
+            loss=None if _adds_terms(trainer) else loss,
             normalizer=_normalizer(trainer, inputs, mask),
             metrics={name: value for name, value in metrics.items() if name.startswith(("clip_ratio/", "kl"))},
             logp=logp,
@@ -122,6 +122,11 @@ class _TrlRecorder(TorchRecorder):
         )
         if self.gradient and self.recording and logp.requires_grad:
             self.watch(logp)
+
+
+def _adds_terms(trainer: Any) -> bool:
+    """Whether an auxiliary loss of experts or a bonus for entropy is in the loss; releases before 1.8 have neither."""
+    return getattr(trainer, "aux_loss_enabled", False) or getattr(trainer, "_entropy_bonus_enabled", False)
 
 
 def _claimed(trainer: Any) -> Any:
