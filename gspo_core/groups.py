@@ -210,11 +210,13 @@ def informative_groups(
     low = None if low is None else check_number("low", low)
     high = None if high is None else check_number("high", high, low=low)
     index = index_groups(groups)
-    counted = index.sort(counted)
-    stats = moments(index.sort(rewards), counted, index)
+    rewards, counted = index.sort(rewards), index.sort(counted)
+    stats = moments(rewards, counted, index)
     keep = counted & (stats.extent > 0)
-    keep = keep if low is None else keep & (stats.mean > low)
-    return index.restore(keep if high is None else keep & (stats.mean < high))
+    # The quotient as it is: the mean of `moments` may leave a share of k/n on the wrong side of the bound k/n.
+    mean = index.sum(rewards) / at_least_one(stats.count)
+    keep = keep if low is None else keep & (mean > low)
+    return index.restore(keep if high is None else keep & (mean < high))
 
 
 def prepare(rewards: Array, groups: Array | None, valid: Array | None) -> tuple[Array, Array]:

@@ -145,6 +145,15 @@ def test_groups_that_say_something(xp: Any) -> None:
     assert not xp.numpy(informative_groups(xp(rewards), xp(groups), high=0.5)).any()
 
 
+def test_a_group_whose_share_of_ones_is_the_bound_is_dropped(xp: Any) -> None:
+    """1 of 10 is not below 0.1 and 5 of 12 not above 5/12, whatever the mean is rounded to."""
+    for dtype in ("float32", "float64"):
+        for wins, size in ((1, 10), (3, 10), (4, 12), (5, 12)):
+            rewards, groups = xp((np.arange(size) < wins).astype(dtype)), xp(np.zeros(size, int))
+            for bounds in ({"low": wins / size}, {"high": wins / size}):
+                assert not xp.numpy(informative_groups(rewards, groups, **bounds)).any(), (dtype, wins, size)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
