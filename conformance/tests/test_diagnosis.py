@@ -267,6 +267,18 @@ def test_a_ratio_that_rounding_puts_on_a_wrong_bound_needs_no_second_culprit() -
     assert diagnosis["confidence"] == 1
 
 
+def test_rounding_is_nobodys_mistake() -> None:
+    """Hunts the mutant of another operation, or of another bound, that happens to be computed in float32."""
+
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        return paper(logp, old_logp + logp.detach() - logp.detach(), advantages, mask).mean()
+
+    diagnosis = found(loss_target(loss), "numerics/unlikely-tokens-gspo", "ratio/*", "gradient/*")
+    assert diagnosis["mutants"] == []
+    assert "1 answer off by rounding alone" in diagnosis["sentence"]
+    assert "nearest" not in diagnosis["sentence"]
+
+
 def test_the_little_that_a_culprit_leaves_over_is_listed() -> None:
     def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
         return (paper(logp, old_logp, advantages, mask).clamp(max=3) * mask.sum(1)).sum() / mask.sum().clamp(min=1)

@@ -75,6 +75,9 @@ class Search:
     def __init__(self, atlas: Atlas, evidence: Sequence[Evidence]) -> None:
         self.atlas = atlas
         self._composed: dict[tuple[str, ...], Row] = {}
+        self.rounded = [item for item in evidence if not item.right and self._is_rounding(item)]
+        beside = {item.question for item in self.rounded}
+        evidence = [item for item in evidence if item.question not in beside]
         wrong = [item for item in evidence if not item.right]
         right = [item for item in evidence if item.right]
         self.sample = spread(wrong, atlas, SCREENED)
@@ -154,6 +157,10 @@ class Search:
         """The answers that the parts do not return, few of them in their own dtype either."""
         missed = [item for item in evidence if not self.explains(parts, item)]
         return [item for item in missed if len(missed) > TOLERATED or not self._in_its_dtype(parts, item)]
+
+    def _is_rounding(self, item: Evidence) -> bool:
+        """Whether a wrong answer is so near the right one that nobody's mistake is to be seen in it."""
+        return self.atlas.matches(item.question, item.row, [self.atlas.right(item.question)])[0]
 
     def _in_its_dtype(self, parts: tuple[Mutant, ...], item: Evidence) -> bool:
         if not all(part.kind.wide for part in parts):

@@ -12,7 +12,7 @@ from ..mutants.bench import bench
 from ..mutants.dialects import DIALECTS, Dialect
 from ..mutants.registry import mutants
 from ..run import Run
-from ..words import uncapitalised
+from ..words import plural, uncapitalised
 from .evidence import REFUSED, Evidence, evidence_of
 from .laws import CLIPPED_FROM, MOST
 from .patterns import CUT, factor_text, factors, observed
@@ -113,7 +113,7 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     search = Search(atlas, evidence)
     suspects = _suspects(search) if _answers(evidence) else []
     span = factors(evidence, atlas)
-    seen = tuple(observed(evidence, atlas))
+    seen = (*_rounded(search), *observed(evidence, atlas))
     if not suspects or suspects[0].share <= NAMED or _contradicted(suspects[0], seen):
         return Diagnosis(_unknown(seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
     best = suspects[0]
@@ -181,6 +181,10 @@ def _ranked(suspects: list[Suspect]) -> list[Suspect]:
 
 def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
     return [dialect.parts for dialect in dialects if len(dialect.names) > 1]
+
+
+def _rounded(search: Search) -> list[str]:
+    return [f"{plural(len(search.rounded), 'answer')} off by rounding alone"] if search.rounded else []
 
 
 def _named(best: Suspect, noun: str) -> str:

@@ -61,8 +61,8 @@ class Bench:
         return self._traced[index]
 
     def reaches(self, mutant: Mutant, index: int) -> bool:
-        """Whether the question passes through a stage that the mutant changes."""
-        return not mutant.stages.isdisjoint(self.used(index))
+        """Whether the question passes through a stage that the mutant changes; arithmetic that is narrow there is elsewhere wide."""
+        return not (mutant.stages - {"wide"} or mutant.stages).isdisjoint(self.used(index))
 
     def ask(self, mutant: Mutant, index: int) -> Answer:
         """The mutant's answer, the reference's own where it cannot differ.
