@@ -63,7 +63,7 @@ def metrics_of(
     total, zero = xp.where(num_tokens > 0, num_tokens, 1.0), xp.zeros_like(num_tokens)
     low, high, dual = (count / total for count in clipped)
     return {
-        "clip_fraction": low + high + dual,
+        "clip_fraction": (clipped.low + clipped.high + clipped.dual) / total,
         "clip_fraction_low": low,
         "clip_fraction_high": high,
         "clip_fraction_dual": dual,

@@ -47,6 +47,14 @@ def test_clip_fraction_weighs_tokens_and_reads_the_gate() -> None:
     assert (found["num_sequences"], found["num_tokens"]) == (3, 6)
 
 
+def test_a_batch_that_is_clipped_whole_has_a_clip_fraction_of_exactly_1() -> None:
+    """9/28 + 18/28 + 1/28, rounded each, is more than 1 in float64, and the value lies in [0, 1] (GSPO-METRIC-1)."""
+    low, high, dual = ([-1.0], -1.0), ([1.0], 1.0), ([9.0], -1.0)
+    rows, advantages = zip(*[low] * 9, *[high] * 18, dual, strict=True)
+    objective = gspo.Objective("token", gspo.Clip(0.2, 0.2, dual=3.0))
+    assert _metrics(objective, list(rows), [[1]] * 28, list(advantages))["clip_fraction"] == 1.0
+
+
 def test_ratio_statistics_are_over_units() -> None:
     log_ratios, mask = [[0.2, 0.4], [0.1, 9.0], [5.0, 5.0]], [[1, 1], [1, 0], [0, 0]]
     by_sequence = _metrics(gspo.Objective.gspo(), log_ratios, mask, [1.0, 1.0, 1.0])
