@@ -115,13 +115,19 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     span = factors(evidence, atlas)
     seen = (*_rounded(search), *observed(evidence, atlas))
     if not suspects or suspects[0].share <= NAMED or _contradicted(suspects[0], seen):
-        return Diagnosis(_unknown(seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
+        return Diagnosis(_unknown(search, seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
     best = suspects[0]
     level = [item for item in suspects[1:] if (item.explained, item.of) == (best.explained, best.of)]
     alike = dict.fromkeys(item.name for item in level if len(item.named) == len(best.named) and item.name != best.name)
     others = tuple(item for item in suspects[1:] if item not in level and item.share >= MENTIONED)[:3]
     known = tuple(dialect.name for dialect in DIALECTS if set(dialect.names) == {part.name for part in best.named})
-    tail = [factor_text(span), f"this is {known[0]}" if known else "", _undecided(alike), _left(search, best)]
+    tail = [
+        _range(best, seen),
+        factor_text(span),
+        f"this is {known[0]}" if known else "",
+        _undecided(alike),
+        _left(search, best),
+    ]
     told = "; ".join(text for text in (_named(best, _noun(evidence, atlas)), *tail) if text)
     return Diagnosis(told, best, tuple(alike), others, known, seen, span)
 
@@ -202,16 +208,26 @@ def _undecided(alike: Iterable[str]) -> str:
     return f"cannot be told from {', '.join(names)} by these vectors" if names else ""
 
 
+def _range(best: Suspect, seen: Sequence[str]) -> str:
+    """The range in force, where several mistakes about it have to be put together."""
+    clips = len(best.named) > 1 and all(part.name.startswith("clip.") for part in best.named)
+    return next((text for text in seen if CLIPPED_FROM in text), "") if clips else ""
+
+
 def _left(search: Search, best: Suspect) -> str:
-    """What the best does not explain, by name where it is little."""
     if (best.share >= SURE and len(best.named) > 1) or best.share == 1:
         return ""
+    told = _missed(search, best)
+    return f"explains {best.explained} of {best.of} answers{told}" if best.share < SURE or told else ""
+
+
+def _missed(search: Search, best: Suspect) -> str:
+    """What the best does not explain, by name where it is little."""
     missed = [
         search.atlas.bench.questions[item.question].vector.id for item in search.missed(best.parts, search.evidence)
     ]
     named = list(dict.fromkeys(missed))
-    told = f", not {', '.join(named)}" if len(named) <= FEW else ""
-    return f"explains {best.explained} of {best.of} answers{told}" if best.share < SURE or told else ""
+    return f", not {', '.join(named)}" if len(named) <= FEW else ""
 
 
 def _noun(evidence: Sequence[Evidence], atlas: Atlas) -> str:
@@ -225,7 +241,9 @@ def _noun(evidence: Sequence[Evidence], atlas: Atlas) -> str:
     return "loss" if "loss" in nouns else nouns.pop() if len(nouns) == 1 else "answers"
 
 
-def _unknown(seen: Sequence[str], suspects: Sequence[Suspect]) -> str:
-    near = suspects and suspects[0].share >= MENTIONED
-    told = f"nearest is `{suspects[0].name}`, {suspects[0].explained} of {suspects[0].of}" if near else ""
+def _unknown(search: Search, seen: Sequence[str], suspects: Sequence[Suspect]) -> str:
+    told = ""
+    if suspects and suspects[0].share >= MENTIONED:
+        near = suspects[0]
+        told = f"nearest is `{near.name}`, {near.explained} of {near.of}{_missed(search, near)}"
     return "; ".join(text for text in ("unknown deviation", *seen[:SAID], told) if text)
