@@ -133,7 +133,7 @@ def ratio_statistics(sums: RatioSums) -> dict[str, Array]:
         "ratio_mean": xp.where(some, sums.total / xp.where(some, sums.count, ones), ones),
         "ratio_min": xp.where(some, xp.exp(sums.low), ones),
         "ratio_max": xp.where(some, xp.exp(sums.top), ones),
-        "effective_sample_size": sums.scaled**2 / squares,
+        "effective_sample_size": xp.minimum(sums.scaled * (sums.scaled / squares), sums.count),
     }
 
 

@@ -68,6 +68,16 @@ def test_ratio_statistics_are_over_units() -> None:
     assert by_token["approx_kl"] == by_sequence["approx_kl"] == pytest.approx((np.exp(d) - 1 - d).mean())
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-4])
+def test_no_sample_is_larger_than_the_number_of_its_units(spread: float) -> None:
+    """The square of 11,587 is no float32, and its quotient by 11,587 was 11,587.001 (GSPO-METRIC-4)."""
+    logp = (spread * np.random.default_rng(0).normal(size=(1, 11_587))).astype(np.float32)
+    loss = gspo.grpo_loss(logp, 0 * logp, np.ones(1, np.float32), np.ones_like(logp))
+    size = loss.metrics["effective_sample_size"]
+    assert 11_586 < size <= 11_587
+    assert spread or size == 11_587
+
+
 def test_a_ratio_that_is_always_one_is_reported() -> None:
     """Old log-probabilities taken from the current policy: nothing is ever clipped, and nobody notices (R5)."""
     assert _metrics(gspo.Objective.gspo(), [[0.0, 9.0]], [[1, 0]], [1.0])["ratio_is_one"] == 1.0
