@@ -168,8 +168,23 @@ def test_the_command_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     file = _write(tmp_path / "c.json", "{}")
     assert main(["lint", file, "--dialect", "varl"]) == 2
     assert "did you mean 'verl'" in capsys.readouterr().err
-    assert main(["lint", file, "--dialect", "verl", "--trainer-version", "0.9.9"]) == 2
+    assert main(["lint", file, "--dialect", "verl", "--trainer-version", "nine"]) == 2
     assert "unknown version of verl" in capsys.readouterr().err
+
+
+def test_a_release_that_is_not_known_is_read_as_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """verl obeys `loss_agg_mode` for gspo from 0.9.1 on."""
+    keys = {
+        "policy_loss.loss_mode": "gspo",
+        "loss_agg_mode": "token-mean",
+        "clip_ratio_low": 3e-4,
+        "clip_ratio_high": 4e-4,
+    }
+    actor = {f"actor_rollout_ref.actor.{key}": value for key, value in keys.items()}
+    file = _write(tmp_path / "c.json", json.dumps(actor | {"algorithm.adv_estimator": "grpo"}))
+    for release, known, code in (("0.8.0", "0.9.0", 0), ("0.10.1", "0.9.1", 1)):
+        assert main(["lint", file, "--dialect", "verl", "--trainer-version", release]) == code
+        assert f"verl {release} is not among the versions that are known: read as {known}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

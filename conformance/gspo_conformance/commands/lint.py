@@ -18,8 +18,8 @@ import sys
 
 from ..lint.configuration import read_configuration
 from ..lint.report import FORMATS, render
-from ..trainers.dialect import SEVERITIES, Inexpressible
-from ..trainers.room import find_room, rooms
+from ..trainers.dialect import SEVERITIES, Inexpressible, is_release, nearest
+from ..trainers.room import Room, find_room, rooms
 from ..words import UsageError, choices, cut
 
 INTERMIXED = True  # overrides may follow options
@@ -48,9 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         name, how = recognised(arguments.configuration, configuration.settings)
     room = find_room(name)
     configuration = unnested(configuration, room.dialect)
-    version = arguments.trainer_version or room.default
-    if version not in room.dialect.versions:
-        raise UsageError(choices(version, room.dialect.versions, f"version of {room.name}"))
+    version = _version(room, arguments.trainer_version or room.default)
     try:
         reading, found = read_settings(room.dialect, configuration.settings, version)
         found = [*misspelt(configuration.settings, reading), *doubted(found, configuration.unread, reading)]
@@ -62,3 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
     print(render(reading, found, configuration, arguments.format), end="")
     failing = SEVERITIES[: SEVERITIES.index(arguments.fail_on) + 1]
     return int(any(one.severity in failing for one in found))
+
+
+def _version(room: Room, asked: str) -> str:
+    """A version that the dialect knows; another release is read as the next known one, and that is said."""
+    known = room.dialect.versions
+    if asked in known:
+        return asked
+    if not is_release(asked) or not any(map(is_release, known)):
+        raise UsageError(choices(asked, known, f"version of {room.name}"))
+    version = nearest(asked, known)
+    print(f"{room.name} {asked} is not among the versions that are known: read as {version}", file=sys.stderr)
+    return version

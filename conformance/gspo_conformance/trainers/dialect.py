@@ -81,9 +81,14 @@ def nearest(release: str, versions: Sequence[str]) -> str:
     """The one of `versions` whose keys a release that is not among them has: the next later, else the last."""
     if release in versions:
         return release
-    numbered = sorted(filter(_numbers, versions), key=_numbers)
+    numbered = sorted(filter(is_release, versions), key=_numbers)
     later = [version for version in numbered if _numbers(version) >= _numbers(release)]
     return (later or [*numbered[-1:], *versions])[0]
+
+
+def is_release(version: str) -> bool:
+    """Whether this is a number such as 1.16.0, and no commit."""
+    return bool(_numbers(version))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
