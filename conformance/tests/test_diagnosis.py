@@ -134,6 +134,14 @@ def paper(
     return -torch.where(mask.any(1), surrogate, 0.0)
 
 
+def formed(logp: Any, old_logp: Any, advantages: Any, mask: Any, *, length: Any) -> Any:
+    """The loss of the paper in GSPO-token's form, with a length of the ratio alone to get wrong."""
+    mean = torch.where(mask, logp - old_logp, 0.0).sum(1) / length
+    ratio, a = torch.exp(logp - logp.detach() + mean.detach()[:, None]), advantages[:, None]
+    value = torch.where(mask, -torch.minimum(ratio * a, ratio.clamp(1 - 3e-4, 1 + 4e-4) * a), 0.0)
+    return (value.sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
 def tied(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
     """A clipped term without a gradient is as small as the other inside the range, where `minimum` gives each of them half."""
     ratio = torch.exp(torch.where(mask, logp - old_logp, 0.0).sum(1) / mask.sum(1).clamp(min=1))
@@ -185,6 +193,7 @@ SEEN: dict[str, tuple[Any, str]] = {
     "the last one lost": (lambda new, old, a, m: paper(new, old, a, m)[: max(1, len(a) - 1)].sum() / len(a), "the last response of a batch has no gradient"),
     "bfloat16 at the end": (lambda new, old, a, m: paper(new, old, a, m).bfloat16().mean().float(), "every wrong loss is a bfloat16 number"),
     "bad ones lost": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).detach(), paper(new, old, a, m)).mean(), "responses with A < 0 have no gradient"),
+    "a length in the ratio": (lambda new, old, a, m: formed(new, old, a, m, length=m.sum(1) + 1), "log s is that of a length that is 1 too large"),
     "a bounded loss": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=3).mean(), "only with A < 0 where s |A| is 20.1 and more"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
@@ -247,14 +256,8 @@ def test_two_signs_that_are_wrong_are_found_apart() -> None:
 
 
 def test_a_mistake_in_the_ratio_is_named_in_the_form_of_gspo_token_too() -> None:
-    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
-        mean = torch.where(mask, logp - old_logp, 0.0).sum(1) / mask.sum(1).max()
-        ratio = torch.exp(logp - logp.detach() + mean.detach()[:, None])
-        a = advantages[:, None]
-        value = torch.where(mask, -torch.minimum(ratio * a, ratio.clamp(1 - 3e-4, 1 + 4e-4) * a), 0.0)
-        return (value.sum(1) / mask.sum(1).clamp(min=1)).mean()
-
-    diagnosis = found(loss_target(loss), "surrogate/paper-*", "gradient/*")
+    loss = loss_target(lambda new, old, a, m: formed(new, old, a, m, length=m.sum(1).max()))
+    diagnosis = found(loss, "surrogate/paper-*", "gradient/*")
     assert diagnosis["mutants"] == ["ratio.longest-length"]
     assert diagnosis["clauses"] == ["GSPO-RATIO-4"]
     assert "as GSPO-token writes it" in diagnosis["sentence"]

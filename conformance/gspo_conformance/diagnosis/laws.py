@@ -6,7 +6,7 @@ Near ratio 1 a wrong ratio, clip or exponential hardly shows, so a factor there 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from math import exp
+from math import exp, log
 from typing import TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..mutants.atlas import Atlas
 from .evidence import Evidence
 from .responses import Response, responses
 
-NEAR, CLOSE, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 6, 0.9, 3, 1.2
+NEAR, CLOSE, FAR, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 0.1, 6, 0.9, 3, 1.2
 CLIPPED_FROM = "is clipped from a ratio between"
 
 Law: TypeAlias = Callable[[Response], float]
@@ -68,7 +68,7 @@ def of_responses(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     factor = _factor(found, wrong)
     told = [_uneven(wrong), _missing(found, wrong), _dead(found), factor]
     if not factor:
-        told += [clip_range(found), _beside(idle), _side(found, wrong)]
+        told += [clip_range(found), _beside(idle), _power(found) or _side(found, wrong)]
     return [text for text in told if text]
 
 
@@ -152,6 +152,25 @@ def _factor(found: Sequence[Response], wrong: Sequence[Response]) -> str:
     if not far or _fit(far, laws[words]) >= MOST:
         return ""
     return f"near ratio 1 the gradient is {words}, farther away another multiple: the log-ratio is scaled"
+
+
+def _power(found: Sequence[Response]) -> str:
+    """Where the gradient is right near ratio 1 and elsewhere that of another ratio, as in GSPO-token's form: what becomes of log s."""
+    far = [one for one in found if FAR < abs(one.log_ratio) < 1 / FAR and one.factor > 0]
+    near = [one for one in found if abs(one.log_ratio) < NEAR and one.live]
+    if len(far) < ENOUGH or not near or _fit(near, lambda one: 1.0) < MOST:
+        return ""
+    powers = [_power_of(one) for one in far]
+    middle = float(np.median([one.factor for one in powers]))
+    laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(powers)}
+    words = max(laws, key=lambda words: _fit(powers, laws[words]))
+    fits = abs(middle - 1) > CLOSE and _fit(powers, laws[words]) >= MOST
+    return f"log s is {words}" if fits else ""
+
+
+def _power_of(one: Response) -> Response:
+    """The response with the factor of its log s in place of that of its gradient."""
+    return one._replace(factor=1 + log(one.factor) / one.log_ratio)
 
 
 def _constants(near: Sequence[Response]) -> dict[str, Law]:
