@@ -145,6 +145,7 @@ class _ClosedForm(torch.autograd.Function):
         # What the gradient reads again is saved, so that a change in place before then is an error.
         ctx.save_for_backward(logp, keepable(solution.counted))
         ctx.gradient, ctx.objective, ctx.rest = solution.gradient, objective, rest
+        ctx.versions = _versions(rest)
         return solution.loss
 
     @staticmethod
@@ -152,10 +153,21 @@ class _ClosedForm(torch.autograd.Function):
         logp, _ = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return ctx.gradient(factor).to(logp.dtype), None, None, None
-        # Under create_graph the gradient is differentiated in turn.
+        # Under create_graph the gradient is differentiated in turn, from the arguments as they are now.
+        changed = [name for name, version in _versions(ctx.rest).items() if version != ctx.versions[name]]
+        if changed:
+            raise RuntimeError(
+                f"{changed[0]}: changed in place since the loss was computed, so that its gradient cannot be differentiated"
+            )
         loss = gspo_core.policy_loss(ctx.objective, logp=logp, **ctx.rest).loss
         (gradient,) = torch.autograd.grad(loss, logp, factor, create_graph=True)
         return gradient, None, None, None
+
+
+def _versions(rest: dict[str, Any]) -> dict[str, int]:
+    """How often each tensor among the arguments was changed in place."""
+    tensors = ((name, value) for name, value in rest.items() if isinstance(value, Tensor))
+    return {name: 0 if value.is_inference() else value._version for name, value in tensors}
 
 
 def _is_plain(logp: Any) -> bool:

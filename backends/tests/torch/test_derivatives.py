@@ -58,6 +58,19 @@ def test_a_graph_may_be_used_twice() -> None:
     torch.testing.assert_close(second, 2 * first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["old_logp", "advantages"])
+def test_arguments_changed_in_place(name: str) -> None:
+    """The first derivative is found already; a second would be that of other values, so it is refused."""
+    arguments = Batch(garbage=-1.0).padded(tensor)
+    arguments["logp"] = torch.nan_to_num(arguments["logp"], nan=-1.0).requires_grad_()
+    value = gspo.policy_loss(gspo.Objective.gspo(), **arguments).loss
+    (first,) = torch.autograd.grad(value, arguments["logp"], retain_graph=True)
+    arguments[name].mul_(1.0)
+    torch.testing.assert_close(torch.autograd.grad(value, arguments["logp"], retain_graph=True)[0], first)
+    with pytest.raises(RuntimeError, match=f"^{name}: changed in place since the loss was computed"):
+        torch.autograd.grad(value, arguments["logp"], create_graph=True)
+
+
 def test_through_a_model() -> None:
     """The gradient goes on to what the log-probabilities were made of."""
     function, logp = loss(AXES["gspo"])
