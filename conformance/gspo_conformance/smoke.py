@@ -5,6 +5,7 @@ Whether the numbers are right is the business of the whole suite.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -47,7 +48,7 @@ def report(run: Run) -> str:
         operations = sorted({r.operation for r in run.results if r.verdict not in (UNSUPPORTED, SKIPPED)})
         lines = [f"  answers come in the right form: {', '.join(operations)}"]
         lines += [f"  but {result.key} is wrong: {result.reason}" for result in wrong]
-        lines.append(f"  next: gspo check {run.target}")
+        lines.append(f"  next: gspo check {shlex.quote(run.target)}")
     return "\n".join([f"{run.target}: {'the adapter is NOT right' if faults else 'the adapter is right'}", *lines, ""])
 
 

@@ -160,6 +160,7 @@ def test_smoke_tells_the_adapter_from_the_implementation(output) -> None:
     assert "the adapter is right" in output("check", "numpy", "--smoke")
     assert "the adapter is right" in output("check", "mutant:aggregation.token-mean", "--smoke")
     assert "the adapter is NOT right" in output("check", f"{SPEAKER} too-few", "--smoke", code=3)
+    assert f"next: gspo check '{SPEAKER}'" in output("check", SPEAKER, "--smoke")
 
 
 def test_everything_that_has_a_name_can_be_explained(output) -> None:
