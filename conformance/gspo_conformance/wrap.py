@@ -71,7 +71,7 @@ def loss_target(
     run = import_module(f".frameworks.{framework}", __package__).run
 
     def answer(case: Case) -> Mapping[str, Any]:
-        return run(fn, gradient, _arrays(case, mask_dtype, advantages))
+        return run(_alone(fn), gradient, _arrays(case, mask_dtype, advantages))
 
     version = {framework: str(import_module(framework).__version__)}
     return FunctionTarget(name or getattr(fn, "__name__", type(fn).__name__), answer, capabilities, version)
@@ -97,6 +97,19 @@ def objective_dict(objective: Any = None, clip: Sequence[float] | None = None) -
     if isinstance(clip, str) or not isinstance(clip, Sequence) or len(clip) != 2:
         raise TypeError(f"clip: expected two numbers (low, high), got {clip!r}")
     return objective.replace(surrogate=replace(objective.surrogate, low=clip[0], high=clip[1])).to_dict()
+
+
+def _alone(fn: Loss) -> Loss:
+    """`fn`, whose answer must be the loss and nothing beside it."""
+
+    def loss(*arrays: Any) -> Any:
+        found = fn(*arrays)
+        if not hasattr(found, "__float__"):
+            advice = "take the loss out of it, as in `lambda *arrays: loss(*arrays)[0]`"
+            raise TypeError(f"the loss: expected it alone, got {type(found).__name__}; {advice}")
+        return found
+
+    return loss
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:

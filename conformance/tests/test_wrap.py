@@ -84,6 +84,12 @@ def test_without_a_gradient_a_loss_in_torch_may_be_a_plain_number() -> None:
     assert reason == "TypeError: the loss: expected a tensor, got float; with .item() it has no gradient"
 
 
+@pytest.mark.parametrize(("fn", "framework"), [(torch_loss, "torch"), (jax_loss, "jax"), (numpy_loss, "numpy")])
+def test_a_loss_with_metrics_beside_it_is_told_to_return_it_alone(fn: Any, framework: str) -> None:
+    found = run(loss_target(lambda *arrays: (fn(*arrays), {"clip_fraction": 0.0}), framework), SUITE[0])
+    assert found.results[0].reason.startswith("TypeError: the loss: expected it alone, got tuple; take the loss out")
+
+
 def test_a_loss_may_skip_what_it_does_not_take() -> None:
     def lengths_alone(*arrays: Any) -> Any:
         raise Skip("takes lengths, not a mask")
