@@ -28,8 +28,13 @@ def namespace_of(array: Array) -> Namespace:
 def compute_dtype(*arrays: Array) -> Any:
     """float64 if any array is float64, else float32: the ratio never runs in less (GSPO-NUM-1, GSPO-NUM-2)."""
     xp = namespace_of(arrays[0])
-    wide = any(array is not None and array.dtype == xp.float64 for array in arrays)
+    wide = any(array is not None and (array.dtype == xp.float64 or _is_swapped(array.dtype)) for array in arrays)
     return xp.float64 if wide else xp.float32
+
+
+def _is_swapped(dtype: Any) -> bool:
+    """Whether this is NumPy's float64 with its bytes in the other order, which does not equal float64."""
+    return getattr(dtype, "str", "")[1:] == "f8"
 
 
 def clamp(values: Array, low: float | None, high: float | None) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gspo_core as gspo
 from gspo_core.arrays import clamp, compute_dtype, namespace_of
 
 from .batches import EAGER
@@ -45,3 +46,11 @@ def test_the_derivative_at_a_bound_is_that_inside_it() -> None:
     clamp(values, -1.0, 1.0).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_float64_of_another_machine_is_float64() -> None:
+    """As files of NumPy hold it; NumPy itself calls it another dtype, and float32 would make these rewards equal."""
+    rewards = np.asarray([1e6, 1e6 + 1e-3])
+    swapped = rewards.astype(rewards.dtype.newbyteorder())
+    found = gspo.group_advantages(swapped, np.zeros(2, int))
+    np.testing.assert_array_equal(found, gspo.group_advantages(rewards, np.zeros(2, int)), strict=True)
