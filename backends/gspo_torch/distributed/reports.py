@@ -73,7 +73,7 @@ def result_of(reports: list[Report], like: Tensor, data: dist.ProcessGroup) -> P
     low, high, dual = (part / tokens for part in (whole.clipped_low, whole.clipped_high, whole.clipped_dual))
     units = RatioSums(whole.units, whole.ratio, *whole[-4:])
     metrics = {
-        "clip_fraction": low + high + dual,
+        "clip_fraction": (whole.clipped_low + whole.clipped_high + whole.clipped_dual) / tokens,
         "clip_fraction_low": low,
         "clip_fraction_high": high,
         "clip_fraction_dual": dual,
