@@ -55,7 +55,7 @@ def lines() -> list[Line]:
             title = f"advantages of {count:,} responses in groups of 16, {'shuffled' if shuffled else 'side by side'}"
             code = ADVANTAGES.format(count=count, shuffled=shuffled)
             found.append(Line(title, code, 3, processor=budget, says_its_time=True))
-    for target, budget, memory in (("numpy", 10.0, 500), ("torch", 20.0, 500), ("jax", 90.0, 1500)):
+    for target, budget, memory in (("numpy", 10.0, 500), ("torch", 20.0, 500), ("jax", 60.0, 500)):
         found.append(Line(f"`gspo check {target}`", command.format(["check", target]), wall=budget, memory=memory))
     return found
 

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import gspo_conformance
 from gspo_conformance import run as verdicts
 from gspo_conformance.connection import InProcess
-from gspo_conformance.formats import Vector
+from gspo_conformance.formats import Vector, load_vectors
 from gspo_conformance.known import KnownFailure, KnownFailures, read_known
 from gspo_conformance.run import ERROR, EXPECTED_FAILURE, FAIL, PASS, SKIPPED, UNEXPECTED_PASS, UNSUPPORTED, Run
 from gspo_conformance.runner import Options, run_vectors, select
@@ -251,6 +252,24 @@ def test_several_connections_share_the_work_and_lose_nothing() -> None:
     assert asked[:2] == [{"float32"}, {"float64"}]
     assert [result.key for result in two.results] == [result.key for result in run().results]
     assert run_vectors([target(seen) for seen in asked], SUITE).exit_code == 0
+
+
+def test_questions_of_one_shape_are_asked_together() -> None:
+    """Hunts an order in which a target compiles again what it has let go of."""
+    asked: list[list[Any]] = [[], []]
+
+    def target(seen: list[Any]) -> InProcess:
+        def answer(case: Case) -> Any:
+            parts = case.inputs.get("parts", [case.inputs])
+            seen.append((case.dtype, max(array.size for part in parts for array in part.values())))
+            raise Skip("nothing is computed here")
+
+        return InProcess(FunctionTarget("subject", answer, EVERYTHING))
+
+    run_vectors([target(seen) for seen in asked], load_vectors("distribution") + load_vectors("packing"))
+    for seen in asked:
+        assert len(seen) > 50
+        assert len(list(groupby(seen))) == len(set(seen)) > 4
 
 
 def test_a_target_cannot_write_into_the_suite() -> None:

@@ -1,11 +1,13 @@
-"""Value checks: eager calls check, differentiated or not; traced ones cannot, and do not break."""
+"""Value checks: eager calls check, differentiated or not; traced ones cannot, and do not break. Sums of segments, of any length."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gspo_jax as gspo
@@ -36,3 +38,36 @@ def test_a_mask_may_be_mapped_over_where_the_values_are_not() -> None:
     found = jax.vmap(lambda mask: gspo.gspo_loss(ZERO, ZERO, ADVANTAGES, mask, normalizer=jnp.float32(2.0)).loss)(masks)
     assert found.tolist() == [-0.5, -0.5, 0.0]
     jax.vmap(lambda mask: gspo.whiten(ZERO, mask))(masks)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_check_looks_at_what_counts_and_compiles_nothing(dtype: Any) -> None:
+    """Hunts a check that compiles an operation for every shape that it meets."""
+    values = np.full((1, 1019), -1.0)  # a size that nothing else has here
+    values[0, 1:] = np.nan
+    bad, counted = jax.device_put(values.astype(dtype)), jax.device_put(~np.isnan(values))
+    compiled: list[str] = []
+
+    def note(event: str, *_: Any, **__: Any) -> None:
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        assert not gspo.backend.all_finite(bad)
+        assert gspo.backend.all_finite(bad, counted)
+        assert not compiled
+        _ = bad + bad
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.mark.parametrize("size", [255, 256, 257, 600])
+def test_a_segment_sum_of_one_block_or_of_many_stays_within_its_segment(size: int) -> None:
+    """Hunts a sum that lets a NaN, an overflow, or a token behind the last segment into another."""
+    values = np.arange(size, dtype=np.float32)
+    values[3], values[-1] = np.nan, np.inf
+    offsets = [0, 3, 4, 4, size - 1]
+    found = gspo.backend.segment_sum(jnp.asarray(values), jnp.asarray(offsets), size)
+    expected = [values[start:end].sum(dtype=np.float64) for start, end in pairwise(offsets)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -88,8 +88,6 @@ class JaxTarget(CoreTarget):
 
     def answer(self, case: Case, given: Any) -> dict[str, Any]:
         """What the case asks for, in JAX arrays."""
-        if not self._safe(case) and case.operation == "policy_loss":
-            self._ask_eagerly(case, given)
         if case.operation == "normalize_rewards" or not self._safe(case):
             return super().answer(case, given)
         key = _signature(case)
@@ -99,12 +97,6 @@ class JaxTarget(CoreTarget):
         if key not in self._programs:
             self._programs[key] = jax.jit(partial(super().answer, case))
         return self._programs[key](given)
-
-    def _ask_eagerly(self, case: Case, given: Arrays) -> None:
-        """Under `jax.grad` no value can be read, so an input that has to be refused is refused before."""
-        parameters = dict(case.parameters)
-        objective = self.gspo.Objective.from_dict(parameters.pop("objective"))
-        self.gspo.policy_loss(objective, **given, **parameters)
 
     def _safe(self, case: Case) -> bool:
         return all(map(_ordinary, case.inputs.get("parts", [case.inputs])))
