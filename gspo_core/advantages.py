@@ -152,6 +152,6 @@ def _spread(scale: str, rewards: Array, counted: Array, stats: Moments, index: G
     if scale == "std":
         return spread_of(stats, index, ddof)
     if scale == "leave_one_out_std":
-        return spread_of_others(stats, index, counted, ddof)
+        return spread_of_others(rewards, stats, index, counted, ddof)
     batch = Whole()
     return spread_of(moments(rewards, counted, batch), batch, ddof)

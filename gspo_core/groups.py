@@ -120,16 +120,22 @@ def _is_sorted(groups: Array) -> bool:
 
 
 class Moments(NamedTuple):
-    """n, the mean, x - mean (0 where x does not count), and max - min of a set of values."""
+    """n, the mean, x - mean (0 where x does not count), and both ends of a set of values."""
 
     count: Array
     mean: Array
     deviation: Array
-    extent: Array
+    low: Array
+    high: Array
+
+    @property
+    def extent(self) -> Array:
+        """max - min."""
+        return self.high - self.low
 
 
 def moments(values: Array, counted: Array, over: Over) -> Moments:
-    """n, μ = Σx/n, x - μ and max - min over the counted values; equal values deviate by exactly 0 (GSPO-ADV-3).
+    """n, μ = Σx/n, x - μ, min and max over the counted values; equal values deviate by exactly 0 (GSPO-ADV-3).
 
     The rounded mean is held between min and max, so it equals equal values; what it still misses is
     the mean of the deviations, which is taken off a second time.
@@ -143,7 +149,7 @@ def moments(values: Array, counted: Array, over: Over) -> Moments:
     mean = xp.maximum(xp.minimum(over.sum(xp.where(counted, values, zero)) / members, high), low)
     deviation = xp.where(counted, values - mean, zero)
     missed = over.sum(deviation) / members
-    return Moments(count, mean + missed, xp.where(counted, deviation - missed, zero), high - low)
+    return Moments(count, mean + missed, xp.where(counted, deviation - missed, zero), low, high)
 
 
 class Spread(NamedTuple):
@@ -160,11 +166,16 @@ def spread_of(stats: Moments, over: Over, ddof: float) -> Spread:
     return _spread(unit, over.sum(z * z), stats.count - ddof)
 
 
-def spread_of_others(stats: Moments, index: GroupIndex, counted: Array, ddof: float) -> Spread:
-    """σ over the other members of each group: those before i merged with those behind i, without cancellation."""
-    xp = namespace_of(stats.deviation)
+def spread_of_others(values: Array, stats: Moments, index: GroupIndex, counted: Array, ddof: float) -> Spread:
+    """σ over the other members of each group: those before i merged with those behind i, without cancellation.
+
+    From the end that is nearer to the mean: beside one value far from all others, their own differences
+    would be lost in a distance to the mean.
+    """
+    xp = namespace_of(values)
     unit = _positive(stats.extent)
-    z = stats.deviation / unit
+    near = xp.where(stats.mean - stats.low <= stats.high - stats.mean, stats.low, stats.high)
+    z = xp.where(counted, (values - near) / unit, 0.0)
     state = (xp.astype(counted, z.dtype), z, xp.zeros_like(z))
     sides: list[tuple[Array, ...]] = []
     for reach, backward in ((index.before, False), (index.behind, True)):
