@@ -111,8 +111,11 @@ def penalty_slope(penalty: Penalty, layout: Layout, logp: Array, old_logp: Array
     slope = xp.where(inside, estimate_slope(penalty.estimator, z), 0.0)
     if penalty.importance is None:
         return layout.clean(slope)
-    values = penalty_values(penalty, layout, logp, old_logp, ref_logp)
-    own = layout.clean(slope * _importance(penalty, layout, log_ratio))
+    values, weight = penalty_values(penalty, layout, logp, old_logp, ref_logp), _importance(penalty, layout, log_ratio)
+    if penalty.importance == "token" and penalty.estimator == "k3":
+        # k3' + k3 is z: as a sum it would lose the digits that e^{-z} does not leave (GSPO-KL-5).
+        return layout.clean(xp.where(inside, z * weight, values))
+    own = layout.clean(slope * weight)
     if penalty.importance == "token":
         return own + values
     return layout.clean(own + layout.spread(layout.mean_tokens(values)))
