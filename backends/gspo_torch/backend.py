@@ -57,9 +57,10 @@ class TorchBackend(Backend):
 
     def exp_remainder(self, values: Tensor) -> Tensor:
         """e^v - 1 - v, in two steps where no derivative is asked for and no compiler subtracts."""
-        if _has_graph(values) or _subtracts(values) or transformed():
-            return super().exp_remainder(values)
-        return values.expm1() - values
+        plain = torch.compiler.is_compiling() or not transformed()
+        if plain and not _has_graph(values) and not _subtracts(values):
+            return values.expm1() - values
+        return super().exp_remainder(values)
 
     def all_finite(self, values: Tensor, condition: Tensor | None = None) -> bool:
         """A sum is finite only if all its terms are; where it is not, it may have overflowed."""

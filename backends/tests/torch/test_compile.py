@@ -275,3 +275,16 @@ def test_slopes_beside_certainty_keep_their_digits(backend: str) -> None:
     (gradient,) = torch.autograd.grad(found.sum(), logits)
     (wanted,) = torch.autograd.grad(gspo.token_logps(logits.double(), tokens).sum(), logits)
     torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=0)
+
+
+def test_a_device_that_is_no_processor_compiles_whole() -> None:
+    """What is asked of the host alone is not asked there; `meta` stands for any other device."""
+    objective = gspo.Objective.gspo().replace(penalty=gspo.Penalty("k3", coefficient=0.1))
+
+    def function(logp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> gspo.PolicyLoss:
+        arguments = {"old_logp": old, "ref_logp": old, "advantages": advantages, "sequences": mask}
+        return gspo.policy_loss(objective, logp=logp, **arguments)
+
+    logp = torch.zeros(2, 3, device="meta", requires_grad=True)
+    found = Compiled(function, "eager")(logp, logp.detach(), logp.new_zeros(2), logp.detach() == 0)
+    assert found.loss.device.type == "meta"
