@@ -160,29 +160,38 @@ _add(
 )
 
 
-def unlikely() -> Responses:
-    """Log-probabilities of -200 to -120, as finely resolved as float32 can hold; log-ratios of a few 1e-3."""
-    quantum = 2.0**-16
+def unlikely(place: str, low: float, high: float, quantum: float) -> Responses:
+    """Log-probabilities from `low` to `high`, as finely resolved as float32 can hold; log-ratios of a few 1e-3."""
     lengths = [7, 5, 9, 6]
-    ratios = [uniform(f"numerics/unlikely/d/{i}", n, -0.002, 0.002, quantum) for i, n in enumerate(lengths)]
-    old = [uniform(f"numerics/unlikely/old/{i}", n, -200.0, -120.0, quantum) for i, n in enumerate(lengths)]
+    ratios = [uniform(f"{place}/d/{i}", n, -0.002, 0.002, quantum) for i, n in enumerate(lengths)]
+    old = [uniform(f"{place}/old/{i}", n, low, high, quantum) for i, n in enumerate(lengths)]
     return Responses({"logp": [o + d for o, d in zip(old, ratios, strict=True)], "old_logp": old})
 
 
+_UNLIKELY = partial(unlikely, "numerics/unlikely", -200.0, -120.0, 2.0**-16)
+_HARDLY_POSSIBLE = partial(unlikely, "numerics/hardly-possible", -2000.0, -1200.0, 2.0**-13)
 for _name, _objective in {"gspo": gspo(), "wide": gspo(0.2, 0.2)}.items():
     _add(
         f"unlikely-tokens-{_name}",
         f"Log-probabilities near -160: the sums of either policy round to 1e-4, the differences are exact ({_name})",
         "RATIO-5 NUM-4",
         "sum-before-subtract",
-        partial(lambda o: loss(o, padded(unlikely().also(advantages=[-1.0, 0.5, -0.75, 1.0]))), _objective),
+        partial(lambda o: loss(o, padded(_UNLIKELY().also(advantages=[-1.0, 0.5, -0.75, 1.0]))), _objective),
+    )
+for _name, _source, _near in (("unlikely", _UNLIKELY, -160), ("hardly-possible", _HARDLY_POSSIBLE, -1600)):
+    _add(
+        f"{_name}-tokens-ratio",
+        f"Log-probabilities near {_near}: the sequence ratio itself",
+        "RATIO-5",
+        "sum-before-subtract",
+        partial(lambda source: call("ratio", padded(source()), "ratio", kind="sequence"), _source),
     )
 _add(
-    "unlikely-tokens-ratio",
-    "The same log-probabilities: the sequence ratio itself",
+    "hardly-possible-tokens-gspo",
+    "Log-probabilities near -1600: the means of either policy round to 1e-4, the differences are exact",
     "RATIO-5",
     "sum-before-subtract",
-    lambda: call("ratio", padded(unlikely()), "ratio", kind="sequence"),
+    lambda: loss(gspo(0.2, 0.2), padded(_HARDLY_POSSIBLE().also(advantages=[-1.0, 0.5, -0.75, 1.0]))),
 )
 
 
@@ -216,6 +225,8 @@ _FAR: dict[str, tuple[str, str, str, dict[str, Any], Responses]] = {
                             far([[120.0, -120.0, 0.0625], [-100.0, 100.5], [2.0**-12, 2.0**-12], [0.0]], [-1.0, -0.5, 0.75, 0.25])),
     "token-clamp": ("RATIO-2 RATIO-6", "Log-ratios of 40 and -39.5 with A < 0: a clamp of each token at 20 gives a quarter of the mean", "token-clamp exponent-cap", gspo(),
                     far([[40.0, -39.5], [32.0, -32.5, 1.25], [0.0, 2.0**-12], [0.0]], [-1.0, -0.5, 0.75, 0.25])),
+    "token-clamp-uneven": ("RATIO-2 RATIO-6", "Log-ratios of 32, -16 and -15.5 with A < 0: what a clamp of each token leaves tells its width", "token-clamp exponent-cap", gspo(),
+                           far([[32.0, -16.0, -15.5], [-32.0, 14.5, 17.0], [0.0, 2.0**-12], [0.0]], [-1.0, 0.5, 0.75, 0.25])),
     "large-mean": ("RATIO-6 SURR-2", "A mean log-ratio of 12 with A < 0: the loss is 160,000, and so is the gradient", "exponent-cap dual-clip-leak", gspo(),
                    far([[12.0, 11.0, 13.0], [21.0, 20.5], [2.0**-12], [0.0]], [-1.0, -0.5, 0.75, 0.25])),
 }  # fmt: skip

@@ -44,6 +44,25 @@ _add(
     lambda: loss(gspo(), padded(paper("fine-advantages", BAND["mixed"], (1 + 2.0**-12, -1.25 - 2.0**-12, -0.5 - 2.0**-13, 0.75 + 2.0**-13)))),
 )  # fmt: skip
 
+for _name, _objective in {"gspo": gspo(), "gspo-token": gspo_token()}.items():
+    _add(
+        f"large-losses-{_name}",
+        "|A| of 3.5 to 12 inside the range, as one wrong answer among 32 has: nothing holds the loss of a response",
+        "SURR-1 GRAD-1",
+        "absolute-bound dual-clip-leak",
+        lambda o=_objective: loss(o, padded(paper("large-losses", BAND["inside"], (5.5, -5.0, 3.5, -12.0)))),
+    )
+for _place in ("mixed", "asymmetric"):
+    _add(
+        f"paper-symmetric-{_place}",
+        f"The left width of the paper on both sides, 3e-4/3e-4: {_place}",
+        "SURR-1 SURR-2 SURR-3",
+        "range-inherited two-sided-gate",
+        lambda place=_place: loss(
+            objective("sequence", clip(3e-4, 3e-4)), padded(paper(f"{place}/both", BAND[place], SIGNS["both"]))
+        ),
+    )
+
 _PLACES = {
     "inside": "all ratios inside the range 3e-4/4e-4",
     "above": "all ratios above 1+4e-4",
@@ -110,6 +129,7 @@ def _wide_case(objective_: dict[str, Any], flip: float = 1.0) -> Case:
 _RANGES = {
     "grpo-range": (0.2, 0.27, "the range of GRPO's baseline on the sequence ratio"),
     "log-space": (0.3, 0.4, "0.7 and 1.4 in ratio space; 0.741 and 1.492 if the range were applied to the logarithm"),
+    "ppo-range": (0.2, 0.2, "PPO's, which most trainers begin with"),
     "reversed": (0.4, 0.125, "low wider than high: swapped ends show"),
     "one-sided": (0.0625, 1.0, "almost no room below, twofold above"),
 }

@@ -234,6 +234,24 @@ class GroupAsBatch(_mode({"group_token_mean": "token_mean"})):
     """The token mean over the batch where the mean over groups is asked for: prompts with long answers dominate."""
 
 
+@mutant(
+    "aggregation.mode-ignored",
+    "GSPO-AGG-3",
+    effect="a setting that does nothing; the loss changes where a later release obeys it",
+)
+class ModeIgnored(Reference):
+    """The mean over responses of the mean over tokens, whatever is asked for, where the ratio is that of the sequence.
+
+    The aggregation written into the loss of GSPO, beside an option that the other losses obey.
+    """
+
+    def choose(self, objective: dict[str, Any]) -> dict[str, Any]:
+        objective = super().choose(objective)
+        if objective["ratio"] not in ("sequence", "gspo_token"):
+            return objective
+        return objective | {"aggregation": objective["aggregation"] | {"mode": "sequence_mean_token_mean"}}
+
+
 @mutant("aggregation.by-group", "GSPO-AGG-1", effect="within a prompt, responses are weighted by their length")
 class ByGroup(_mode({"sequence_mean_token_mean": "group_token_mean"})):
     """The token mean of each group where the mean over responses is asked for: within a prompt length is weight.

@@ -113,6 +113,17 @@ class Symmetric(Reference):
         return super().bounds({**clip, "high": clip["low"]})
 
 
+@mutant("clip.symmetric-right", "GSPO-SURR-3", effect="bad responses are clipped later than they should be")
+class SymmetricRight(Reference):
+    """The right width on both sides: the left one is never read.
+
+    The one option of the trainer is set to the wider of the paper's two numbers.
+    """
+
+    def bounds(self, clip: Fields) -> tuple[Any, Any]:
+        return super().bounds({**clip, "low": clip["high"]})
+
+
 @mutant(
     "clip.default-range",
     "GSPO-SURR-3",
@@ -183,6 +194,23 @@ class BeforeMin(Reference):
     def clip_value(self, log_ratio: Any, advantages: Any, clip: Fields) -> Any:
         held = tape.clip(self.ratio(log_ratio), *self.bounds(clip))
         return where(stop(advantages) != 0, held, 0.0) * advantages
+
+
+@mutant(
+    "clip.loss-bounded",
+    "GSPO-SURR-1",
+    effect="the one wrong answer in a large group has |A| above 3, and never learns",
+    seen=("alibaba/ChatLearn@b7af31a9",),
+)
+class LossBounded(Reference):
+    """The loss of a response held at 3: where -J is larger there is no gradient.
+
+    `clamp(max=3)` on the loss for stability, with the bound of a dual clip and without its ratio.
+    """
+
+    def clip_value(self, log_ratio: Any, advantages: Any, clip: Fields) -> Any:
+        found = super().clip_value(log_ratio, advantages, clip)
+        return where(stop(found) >= -3.0, found, -3.0)
 
 
 @mutant("clip.none", "GSPO-SURR-1", effect="no trust region at all: the second mini-batch may go anywhere")
@@ -285,7 +313,12 @@ class DualLeak(Reference):
         return {**clip, "dual": 1 + 2 * clip["low"] if clip["dual"] is None else clip["dual"]}
 
 
-@mutant("clip.dual-three", "GSPO-SURR-5", effect="bad responses beyond a ratio of 3 lose their gradient")
+@mutant(
+    "clip.dual-three",
+    "GSPO-SURR-5",
+    effect="bad responses beyond a ratio of 3 lose their gradient",
+    seen=("hiyouga/EasyR1@b44b311",),
+)
 class DualThree(DualLeak):
     """A dual bound of 3 that nobody asked for: bad responses beyond it lose their gradient.
 

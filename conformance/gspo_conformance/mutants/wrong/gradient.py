@@ -142,7 +142,10 @@ class MaskedLeak(Reference):
     seen=("THUDM/slime@d3306394", "NovaSky-AI/SkyRL#1420"),
 )
 class Doubled(Reference):
-    """Twice the gradient under a right loss: counted once on each of two ranks, and summed."""
+    """Twice the gradient under a right loss: counted once on each of two ranks, and summed.
+
+    Or, in GSPO-token's form, s not detached.
+    """
 
     def gradient(self, loss: Any) -> NumPyArray:
         return super().gradient(loss) * 2.0

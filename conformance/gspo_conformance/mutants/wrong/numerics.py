@@ -154,6 +154,21 @@ class SeparateSums(_Accumulator):
 
 
 @mutant(
+    "numerics.separate-means",
+    "GSPO-RATIO-5",
+    effect="the rounding of two means near -1 is left in a difference of 1e-4",
+)
+class SeparateMeans(Reference):
+    """The means of new and old log-probabilities taken apart, then subtracted: their rounding is left.
+
+    One score per sequence and policy, compared afterwards.
+    """
+
+    def sequence_log_ratio(self) -> Any:
+        return self.mean_tokens(self.new) - self.mean_tokens(self.old_logp)
+
+
+@mutant(
     "numerics.length-epsilon",
     "GSPO-RATIO-4",
     effect="none to speak of in float32; float64 callers lose half of their digits",

@@ -78,6 +78,18 @@ class LongestLength(Reference):
         return self.sum_tokens(self.log_ratio()) / max(self.lengths().max(), 1.0)
 
 
+@mutant("ratio.of-batch", "GSPO-RATIO-2", effect="one ratio for all: the responses are clipped together or not at all")
+class OfBatch(Reference):
+    """The mean log-ratio of all tokens of the batch for every response: they share one ratio.
+
+    A masked mean without its dimension.
+    """
+
+    def sequence_log_ratio(self) -> Any:
+        whole = tape.total(self.sum_tokens(self.log_ratio())) / max(self.lengths().sum(), 1.0)
+        return where(self.lengths() > 0, whole, 0.0)
+
+
 @mutant("ratio.length-minus-one", "GSPO-RATIO-4", effect="short responses are stretched: twofold at two tokens")
 class LengthMinusOne(Reference):
     """The sum of log-ratios divided by |y| - 1: the ratio of a short response is too far from 1.
