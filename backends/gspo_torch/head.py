@@ -19,7 +19,7 @@ from .normalise import Normalised, exponentials_, normalise_, slopes_
 # gradient once per chunk costs little beside the products: about 500 on a CPU, 2,000 on a GPU.
 _HOST_BYTES, _HOST_TOKENS = 1 << 26, (256, 8192)
 _DEVICE_BYTES, _DEVICE_TOKENS = 1 << 30, (512, 8192)
-# Rows of the weight whose gradient is widened at once where products are narrow.
+# Rows of the weight that are widened at once, they or their gradient, where products are narrow.
 _WIDEN_BYTES = 1 << 24
 
 
@@ -68,13 +68,21 @@ class Head:
     def logits(self, rows: Tensor) -> Tensor:
         """z, in the buffer."""
         out = self._room(rows.shape[0])
-        if self.narrow:
-            out.copy_(_product(rows, self.weight.T))
-        else:
+        if not self.narrow:
             torch.mm(rows, self.weight.T, out=out)
+        elif rows.device.type == "cpu":
+            self._widened_logits(rows.to(self.dtype), out)
+        else:
+            out.copy_(_product(rows, self.weight.T))
         if self.bias is not None:
             out.add_(self.bias)
         return out if self.temperature == 1.0 else out.div_(self.temperature)
+
+    def _widened_logits(self, rows: Tensor, out: Tensor) -> None:
+        """z from some rows of the weight after the other: no CPU has a product of narrow numbers that keeps a wide result."""
+        step = max(1, _WIDEN_BYTES // (4 * max(1, rows.shape[1])))
+        for part, columns in zip(self.weight.split(step), out.split(step, 1), strict=True):
+            columns.copy_(torch.mm(rows, part.to(self.dtype).T))
 
     def normalised(self, positions: Tensor, tokens: Tensor) -> Normalised:
         """log π of `tokens` at `positions`, chunk by chunk."""

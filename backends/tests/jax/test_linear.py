@@ -275,3 +275,18 @@ def test_bad_input_gets_one_clear_error(changes: dict[str, Any], message: str) -
     good = {"hidden": jnp.zeros((2, 3, 4)), "weight": jnp.zeros((9, 4)), "tokens": jnp.zeros((2, 3), jnp.int32)}
     with pytest.raises((TypeError, ValueError), match=f"^{message}"):
         gspo.linear_token_logps(**(good | changes))
+
+
+def test_float32_products_are_not_narrowed() -> None:
+    """By itself JAX rounds the operands on a GPU or TPU; nothing on a processor would show it but the program."""
+    hidden, weight, tokens = jnp.ones((3, 4)), jnp.ones((5, 4)), jnp.zeros(3, int)
+
+    def program(dtype: Any) -> str:
+        narrow = hidden.astype(dtype), weight.astype(dtype)
+        return str(jax.make_jaxpr(jax.grad(lambda h, w: gspo.linear_token_logps(h, w, tokens).sum(), (0, 1)))(*narrow))
+
+    whole, half = program(jnp.float32), program(jnp.bfloat16)
+    assert whole.count("dot_general") == whole.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") >= 3
+    assert "HIGHEST" not in half
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert "HIGHEST" not in program(jnp.float32)
