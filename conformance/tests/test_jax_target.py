@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from gspo_conformance.target import Case
-from gspo_conformance.targets.jax import target
+from gspo_conformance.targets.jax import jit_target, target
 
 mlir = import_module("jax._src.interpreters.mlir")
 
 
-def clipping(size: int, dtype: str = "float32") -> Case:
-    """Advantages clipped to [-1, 1]; no other test has arrays of these sizes."""
+def clipping(size: int, dtype: str = "float32", bound: float = 1.0) -> Case:
+    """Advantages from -2 to 2, clipped; no other test has arrays of these sizes."""
     values = np.linspace(-2, 2, size).astype(dtype)
-    return Case("clip_advantages", {"bound": 1.0}, {"advantages": values}, dtype, ("advantages",))
+    return Case("clip_advantages", {"bound": bound}, {"advantages": values}, dtype, ("advantages",))
 
 
 def test_programs_share_one_context_and_jax_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +52,20 @@ def test_what_was_compiled_for_another_shape_is_let_go_of_after_many_cases(monke
     for size in (6, 5, 6, 5):
         subject.run(clipping(size))
     assert cleared == [1]
+
+
+def test_of_one_shape_the_programs_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hunts two megabytes per objective, and a program that is compiled again although it was just used."""
+    monkeypatch.setattr("gspo_conformance.targets.jax._PROGRAMS_KEPT", 2)
+    compiled: list[str] = []
+    real = jax.jit
+    monkeypatch.setattr(
+        jax, "jit", lambda function: compiled.append(function.args[0].parameters["bound"]) or real(function)
+    )
+    subject = jit_target()
+    for bound in (0.25, 0.5, 0.25, 0.75, 0.25, 0.5):
+        assert subject.run(clipping(9, bound=bound))["advantages"].max() == bound
+    assert compiled == [0.25, 0.5, 0.75, 0.5]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -22,6 +22,8 @@ from .core import Arrays, CoreTarget, cuts
 
 # What was compiled for a shape is let go of when another shape comes, but not for every few cases.
 _CASES_KEPT = 150
+# Whole programs hold two megabytes each; of one shape these were used last.
+_PROGRAMS_KEPT = 64
 
 
 class Jax:
@@ -94,9 +96,11 @@ class JaxTarget(CoreTarget):
         self._met[key] += 1
         if self._met[key] <= self.patience and case.layout != "packed" and case.operation != "step":
             return super().answer(case, given)
-        if key not in self._programs:
-            self._programs[key] = jax.jit(partial(super().answer, case))
-        return self._programs[key](given)
+        program = self._programs.pop(key, None) or jax.jit(partial(super().answer, case))
+        self._programs[key] = program
+        if len(self._programs) > _PROGRAMS_KEPT:
+            del self._programs[next(iter(self._programs))]
+        return program(given)
 
     def _safe(self, case: Case) -> bool:
         return all(map(_ordinary, case.inputs.get("parts", [case.inputs])))
