@@ -260,6 +260,16 @@ def test_spread_of_the_others_does_not_cancel(xp: Any, dtype: str) -> None:
         assert_close(found, truth, [1.0, 1.0, 1.0, abs(float(truth[3])), 1.0])
 
 
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_the_std_of_the_others_is_taken_from_the_end_that_is_near_them(side: float) -> None:
+    """In float32, from a distance of 2^20, a std of 1 has four digits."""
+    rewards = (side * np.asarray([0.0, 2**20, 2**20 + 1, 2**20 + 3])).astype(np.float32)
+    options: dict[str, Any] = {"center": "leave_one_out", "scale": "leave_one_out_std", "eps": 0.0}
+    found = group_advantages(rewards, np.zeros(4, int), **options)
+    expected = float(exact.advantages(rewards, np.zeros(4, int), **options)[0])
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
 def test_others_that_agree_have_a_std_of_exactly_zero(xp: Any) -> None:
     """The winner among equals is divided by eps alone; with eps 0 it is not divided."""
     rewards, groups = xp(np.asarray([0.1, 0.1, 1.1, 0.1], "float32")), xp(np.zeros(4, int))
