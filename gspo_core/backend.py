@@ -27,8 +27,8 @@ from .arrays import Array, Namespace, gather, namespace_of
 
 _ENTRY_POINT_GROUP = "gspo_core.backends"
 _NEEDS_AN_ENTRY = ("torch", "jax")
-# Σ_{k>1} v^k / k! over v²/2: within ±NEAR all of these leave less than a rounding in float64, _TERMS in float32.
-NEAR, _TERMS = 1.0, 10
+# Σ_{k>1} v^k / k! over v²/2: within ±_NEAR all of these leave less than a rounding in float64, _TERMS in float32.
+_NEAR, _TERMS = 1.0, 10
 _SERIES = tuple(2 / math.factorial(k) for k in range(2, 19))
 _BACKENDS: dict[str, Backend] = {}
 
@@ -73,9 +73,8 @@ class Backend:
 
     def exp_remainder(self, values: Array) -> Array:
         """e^v - 1 - v >= 0: of a small v the rest of the series, which keeps the digits, and those of the derivative."""
-        xp = namespace_of(values)
-        near = xp.where(xp.abs(values) <= NEAR, values, 0.0)
-        return xp.where(near == values, exp_series(near), xp.exp(values) - 1 - values)
+        xp, (near, remainder) = namespace_of(values), exp_series(values)
+        return xp.where(near == values, remainder, xp.exp(values) - 1 - values)
 
     def all_finite(self, values: Array, condition: Array | None = None) -> bool:
         """Whether v is finite wherever the condition holds; asked only where `can_inspect`."""
@@ -118,13 +117,15 @@ class _NumPy(Backend):
         return namespace_of(values).asarray(super().select(values, condition), order="C")
 
 
-def exp_series(near: Array) -> Array:
-    """Σ_{k>1} v^k / k! of v in ±`NEAR`."""
-    coefficients = _SERIES if near.dtype == namespace_of(near).float64 else _SERIES[:_TERMS]
+def exp_series(values: Array) -> tuple[Array, Array]:
+    """v where it is small, else 0, and Σ_{k>1} v^k / k! of that."""
+    xp = namespace_of(values)
+    near = xp.where(xp.abs(values) <= _NEAR, values, 0.0)
+    coefficients = _SERIES if values.dtype == xp.float64 else _SERIES[:_TERMS]
     series: Any = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
         series = coefficient + near * series
-    return near * near / 2 * series
+    return near, near * near / 2 * series
 
 
 def device_of(values: Array) -> Any:

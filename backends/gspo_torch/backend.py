@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gspo_core import Backend, backend_of
-from gspo_core.backend import NEAR, exp_series, register_backend
+from gspo_core.backend import exp_series, register_backend
 
 try:
     import numpy
@@ -52,16 +52,15 @@ class TorchBackend(Backend):
         """e^v - 1."""
         if not _subtracts(values):
             return values.expm1()
-        near = values.clamp(-NEAR, NEAR)
-        return torch.where(near == values, near + exp_series(near), values.exp() - 1)
+        near, remainder = exp_series(values)
+        return torch.where(near == values, near + remainder, values.exp() - 1)
 
     def exp_remainder(self, values: Tensor) -> Tensor:
         """e^v - 1 - v, in two steps where no derivative is asked for and no compiler subtracts."""
         plain = torch.compiler.is_compiling() or not transformed()
         if plain and not _has_graph(values) and not _subtracts(values):
             return values.expm1() - values
-        near = values.clamp(-NEAR, NEAR)
-        return torch.where(near == values, exp_series(near), values.exp() - 1 - values)
+        return super().exp_remainder(values)
 
     def all_finite(self, values: Tensor, condition: Tensor | None = None) -> bool:
         """A sum is finite only if all its terms are; where it is not, it may have overflowed."""
