@@ -27,9 +27,9 @@ from .arrays import Array, Namespace, gather, namespace_of
 
 _ENTRY_POINT_GROUP = "gspo_core.backends"
 _NEEDS_AN_ENTRY = ("torch", "jax")
-# Σ_{k>1} v^k / k! over v²/2: within ±_NEAR all of these leave less than a rounding in float64, _TERMS in float32.
-_NEAR, _TERMS = 1.0, 10
-_SERIES = tuple(2 / math.factorial(k) for k in range(2, 19))
+# Σ_{k>1} v^k / k! over v²: within ±_NEAR all of these leave less than a rounding in float64, _TERMS in float32.
+_NEAR, _TERMS = 1.0, 9
+_SERIES = tuple(1 / math.factorial(k) for k in range(2, 19))
 _BACKENDS: dict[str, Backend] = {}
 
 
@@ -66,6 +66,14 @@ class Backend:
         """v where the condition holds, else 0, also where v is NaN or infinite (GSPO-NUM-5)."""
         xp = namespace_of(values)
         return xp.where(condition, values, 0)
+
+    def truth(self, numbers: Array) -> Array:
+        """Where a number, or a boolean, is not 0; the booleans that every token is looked up in."""
+        return numbers if numbers.dtype == namespace_of(numbers).bool else numbers != 0
+
+    def readable(self, values: Array) -> Array:
+        """`values` for looking at them, in the framework that does so fastest; asked only where `can_inspect`."""
+        return values
 
     def expm1(self, values: Array) -> Array:
         """e^v - 1, with the digits that a subtraction of 1 cancels where v is small."""
@@ -125,7 +133,7 @@ def exp_series(values: Array) -> tuple[Array, Array]:
     series: Any = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
         series = coefficient + near * series
-    return near, near * near / 2 * series
+    return near, near * near * series
 
 
 def device_of(values: Array) -> Any:

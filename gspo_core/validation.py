@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _switch = {"value_checks": True}
 _LARGEST = sys.float_info.max
+_NOT_DENSE = {"is_sparse": "sparse", "is_sparse_csr": "sparse", "is_nested": "nested"}
 _OWN_ARITHMETIC = ("MaskedArray", "matrix", "MaskedTensor")
 
 
@@ -45,6 +46,9 @@ def _reads_both(array: Array, counted: Array | None) -> bool:
 
 def check_array(name: str, value: Any) -> Namespace:
     """The namespace of `value`, or a TypeError where it is not an array."""
+    for flag, kind in _NOT_DENSE.items():
+        if getattr(value, flag, False):
+            raise TypeError(f"{name}: expected a dense array, got a {kind} one")
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
     if type(value).__name__ in _OWN_ARITHMETIC:
@@ -129,6 +133,7 @@ def check_binary(name: str, array: Array) -> None:
     """Entries 0 and 1 only; read only where reading is free."""
     if not reads_values(array):
         return
+    array = backend_of(array).readable(array)
     xp = namespace_of(array)
     bad = (array != 0) & (array != 1)
     if bool(xp.any(bad)):
@@ -138,12 +143,11 @@ def check_binary(name: str, array: Array) -> None:
 def as_boolean(name: str, flags: Array) -> Array:
     """`flags` as booleans: they are, or are numbers 0 and 1."""
     xp = namespace_of(flags)
-    if flags.dtype == xp.bool:
-        return flags
-    if not xp.isdtype(flags.dtype, ("integral", "real floating")):
+    if not xp.isdtype(flags.dtype, ("bool", "integral", "real floating")):
         raise TypeError(f"{name}: expected booleans, or 0 and 1, got {flags.dtype}")
-    check_binary(name, flags)
-    return flags != 0
+    if flags.dtype != xp.bool:
+        check_binary(name, flags)
+    return backend_of(flags).truth(flags)
 
 
 def check_number(name: str, value: Any, *, low: float | None = None, strict: bool = False) -> float:

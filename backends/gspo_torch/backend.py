@@ -15,15 +15,10 @@ from torch.autograd import forward_ad
 from gspo_core import Backend, backend_of
 from gspo_core.backend import exp_series, register_backend
 
-try:
-    import numpy
-except ImportError:  # PyTorch runs without it
-    numpy = None
+from .compiled import adds_segments, calls_back, flags, numpy, reduced, segment_sums, subtracts
 
 # Two levels of about this many additions each keep the error of a sum near sqrt(256) roundings.
 _SHIFT = 8
-# What NumPy adds up by segment.
-_OF_NUMPY = () if numpy is None else (torch.float32, torch.float64)
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """The integers as wide as a float."""
 
@@ -48,9 +43,13 @@ class TorchBackend(Backend):
         kept = condition.view(torch.int8).to(bits)
         return torch.mul(kept, values.view(bits), out=kept if kept.shape == values.shape else None).view(values.dtype)
 
+    def truth(self, numbers: Tensor) -> Tensor:
+        """Where a number is not 0; compiled C++ reads that from bytes. A conversion takes a quarter of a comparison's time."""
+        return flags(numbers).to(torch.float32) != 0 if calls_back(numbers) else numbers.to(torch.bool)
+
     def expm1(self, values: Tensor) -> Tensor:
         """e^v - 1."""
-        if not _subtracts(values):
+        if not subtracts(values):
             return values.expm1()
         near, remainder = exp_series(values)
         return torch.where(near == values, near + remainder, values.exp() - 1)
@@ -58,7 +57,7 @@ class TorchBackend(Backend):
     def exp_remainder(self, values: Tensor) -> Tensor:
         """e^v - 1 - v, in two steps where no derivative is asked for and no compiler subtracts."""
         plain = torch.compiler.is_compiling() or not transformed()
-        if plain and not _has_graph(values) and not _subtracts(values):
+        if plain and not _has_graph(values) and not subtracts(values):
             return values.expm1() - values
         return super().exp_remainder(values)
 
@@ -67,10 +66,17 @@ class TorchBackend(Backend):
         terms = values.detach() if condition is None else self.select(values.detach(), condition)
         return math.isfinite(terms.sum()) or super().all_finite(values, condition)
 
+    def readable(self, values: Tensor) -> Any:
+        """A NumPy view of what can be inspected: comparisons take a tenth of the time there."""
+        return values if numpy is None or not self.can_inspect(values) else numpy_of(values)
+
     def segment_sum(self, values: Tensor, offsets: Tensor, max_length: int) -> Tensor:
         """Σ_{t in segment i} v_t in two levels; memory O(N) whatever the longest segment."""
-        if values.dtype in _OF_NUMPY and self.can_inspect(values) and not _has_graph(values):
-            return _reduced(values, offsets)
+        if adds_segments(values):
+            if calls_back(values):
+                return segment_sums(values, offsets)
+            if self.can_inspect(values) and not _has_graph(values):
+                return reduced(values, offsets)
         num_tokens, num_segments = values.shape[0], offsets.shape[0] - 1
         position = torch.arange(num_tokens, device=values.device)
         owner = torch.searchsorted(offsets[1:], position, right=True)
@@ -114,24 +120,14 @@ class TorchBackend(Backend):
         return values.device.type == "cpu" and not transformed()
 
 
+def numpy_of(values: Tensor) -> Any:
+    """The numbers of a tensor in host memory, in place unless NumPy lacks their dtype."""
+    narrow = values.is_floating_point() and values.dtype not in (torch.float32, torch.float64)
+    return (values.float() if narrow else values).detach().numpy()
+
+
 def _has_graph(values: Tensor) -> bool:
     return values.requires_grad and torch.is_grad_enabled()
-
-
-def _subtracts(values: Tensor) -> bool:
-    """Whether a compiler will write e^v - 1 as that subtraction: inductor does on processors."""
-    return torch.compiler.is_compiling() and values.device.type == "cpu"
-
-
-def _reduced(values: Tensor, offsets: Tensor) -> Tensor:
-    """Pairwise sums, segment by segment, in a tenth of the time of `index_add`; without a derivative."""
-    array, ends = values.detach().numpy(), offsets.detach().numpy()
-    filled = numpy.flatnonzero(ends[:-1] < ends[1:])
-    found = numpy.zeros(len(ends) - 1, dtype=array.dtype)
-    if filled.size:
-        with numpy.errstate(all="ignore"):
-            found[filled] = numpy.add.reduceat(array[: ends[-1]], ends[filled])
-    return torch.from_numpy(found)
 
 
 def _all_reduce(values: Tensor, operation: str, group: Any) -> Tensor:

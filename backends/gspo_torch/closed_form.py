@@ -21,7 +21,7 @@ from gspo_core.sequences import Layout
 from gspo_core.step import bind, prepare
 from gspo_core.validation import check_finite, reads_values
 
-from .backend import backend, numpy
+from .backend import backend, numpy, numpy_of
 from .clipped_tokens import covers, finish, scan
 from .tokens import LogRatioSums, log_ratio_sums, spread
 
@@ -106,6 +106,4 @@ def _view(value: Any) -> Any:
     """NumPy views of a tensor, or of the tensors of a named tuple; anything else as it is."""
     if isinstance(value, tuple):
         return type(value)(*map(_view, value))
-    if not isinstance(value, Tensor):
-        return value
-    return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).detach().numpy()
+    return numpy_of(value) if isinstance(value, Tensor) else value

@@ -16,6 +16,7 @@ from gspo_core.metrics import TokenSums, divergence
 from gspo_core.sequences import Layout
 
 from .backend import BITS, backend, numpy
+from .compiled import repeated
 
 # So many tokens of each of the two buffers, per thread: larger ones leave the cache, smaller ones cost more calls.
 _BLOCK = 1 << 17
@@ -47,7 +48,7 @@ def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.
 def spread(per_response: Tensor, layout: Layout) -> Tensor:
     """v_i at every counted token of response i and exactly 0 elsewhere, whatever v_i is."""
     counted = layout.counted
-    values = per_response[:, None] if counted.ndim == 2 else _repeated(per_response, layout)
+    values = per_response[:, None] if counted.ndim == 2 else repeated(per_response, layout.offsets, counted.shape[0])
     if not backend.can_inspect(counted):
         return layout.clean(values.expand(counted.shape))
     found = per_response.new_empty(counted.shape)
@@ -98,16 +99,6 @@ def subtract(new: Tensor, old: Tensor, out: Tensor) -> Tensor:
     if out.dtype in (new.dtype, old.dtype):
         return torch.sub(new, old, out=out)
     return out.copy_(new).sub_(old)
-
-
-def _repeated(per_response: Tensor, layout: Any) -> Tensor:
-    """v_i at every token of segment i, and 0 past the last segment."""
-    num_tokens, offsets = layout.counted.shape[0], layout.offsets
-    counts = torch.diff(offsets, append=offsets.new_full((1,), num_tokens))
-    values = torch.cat([per_response, per_response.new_zeros(1)])
-    if numpy is None or not backend.can_inspect(values):
-        return torch.repeat_interleave(values, counts, output_size=num_tokens)
-    return torch.from_numpy(numpy.repeat(values.numpy(), counts.numpy()))
 
 
 def blocks_of(counted: Tensor) -> list[slice]:

@@ -119,6 +119,67 @@ def test_one_graph_while_shapes_change(packs: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", COMPILERS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16], ids=str)
+def test_masks_of_any_numbers(dtype: torch.dtype, backend: str) -> None:
+    """Compiled C++ reads a mask from bytes that it does not write."""
+    logp, old, advantages, mask = padded([3, 40, 17, 0], 40)
+    old = torch.where(mask, old, torch.nan)
+    eager = loss(gspo.Objective.gspo(), False)
+    assert_same(Compiled(eager, backend), eager, (logp, old, advantages, mask.to(dtype)))
+
+
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_a_mask_made_in_the_graph(backend: str) -> None:
+    """-100 is a label that is none."""
+    logp, old, advantages, mask = padded([3, 40, 17, 0], 40)
+
+    def eager(logp: Tensor, labels: Tensor) -> gspo.PolicyLoss:
+        return gspo.gspo_loss(logp, old, advantages, labels != -100)
+
+    assert_same(Compiled(eager, backend), eager, (logp, torch.where(mask, 7, -100)))
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_what_a_compiler_calls(packs: bool) -> None:
+    """The graph of a loss reads its mask from bytes, or adds segments up, by an operation of its own."""
+    graphs: list[str] = []
+    arguments = packed([3, 7, 5], 2) if packs else padded([3, 7, 5], 8)
+    compiled = Compiled(loss(gspo.Objective.gspo(), packs), "eager")
+    compiled.compiler = lambda graph, inputs: graphs.append(graph.code) or graph
+    compiled(*arguments)
+    assert [("gspo.segment_sums" if packs else "gspo.flags") in graph for graph in graphs] == [True]
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_transforms_inside_a_graph(packs: bool) -> None:
+    """`torch.func` does not see through the operations that a compiler calls: none is called there."""
+    logp, *rest = packed([3, 7, 5], 2) if packs else padded([3, 7, 5], 8)
+    eager = loss(gspo.Objective.gspo(), packs)
+
+    def value(logp: Tensor) -> Tensor:
+        return eager(logp, *rest).loss
+
+    batch = torch.stack([logp, 1.001 * logp]).detach()
+    for derived in (torch.func.vmap(torch.func.grad(value)), torch.func.vmap(value)):
+        torch.testing.assert_close(Compiled(derived)(batch), derived(batch))
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_exported_graphs_need_no_operation_of_ours(packs: bool) -> None:
+    """A graph that is exported runs without this package."""
+    arguments = tuple(value.detach() for value in (packed([3, 7, 5], 2) if packs else padded([3, 7, 5], 8)))
+    eager = loss(gspo.Objective.gspo(), packs)
+
+    class Loss(torch.nn.Module):
+        def forward(self, *arguments: Tensor) -> Tensor:
+            return eager(*arguments).loss
+
+    program = torch.export.export(Loss(), arguments, strict=False)
+    assert "gspo" not in str(program.graph)
+    torch.testing.assert_close(program.module()(*arguments), eager(*arguments).loss)
+
+
+@pytest.mark.parametrize("backend", COMPILERS)
 @pytest.mark.parametrize("name", ["gspo", "gspo_token", "grpo"])
 def test_long_packed_responses(backend: str, name: str) -> None:
     """Segments that cross blocks of 256 tokens, and a last block that is not full."""

@@ -289,3 +289,15 @@ def test_a_range_that_is_no_clip_is_named(name: str) -> None:
     arrays = (torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2))
     with pytest.raises(TypeError, match=r"^clip: expected a Clip, got tuple"):
         getattr(gspo, name)(*arrays, clip=(3e-4, 4e-4))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", ["logp", "old_logp", "advantages", "sequences"])
+def test_arrays_are_dense(name: str) -> None:
+    """Sparse and nested tensors are named, before PyTorch fails on one of them by a page of its registrations."""
+    ones = torch.ones(2, 3)
+    good = {"logp": -ones, "old_logp": -ones, "advantages": ones[:, 0], "sequences": ones.bool()}
+    kinds = {"sparse": torch.Tensor.to_sparse, "nested": lambda value: torch.nested.nested_tensor(list(value))}
+    for kind, convert in kinds.items():
+        with pytest.raises(TypeError, match=rf"^{name}: expected a dense array, got a {kind} one$"):
+            gspo.policy_loss(gspo.Objective.gspo(), **(good | {name: convert(good[name])}))
