@@ -25,6 +25,7 @@ from .validation import (
     check_number,
     check_same_namespace,
     check_shape,
+    seen,
 )
 
 
@@ -116,6 +117,7 @@ def _is_sorted(groups: Array) -> bool:
     """Whether the ids can be looked at and never fall, as where the responses of a prompt lie side by side."""
     if not backend_of(groups).can_inspect(groups):
         return False
+    groups = seen(groups)
     return bool(namespace_of(groups).all(groups[1:] >= groups[:-1]))
 
 

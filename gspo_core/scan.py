@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from .arrays import Array, namespace_of
-from .validation import reads_values
+from .validation import reads_values, seen
 
 State: TypeAlias = tuple[Array, ...]
 Combine: TypeAlias = Callable[[State, State], State]
@@ -40,6 +40,7 @@ def longest_segment(reach: Array, bound: int) -> int:
     """The length of the longest segment where values may be read, else `bound`."""
     if not reads_values(reach):
         return bound
+    reach = seen(reach)
     return int(namespace_of(reach).max(reach)) + 1
 
 

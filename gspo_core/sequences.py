@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from .arrays import Array, Namespace, gather, namespace_of
 from .backend import Backend, backend_of, device_of
-from .validation import as_boolean, check_array, check_integer, check_shape, check_size, reads_values
+from .validation import as_boolean, check_array, check_integer, check_shape, check_size, reads_values, seen
 
 
 class Layout:
@@ -159,7 +159,8 @@ class Packed:
             self._check_offsets()
 
     def _check_offsets(self) -> None:
-        xp, offsets = namespace_of(self.offsets), self.offsets
+        offsets = seen(self.offsets)
+        xp = namespace_of(offsets)
         if int(offsets[0]) != 0:
             raise ValueError(f"offsets: expected the first to be 0, got {int(offsets[0])}")
         falls = offsets[1:] < offsets[:-1]
@@ -177,10 +178,9 @@ class Packed:
             raise ValueError(f"{name}: expected 1 dimension [N] with packed sequences, got shape {token_shape}")
         if self.mask is not None:
             check_shape("mask", self.mask, token_shape, f"like {name}")
-        if reads_values(self.offsets) and int(self.offsets[-1]) > token_shape[0]:
+        if reads_values(self.offsets) and (last := int(seen(self.offsets)[-1])) > token_shape[0]:
             raise ValueError(
-                f"offsets: expected the last to be at most {token_shape[0]}, the number of tokens in {name}, "
-                f"got {int(self.offsets[-1])}"
+                f"offsets: expected the last to be at most {token_shape[0]}, the number of tokens in {name}, got {last}"
             )
         return _Segments(self, token_shape[0])
 
@@ -224,7 +224,7 @@ def _positions(offsets: Array, num_tokens: int) -> Array:
 
 def _inside(offsets: Array, num_tokens: int) -> Array:
     """Where a token belongs to a segment: everywhere but behind the last."""
-    if backend_of(offsets).can_inspect(offsets) and int(offsets[-1]) == num_tokens:
+    if backend_of(offsets).can_inspect(offsets) and int(seen(offsets)[-1]) == num_tokens:
         xp = namespace_of(offsets)
         return xp.ones((num_tokens,), dtype=xp.bool, device=device_of(offsets))
     return _positions(offsets, num_tokens) < offsets[-1]
@@ -235,7 +235,8 @@ def _longest(packed: Packed, num_tokens: int) -> int:
         return min(packed.max_length, num_tokens)
     if not backend_of(packed.offsets).can_inspect(packed.offsets):
         return num_tokens
-    return int(namespace_of(packed.offsets).max(packed.offsets[1:] - packed.offsets[:-1]))
+    offsets = seen(packed.offsets)
+    return int(namespace_of(offsets).max(offsets[1:] - offsets[:-1]))
 
 
 Sequences: TypeAlias = Padded | Packed

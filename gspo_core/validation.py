@@ -39,6 +39,11 @@ def reads_values(array: Array) -> bool:
     return backend_of(array).can_inspect(array) and _switch["value_checks"]
 
 
+def seen(array: Array) -> Array:
+    """The values of `array` to look at, where they may be read."""
+    return backend_of(array).readable(array)
+
+
 def _reads_both(array: Array, counted: Array | None) -> bool:
     """A mask may be mapped over (`jax.vmap`) where the values are not."""
     return reads_values(array) and (counted is None or reads_values(counted))
@@ -102,6 +107,7 @@ def check_no_nan(name: str, array: Array, counted: Array | None = None) -> None:
     """No NaN among the (counted) entries; read only where reading is free."""
     if not _reads_both(array, counted):
         return
+    array, counted = seen(array), None if counted is None else seen(counted)
     xp = namespace_of(array)
     bad = xp.isnan(array) if counted is None else xp.isnan(array) & counted
     if bool(xp.any(bad)):
@@ -123,6 +129,7 @@ def check_not_negative(name: str, array: Array) -> None:
     """Entries of 0 and more; read only where reading is free."""
     if not reads_values(array):
         return
+    array = seen(array)
     xp = namespace_of(array)
     bad = array < 0
     if bool(xp.any(bad)):
@@ -133,7 +140,7 @@ def check_binary(name: str, array: Array) -> None:
     """Entries 0 and 1 only; read only where reading is free."""
     if not reads_values(array):
         return
-    array = backend_of(array).readable(array)
+    array = seen(array)
     xp = namespace_of(array)
     bad = (array != 0) & (array != 1)
     if bool(xp.any(bad)):

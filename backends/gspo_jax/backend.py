@@ -62,10 +62,14 @@ class JaxBackend(gspo_core.Backend):
         """e^v - 1 - v, as one operation with its derivative."""
         return _exp_remainder_at_once(values)
 
+    def readable(self, values: jax.Array) -> Any:
+        """A NumPy array, which has nothing to compile for a shape."""
+        return np.asarray(_primal(values))
+
     def all_finite(self, values: jax.Array, condition: jax.Array | None = None) -> bool:
-        """Whether v is finite wherever the condition holds: NumPy looks, which has nothing to compile for a shape."""
-        finite = np.isfinite(np.asarray(_primal(values)))
-        return bool((finite if condition is None else finite | ~np.asarray(_primal(condition))).all())
+        """Whether v is finite wherever the condition holds."""
+        finite = np.isfinite(self.readable(values))
+        return bool((finite if condition is None else finite | ~self.readable(condition)).all())
 
     def all_reduce_sum(self, values: jax.Array, group: Any) -> jax.Array:
         """Σ over the mesh axis (or axes) named `group`, inside `jax.shard_map` or `jax.pmap`."""

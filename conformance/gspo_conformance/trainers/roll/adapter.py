@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from inspect import signature
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..stubs import stub
 
 SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
-os.chdir(mkdtemp(prefix="gspo-roll-"))  # it writes its logs into the working directory
+LOGS = TemporaryDirectory(prefix="gspo-roll-", ignore_cleanup_errors=True)
+os.chdir(LOGS.name)  # it writes its logs into the working directory
 stub(
     *("ray", "codetiming", "hydra", "omegaconf", "transfer_queue", "modelscope", "accelerate", "imageio", "tokenizers"),
     *(
