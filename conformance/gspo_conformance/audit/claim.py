@@ -22,7 +22,7 @@ from ..trainers.room import find_room, rooms
 from ..words import UsageError, choices
 from .trace import Trace
 
-_U = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -45,7 +45,7 @@ class Claim:
     @property
     def precision(self) -> float:
         """u, the unit roundoff of the run's arithmetic."""
-        return _U[self.dtype]
+        return UNIT_ROUNDOFF[self.dtype]
 
 
 def claim_of(
@@ -161,4 +161,4 @@ def _from_reading(reading: Reading, source: str) -> Claim:
     objective = _objective({**reading.objective}, reading.trainer)
     dtype = _SHORT.get(reading.dtype, reading.dtype)
     notes = () if reading.advantages is not None else (f"advantages come from {reading.estimator}",)
-    return Claim(objective, source, reading.advantages, dtype if dtype in _U else "float32", notes=notes)
+    return Claim(objective, source, reading.advantages, dtype if dtype in UNIT_ROUNDOFF else "float32", notes=notes)

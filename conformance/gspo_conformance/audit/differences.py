@@ -72,14 +72,16 @@ class Series:
 
 @dataclass
 class Ledger:
-    """The series of a trace by quantity; what could not be compared, with the number of times; and by what factor the
-    gradient of each micro-batch is larger than that of its recorded loss, with its step.
+    """The series of a trace by quantity; what could not be compared, with the number of times; by what factor the
+    gradient of each micro-batch is larger than that of its recorded loss, with its step; and whether gradients show
+    that the loop weighs micro-batches by what they count, None where they do not tell.
     """
 
     series: dict[str, Series] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
     shares: Counter[str] = field(default_factory=Counter)
     factors: list[tuple[int, float]] = field(default_factory=list)
+    weighed: bool | None = None
 
     def compare(self, one: Difference) -> bool:
         """Enters a comparison; whether it is a difference."""

@@ -22,7 +22,8 @@ from .trace import Tokens
 K, K_LONG, LONG = 16.0, 64.0, 4096
 # What other programs call the metrics of the specification.
 FOREIGN = {
-    "actor/pg_clipfrac": "clip_fraction",
+    "actor/pg_clipfrac": "clip_fraction_range",
+    "actor/pg_clipfrac_lower": "clip_fraction_dual",
     "clip_ratio/region_mean": "clipped_units",
     "clip_ratio/low_mean": "clipped_units_low",
     "clip_ratio/high_mean": "clipped_units_high",
@@ -74,6 +75,11 @@ class _Recount(Reference):
         aggregation = self.objective["aggregation"]
         return 1.0 if aggregation["count"] == "given" else float(self.count(aggregation))
 
+    def shares_divisor(self) -> bool:
+        """Whether a penalty is divided by the M of the loss."""
+        penalty, own = self.objective["penalty"], self.objective["aggregation"]
+        return penalty is not None and penalty["aggregation"] in (None, own)
+
     def magnitude(self) -> float:
         """Σ_i ω_i Σ_t |J_t| (1 + mean |d|), and the same of a penalty: what rounding is relative to."""
         drift = 2.0 + self.sequences.spread(self.mean_tokens(np.abs(stop(self.log_ratio()))))
@@ -101,9 +107,13 @@ class _Recount(Reference):
         """The share of counted tokens that `near` names."""
         return float(self.share(self.near(slack)))
 
+    def metric_clip_fraction_range(self) -> float:
+        """The share of tokens that the range holds; trainers count a dual bound apart, or not at all."""
+        return float(self.share(self.clipped().low | self.clipped().high))
+
     def metric_clipped_units(self) -> float:
-        """The share of responses that are clipped where a response has one ratio, else of tokens."""
-        return self._units_held(self.clipped().any)
+        """The share of responses that the range holds where a response has one ratio, else of tokens."""
+        return self._units_held(self.clipped().low | self.clipped().high)
 
     def metric_clipped_units_low(self) -> float:
         """Held below."""
@@ -166,7 +176,7 @@ def additive(objective: Objective) -> bool:
     return objective.aggregation.mode != "group_token_mean" and own in (None, objective.aggregation)
 
 
-def metric(found: Exact, name: str, precision: float) -> tuple[float, float] | None:
+def metric(found: Exact, name: str, precision: float, normalizer: float | None = None) -> tuple[float, float] | None:
     """A metric under any name that is known, and how far the run's may be off; None where the name is not known."""
     own = FOREIGN.get(name, name.removeprefix("gspo/"))
     if own not in METRICS and own not in FOREIGN.values():
@@ -174,6 +184,8 @@ def metric(found: Exact, name: str, precision: float) -> tuple[float, float] | N
     reference = found.reference
     with np.errstate(all="ignore"):
         value = float(stop(getattr(reference, f"metric_{own}")()))
+    if own == "kl_penalty" and reference.shares_divisor():
+        value /= (found.count if normalizer is None else normalizer) or 1.0
     return value, _slack(found, own, value, precision)
 
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from gspo_core import Objective
 
-from .claim import Claim
+from .claim import UNIT_ROUNDOFF, Claim
 from .differences import Difference, Ledger
 from .exact import Exact, NotComputable, additive, exact, metric
 from .shards import Broken
 from .trace import Part, Step, joined
+
+FACTOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,31 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
     if len(found.parts) == len(step.parts) and found.parts:
         _union(found, claim)
         found.parts = _with_normalizers(found, claim, ledger)
-    for one in found.parts:
-        _compare_part(one, claim, ledger)
-    if len(found.parts) == len(step.parts):
+    factors = [_compare_part(one, claim, ledger) for one in found.parts]
+    whole = len(found.parts) == len(step.parts)
+    if whole and claim.micro_batches is None:
+        _weigh(found, factors, ledger)
+    for one, factor in zip(found.parts, factors, strict=True):
+        if factor is not None and one.sure:
+            share = found.count / one.truth.count if ledger.weighed and one.truth.count else 1.0
+            ledger.factors.append((step.index, factor * share))
+    if whole:
         _compare_step(found, claim, ledger)
     return found
+
+
+def _weigh(found: StepAudit, factors: list[float | None], ledger: Ledger) -> None:
+    """Enters whether the loop weighs micro-batches, each a mean of its own, by what they count: their gradients say so, once for the run."""
+    if len(found.parts) < 2 or not all(one.normalizer is None for one in found.parts):
+        return
+    ones = [
+        (one.truth.count, factor)
+        for one, factor in zip(found.parts, factors, strict=True)
+        if factor and one.truth.count
+    ]
+    if len({count for count, _ in ones}) > 1:
+        rates = [factor / count for count, factor in ones]
+        ledger.weighed = max(rates) <= (1 + FACTOR) * min(rates) and ledger.weighed is not False
 
 
 def _recompute(part: Part, claim: Claim, ledger: Ledger) -> Recomputed | None:
@@ -153,7 +175,8 @@ def _off(one: Recomputed, normalizer: float | None) -> float:
     return abs(one.truth.loss(normalizer) - (one.part.loss or 0.0))
 
 
-def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
+def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> float | None:
+    """Compares a micro-batch; by what factor its gradient is larger than that of its loss, None where that was not recorded."""
     part, u = one.part, claim.precision
     place = {"step": part.step, "rank": part.rank, "microbatch": part.microbatch}
     if part.loss is None:
@@ -163,33 +186,35 @@ def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
         ledger.compare(Difference("loss", got=part.loss, expected=one.expected, tolerance=tolerance, **place))
     several = (claim_ranks := part.shard.header.get("run", {}).get("ranks") or 1) > 1
     for name, got in part.metrics.items():
-        known = metric(one.truth, name, u)
+        known = metric(one.truth, name, u, one.normalizer)
         if known is None or (several and name.startswith("clip_ratio/")):
             ledger.miss(f"metrics.{name}: {f'over {claim_ranks} ranks' if known else 'a name with no definition here'}")
             continue
         ledger.compare(Difference(f"metrics.{name}", got=got, expected=known[0], tolerance=known[1], **place))
-    if "gradient" in part.names:
-        _compare_gradient(one, claim, ledger)
-        _compare_masked(one, ledger)
+    if "gradient" not in part.names:
+        return None
+    _compare_masked(one, ledger)
+    return _compare_gradient(one, claim, ledger)
 
 
-def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
+def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> float | None:
     """Up to one positive factor, which accumulation and averaging over ranks may bring: the direction is what the loss decides."""
     got = np.asarray(one.part.tokens.gradient, np.float64)
     want, uncertain = exact_gradient(one, claim.precision)
     if want is None or not want.size:
-        return
+        return None
     usable = ~uncertain
     if not usable.any():
         ledger.miss("gradient: every ratio is within rounding of a bound")
-        return
+        return None
     scale = np.abs(want[usable]).max(initial=0.0)
     factor = float(got[usable] @ want[usable] / max(want[usable] @ want[usable], 1e-300)) if scale else 1.0
-    if scale and factor > 0 and one.sure:
-        ledger.factors.append((one.part.step, factor))
+    stored = UNIT_ROUNDOFF[one.part.stored["gradient"]]
+    known = factor if scale and factor > 0 and stored < FACTOR / 8 else None
     factor = max(factor, 0.0)
     worst = int(np.argmax(np.where(usable, np.abs(got - factor * want), -1.0)))
-    tolerance = 64 * claim.precision * max(abs(factor) * scale, 1e-30)
+    # A gradient that arrived in fewer bits than the loss was computed in is rounded once more.
+    tolerance = (64 * claim.precision + (2 * stored if stored > claim.precision else 0)) * max(factor * scale, 1e-30)
     ledger.compare(
         Difference(
             "gradient",
@@ -201,6 +226,7 @@ def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> None:
             one.part.microbatch,
         )
     )
+    return known
 
 
 def _compare_masked(one: Recomputed, ledger: Ledger) -> None:
@@ -241,13 +267,29 @@ def _compare_step(found: StepAudit, claim: Claim, ledger: Ledger) -> None:
     values = {name: reduce_losses(losses, *name) for name in options}
     best = min(values, key=lambda name: abs(values[name] - found.truth))
     if abs(values[best] - found.truth) > tolerance:
+        if len(found.parts) > len(losses) and _means(found, claim, ledger):
+            told = "their gradients say: by what they count" if ledger.weighed else "that was not recorded"
+            ledger.miss(f"step loss: how the loop weighs micro-batches that are means of their own: {told}")
+            return
         best = _as_right_ones(found, options, best, tolerance)
     found.reduced = values[best]
     if len(options) > 1 and sum(abs(value - found.truth) <= tolerance for value in values.values()) < 2:
-        ledger.miss(
-            f"step loss: how losses combine was not recorded; micro-batches {best[0]}, ranks {best[1]} fits best"
-        )
+        kinds = {"micro-batches": len(found.parts) > len(losses), "ranks": len(losses) > 1}
+        words = [f"{kind} {way}" for (kind, several), way in zip(kinds.items(), best, strict=True) if several]
+        ledger.miss(f"step loss: how losses combine was not recorded; {', '.join(words)} fits best")
     ledger.compare(Difference("step loss", found.step.index, values[best], found.truth, tolerance))
+
+
+def _means(found: StepAudit, claim: Claim, ledger: Ledger) -> bool:
+    """Whether every micro-batch is a right mean of its own, and nobody says that these are averaged."""
+    if claim.micro_batches is not None or ledger.weighed is False:
+        return False
+    return all(
+        one.part.normalizer is None
+        and one.part.loss is not None
+        and abs(one.part.loss - one.truth.loss()) <= one.truth.tolerance(claim.precision)
+        for one in found.parts
+    )
 
 
 def _as_right_ones(

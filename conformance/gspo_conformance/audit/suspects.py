@@ -153,6 +153,7 @@ def explain_metric(parts: Sequence[Recomputed], name: str, precision: float, onl
     own = FOREIGN.get(name, name.removeprefix("gspo/"))
     if own.startswith("clipped_units"):
         own = {"": "clip_fraction", "_low": "clip_fraction_low", "_high": "clip_fraction_high"}[own[13:]]
+    own = "clip_fraction" if own == "clip_fraction_range" else own
     few, output = _few(parts), f"metrics.{own}"
 
     def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
@@ -358,7 +359,7 @@ def _by_factor(parts: Sequence[Recomputed], precision: float) -> Iterator[Explan
     """One factor on every loss: a missing division, or one too many."""
     usable = [one for one in parts if abs(one.expected) > 1e3 * one.truth.tolerance(precision, one.normalizer)]
     factors = [one.part.loss / one.expected for one in usable if one.part.loss is not None]
-    if len(factors) < 2 or max(factors) - min(factors) > 1e-4 * abs(factors[0]):
+    if len(factors) < 2 or not max(factors) - min(factors) <= 1e-4 * abs(factors[0]):
         return
     if abs(factors[0] - 1) < NO_FACTOR:
         return

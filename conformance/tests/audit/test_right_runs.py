@@ -1,0 +1,119 @@
+"""Right runs of a kind that no other test has: every number of them agrees, and nothing is said against them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import gspo_core as gspo
+from gspo_conformance.audit import audit_trace
+from gspo_conformance.tensors import NumPyArray
+from gspo_core.recording import Stored, write_shard
+
+WIDTH = 9
+Calls = list[tuple[dict[str, NumPyArray], dict[str, Any]]]
+
+
+def batch(number: int, seed: int, moved: float = 0.01) -> dict[str, NumPyArray]:
+    """Responses of 1 to `WIDTH` tokens."""
+    stream = np.random.default_rng(seed)
+    old = -stream.gamma(0.5, 1.0, (number, WIDTH))
+    arrays = {"logp": old + moved * stream.normal(size=old.shape), "old_logp": old, "ref_logp": old - 0.3}
+    arrays["advantages"] = stream.normal(size=number)
+    found = {name: values.astype(np.float32) for name, values in arrays.items()}
+    return found | {"mask": np.arange(WIDTH) < stream.integers(1, WIDTH + 1, number)[:, None]}
+
+
+def compute(objective: gspo.Objective, arrays: dict[str, NumPyArray], **more: Any) -> tuple[float, dict[str, float]]:
+    """The loss and the metrics that the run reports."""
+    names = [name for name in ("logp", "old_logp", "advantages", "ref_logp") if name in arrays]
+    names = [name for name in names if name != "ref_logp" or objective.penalty is not None]
+    out = gspo.policy_loss(objective, **{name: arrays[name] for name in names}, sequences=arrays["mask"], **more)
+    return float(out.loss), {name: float(value) for name, value in out.metrics.items()}
+
+
+def write(folder: Path, steps: Sequence[Calls], **run: Any) -> Path:
+    """A trace by hand, a file per step."""
+    for step, calls in enumerate(steps):
+        arrays = {f"{at}.{name}": values for at, (part, _) in enumerate(calls) for name, values in part.items()}
+        parts = [{"step": step, "microbatch": at, **fields} for at, (_, fields) in enumerate(calls)]
+        header = json.dumps({"version": 1, "run": run, "parts": parts})
+        save_file(arrays, folder / f"{step}.safetensors", {"gspo_trace": header})
+    return folder
+
+
+@pytest.mark.parametrize("normalizer", [None, 16.0])
+def test_the_kl_penalty_is_divided_as_the_loss_is(normalizer: float | None, tmp_path: Path) -> None:
+    """Hunts a metric that is told wrong in every run with a KL term: the sum in place of the mean."""
+    objective = gspo.Objective.gspo().replace(penalty=gspo.Penalty("k3", coefficient=0.05))
+    arrays, more = batch(8, 0), {} if normalizer is None else {"normalizer": np.float32(normalizer)}
+    loss, metrics = compute(objective, arrays, **more)
+    fields = {"loss": loss, "metrics": metrics} | ({} if normalizer is None else {"normalizer": normalizer})
+    found = audit_trace(write(tmp_path, [[(arrays, fields)]], objective=objective.to_dict()))
+    assert found.verdict == "agrees"
+    assert found.ledger.series["metrics.kl_penalty"].compared == 1
+    assert metrics["kl_penalty"] > 0.01
+
+
+def test_trainers_count_the_dual_bound_apart(tmp_path: Path) -> None:
+    objective = gspo.Objective.grpo(gspo.Clip(0.2, 0.2, dual=1.5))
+    arrays = batch(8, 1, moved=1.0)
+    loss, metrics = compute(objective, arrays)
+    range_alone = metrics["clip_fraction"] - metrics["clip_fraction_dual"]
+    assert metrics["clip_fraction_dual"] > 0.05
+    said = {"clip_ratio/region_mean": range_alone, "actor/pg_clipfrac": range_alone}
+    said["actor/pg_clipfrac_lower"] = metrics["clip_fraction_dual"]
+    trace = write(tmp_path, [[(arrays, {"loss": loss, "metrics": said})]], objective=objective.to_dict())
+    found = audit_trace(trace)
+    assert found.verdict == "agrees"
+    assert found.compared == 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"), [("counts", "agrees"), ("one over their number", "differs"), ("unknown", "agrees")]
+)
+def test_means_of_micro_batches_are_weighed_by_the_loop_as_their_gradients_say(
+    weights: str, verdict: str, tmp_path: Path
+) -> None:
+    """Hunts "means are averaged" said of a loop that multiplies each mean by its share of the responses."""
+    steps: list[Calls] = []
+    for step in range(3):
+        calls: Calls = []
+        for at, number in enumerate((2, 5, 1)):
+            arrays = batch(number, 10 * step + at, moved=1e-5)
+            loss, _ = compute(gspo.Objective.gspo(), arrays)
+            share = number / 8 if weights == "counts" else 1 / 3
+            given = {"logp": arrays["logp"], "old_logp": arrays["old_logp"], "advantages": arrays["advantages"]}
+            gradient = gspo.policy_gradient(gspo.Objective.gspo(), **given, sequences=arrays["mask"])
+            arrays |= {} if weights == "unknown" else {"gradient": np.asarray(share * gradient, np.float32)}
+            calls.append((arrays, {"loss": loss}))
+        steps.append(calls)
+    found = audit_trace(write(tmp_path, steps, objective="gspo"))
+    assert found.verdict == verdict
+    assert all(one.rule == "distribution.mean-of-means" for one in found.errors)
+    assert not [one for one in found.findings if one.rule == "gradient-scale" and one.severity != "note"]
+    assert any("how the loop weighs micro-batches" in reason for reason in found.ledger.missing) == (
+        verdict == "agrees"
+    )
+
+
+def test_a_gradient_that_arrived_in_bfloat16_is_rounded_once_more(tmp_path: Path) -> None:
+    arrays = batch(8, 3, moved=1e-5)
+    loss, _ = compute(gspo.Objective.gspo(), arrays)
+    given = {"logp": arrays["logp"], "old_logp": arrays["old_logp"], "advantages": arrays["advantages"]}
+    gradient = np.asarray(gspo.policy_gradient(gspo.Objective.gspo(), **given, sequences=arrays["mask"]), np.float32)
+    bits = ((gradient.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
+    head = {"version": 1, "run": {"objective": "gspo"}, "parts": [{"step": 0, "loss": loss}]}
+    kinds = {"bool": "BOOL", "float32": "F32", "uint16": "BF16"}
+    stored = {
+        f"0.{name}": Stored(kinds[values.dtype.name], values.shape, np.ascontiguousarray(values).tobytes())
+        for name, values in (arrays | {"gradient": bits}).items()
+    }
+    write_shard(tmp_path / "0.safetensors", head, stored)
+    assert audit_trace(tmp_path).verdict == "agrees"
