@@ -94,8 +94,8 @@ class InProcess:
 
 
 def describe(error: BaseException) -> str:
-    """`ValueError: message`, on one line."""
-    text = " ".join(str(error).split())
+    """`ValueError: message; note`, on one line."""
+    text = "; ".join(" ".join(str(part).split()) for part in (error, *getattr(error, "__notes__", ())) if str(part))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

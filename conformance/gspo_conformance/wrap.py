@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +37,8 @@ def loss_target(
     It is put the vectors whose objective equals its own, clip range included, and which need nothing else.
 
     Args:
-        fn: called with arrays of `framework`; returns the loss alone, a scalar that is minimised.
+        fn: called with four arrays of `framework`, by position; returns the loss alone, a scalar that is minimised.
+            It may call `backward` itself (PyTorch): the gradient is then what that left at `logp`.
         framework: "torch", "jax" or "numpy".
         objective: what `fn` computes: None for the paper's GSPO, the name of a preset of
             `gspo_core.Objective` such as "grpo", such an objective, or its JSON as a mapping.
@@ -50,11 +52,14 @@ def loss_target(
     """
     if not callable(fn):
         raise TypeError(f"fn: expected a function, got {type(fn).__name__}")
+    _check_arguments("fn", fn)
     _one_of("framework", framework, FRAMEWORKS)
     _one_of("mask_dtype", mask_dtype, MASKS)
     _one_of("advantages", advantages, SHAPES)
     if not (gradient is None or gradient == "autodiff" or callable(gradient)):
         raise ValueError(f'gradient: expected "autodiff", a function or None, got {gradient!r}')
+    if callable(gradient):
+        _check_arguments("gradient", gradient)
     if isinstance(dtypes, str):
         raise TypeError(f"dtypes: expected a list of names, got {dtypes!r}")
     if framework == "numpy" and gradient == "autodiff":
@@ -99,17 +104,49 @@ def objective_dict(objective: Any = None, clip: Sequence[float] | None = None) -
     return objective.replace(surrogate=replace(objective.surrogate, low=clip[0], high=clip[1])).to_dict()
 
 
+def _check_arguments(name: str, fn: Loss) -> None:
+    """Whether `fn` takes the four arrays, the new log-probabilities first, as far as its signature says."""
+    try:
+        parameters = signature(fn)
+    except (TypeError, ValueError):
+        return
+    order = f"{', '.join(INPUTS)}, by position"
+    advice = "wrap it in a function of these four"
+    try:
+        parameters.bind(*INPUTS)
+    except TypeError as error:
+        raise TypeError(f"{name}: it is called with {order}, but takes {parameters}: {error}; {advice}") from error
+    first = next(iter(parameters.parameters.values()))
+    if first.kind is not Parameter.VAR_POSITIONAL and first.name.startswith("old"):
+        raise TypeError(f"{name}: it is called with {order}, but its first argument is {first.name!r}; {advice}")
+
+
 def _alone(fn: Loss) -> Loss:
-    """`fn`, whose answer must be the loss and nothing beside it."""
+    """`fn`, whose answer must be the loss and nothing beside it; where it raises, with what shapes it was called."""
 
     def loss(*arrays: Any) -> Any:
-        found = fn(*arrays)
+        try:
+            found = fn(*arrays)
+        except Exception as error:
+            given = ", ".join(f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}" for array in arrays)
+            error.add_note(f"called with {given}")
+            raise
         if not hasattr(found, "__float__"):
-            advice = "take the loss out of it, as in `lambda *arrays: loss(*arrays)[0]`"
-            raise TypeError(f"the loss: expected it alone, got {type(found).__name__}; {advice}")
+            raise TypeError(f"the loss: expected it alone, got {type(found).__name__}; {_advice(found)}")
         return found
 
     return loss
+
+
+def _advice(found: Any) -> str:
+    """How the loss is got out of what came in its place."""
+    if found is None:
+        return "is a `return` missing?"
+    if isinstance(found, Mapping):
+        place = '["loss"]'
+    else:
+        place = ".loss" if hasattr(found, "loss") else "[0]"
+    return f"take the loss out of it, as in `lambda *arrays: loss(*arrays){place}`"
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -88,6 +90,63 @@ def test_without_a_gradient_a_loss_in_torch_may_be_a_plain_number() -> None:
 def test_a_loss_with_metrics_beside_it_is_told_to_return_it_alone(fn: Any, framework: str) -> None:
     found = run(loss_target(lambda *arrays: (fn(*arrays), {"clip_fraction": 0.0}), framework), SUITE[0])
     assert found.results[0].reason.startswith("TypeError: the loss: expected it alone, got tuple; take the loss out")
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        ({}, 'as in `lambda *arrays: loss(*arrays)["loss"]`'),
+        (SimpleNamespace(loss=0.0), "as in `lambda *arrays: loss(*arrays).loss`"),
+        (None, "got NoneType; is a `return` missing?"),
+    ],
+)
+def test_the_advice_is_of_what_came_in_place_of_the_loss(answer: Any, advice: str) -> None:
+    assert run(loss_target(lambda *arrays: answer), SUITE[0]).results[0].reason.endswith(advice)
+
+
+def test_a_loss_of_one_element_is_told_to_be_a_number() -> None:
+    reason = run(loss_target(lambda *arrays: torch_loss(*arrays)[None]), SUITE[0]).results[0].reason
+    assert reason.endswith("expected one number, got shape [1]: `.squeeze()` makes it a number")
+
+
+def test_a_loss_that_raises_is_shown_the_shapes_it_was_called_with() -> None:
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        raise IndexError("too many indices")
+
+    reason = run(loss_target(loss), SUITE[0]).results[0].reason
+    assert reason.startswith("IndexError: too many indices; called with float32 [")
+    assert reason.endswith("bool " + reason.split("float32 ")[1].rstrip(", "))
+
+
+def test_a_loss_may_change_logp_in_place_and_call_backward_itself() -> None:
+    def in_place(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        logp -= old_logp
+        return torch_loss(logp, torch.zeros_like(logp), advantages, mask)
+
+    def accumulates(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        total = 0.0
+        for i in range(len(mask)):
+            part = torch_loss(*(array[i : i + 1] for array in (logp, old_logp, advantages, mask))) / len(mask)
+            part.backward(retain_graph=True)
+            total += part.detach()
+        return total
+
+    assert run(loss_target(in_place)).exit_code == 0
+    assert run(loss_target(accumulates)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda logp, old_logp, advantages, mask, config: 0.0, "missing a required argument: 'config'; wrap it"),
+        (lambda logp, old_logp, advantages: 0.0, "too many positional arguments; wrap it"),
+        (lambda *, logp, old_logp, advantages, mask: 0.0, "too many positional arguments; wrap it"),
+        (lambda old_log_prob, log_prob, advantages, mask: 0.0, "its first argument is 'old_log_prob'; wrap it"),
+    ],
+)
+def test_a_function_of_other_arguments_is_refused_at_once(fn: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        loss_target(fn)
 
 
 def test_a_loss_may_skip_what_it_does_not_take() -> None:

@@ -9,19 +9,24 @@ import torch
 
 
 def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The loss, and d loss / d logp by autograd or by `gradient`."""
+    """The loss, and d loss / d logp by autograd or by `gradient`. As in training, `logp` is no leaf: it may be changed in place."""
     tensors = {name: torch.tensor(array) for name, array in arrays.items()}
-    logp = tensors["logp"].requires_grad_(gradient == "autodiff")
-    loss = fn(*tensors.values())
-    if gradient is None:
-        return {"loss": loss}
+    leaf = tensors["logp"].requires_grad_(gradient == "autodiff")
+    if gradient != "autodiff":
+        loss = fn(*tensors.values())
+        return {"loss": loss} if gradient is None else {"loss": _tensor(loss), "gradient": gradient(*tensors.values())}
+    loss = _tensor(fn(*(tensors | {"logp": leaf.clone()}).values()))
+    if loss.ndim:
+        advice = "`.squeeze()` makes it a number" if loss.numel() == 1 else "is a mean missing?"
+        raise ValueError(f"the loss: expected one number, got shape {list(loss.shape)}: {advice}")
+    if leaf.grad is None:
+        if not loss.requires_grad:
+            raise ValueError("the loss does not depend on logp: was it detached?")
+        loss.backward()
+    return {"loss": loss, "gradient": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad}
+
+
+def _tensor(loss: Any) -> torch.Tensor:
     if not isinstance(loss, torch.Tensor):
         raise TypeError(f"the loss: expected a tensor, got {type(loss).__name__}; with .item() it has no gradient")
-    if gradient != "autodiff":
-        return {"loss": loss, "gradient": gradient(*tensors.values())}
-    if loss.numel() != 1:
-        raise ValueError(f"the loss: expected one number, got shape {list(loss.shape)}: is a mean missing?")
-    if not loss.requires_grad:
-        raise ValueError("the loss does not depend on logp: was it detached?")
-    loss.backward()
-    return {"loss": loss, "gradient": torch.zeros_like(logp) if logp.grad is None else logp.grad}
+    return loss
