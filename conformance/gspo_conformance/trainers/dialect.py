@@ -23,6 +23,26 @@ PAPER: dict[str, Any] = {
 }
 
 
+# Rule, message and clause of what trainers do to rewards and responses beside the loss.
+ASIDES: dict[str, tuple[str, str, str]] = {
+    "equal": (
+        "dynamic-sampling",
+        "groups whose rewards are all equal are left out (dynamic sampling): not of the paper, and compatible with it",
+        "GSPO-REWARD-6",
+    ),
+    "overlong": (
+        "overlong-penalty",
+        "responses near the limit of length, or cut off by it, lose reward: not of the paper",
+        "GSPO-REWARD-5",
+    ),
+    "truncated": (
+        "overlong-filter",
+        "truncated responses are masked out of the loss; a mean over responses still counts them",
+        "GSPO-AGG-7",
+    ),
+}
+
+
 class Inexpressible(Exception):
     """No setting of this trainer optimises that objective; the message says which part of it."""
 
@@ -75,6 +95,15 @@ def given_keys(settings: Mapping[str, Any], known: Container[str], prefix: str) 
     """The settings whose key is known, as it is or behind `prefix`."""
     whole = {key: key if key in known else prefix + key for key in settings}
     return {whole[key]: value for key, value in settings.items() if whole[key] in known}
+
+
+def asides(every: Mapping[str, Any], keys: Mapping[str, str]) -> list[Finding]:
+    """Notes on what `keys` do to rewards and responses beside the loss, where they are set: the names of `ASIDES` by key."""
+    return [
+        Finding(ASIDES[rule][0], "note", key, ASIDES[rule][1], ASIDES[rule][2])
+        for key, rule in keys.items()
+        if every.get(key) not in (None, False, 0, "", "none")
+    ]
 
 
 def nearest(release: str, versions: Sequence[str]) -> str:

@@ -87,8 +87,8 @@ def test_what_it_cannot_express() -> None:
     objective["penalty"] = penalty | {"log_ratio_clamp": None, "value_clamp": None}
     with pytest.raises(Inexpressible, match="always the mean over responses"):
         DIALECT.write(objective, VERSION)
-    with pytest.raises(Inexpressible, match="depends on the micro-batches"):
-        DIALECT.read({"loss_reduction": "token_mean_legacy"}, VERSION)
+    with pytest.raises(Inexpressible, match="not accepted by SkyRL"):
+        DIALECT.read({"loss_reduction": "mean"}, VERSION)
 
 
 def test_row_factors_of_the_real_loss() -> None:

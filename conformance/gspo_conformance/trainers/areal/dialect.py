@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from ..dialect import PAPER, Inexpressible, Reading, asides
 from .findings import findings
 
 ACTOR = "actor."
@@ -60,6 +60,7 @@ OWN: dict[str, dict[str, Any]] = {
         f"{ACTOR}sapo_tau_neg": 1.05,
     },
 }
+BESIDE = {f"{ACTOR}dynamic_sampling": "equal", f"{ACTOR}overlong_reward_penalty": "overlong"}
 NESTED = {f"{ACTOR}reward_norm": NORM, f"{ACTOR}adv_norm": NORM, REJECTION: BOUNDS}
 LEVELS = {"token": "token", "sequence": "geometric"}
 
@@ -107,7 +108,7 @@ class Areal:
             settings=every,
             given=frozenset(given),
         )
-        return reading.with_findings(*findings(every, settings, reading))
+        return reading.with_findings(*findings(every, settings, reading), *asides(every, BESIDE))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The keys for an objective."""

@@ -17,6 +17,9 @@ def findings(every: Mapping[str, Any], settings: Mapping[str, Any], reading: Rea
     yield from _denominator(every, reading, sequence)
     yield from _kl(every, sequence)
     yield from _norms(every)
+    if "actor.group_size" in reading.given:
+        told = f"group_size = {every['actor.group_size']} is the group of dynamic sampling alone; the baseline has reward_norm.group_size"
+        yield Finding("group-size", "note", "actor.group_size", told, "GSPO-REWARD-6")
     if every["actor.mask_no_eos_with_zero"]:
         told = "the reward of a truncated response becomes 0 after the normalisation, not before"
         yield Finding("truncated-reward", "note", "actor.mask_no_eos_with_zero", told, "GSPO-REWARD-7")

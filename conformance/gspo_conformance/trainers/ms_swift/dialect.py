@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 1,
     "max_completion_length": 512,
     "overlong_filter": False,
+    "dynamic_sample": False,
     "top_entropy_quantile": 1.0,
     "rollout_importance_sampling_mode": None,
     "rollout_importance_sampling_threshold": 2.0,
@@ -96,7 +97,7 @@ class MsSwift:
             settings=every,
             given=frozenset(given),
         )
-        return reading.with_findings(*_findings(every))
+        return reading.with_findings(*_findings(every), *asides(every, {"dynamic_sample": "equal"}))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The arguments for an objective."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, given_keys
+from ..dialect import PAPER, Inexpressible, Reading, asides, given_keys
 from .correction import read_correction, write_correction
 from .findings import findings_of
 
 LOSS, GRPO, ESTIMATOR = "loss_fn.", "grpo.", "grpo.adv_estimator."
+BESIDE = {GRPO + "use_dynamic_sampling": "equal", GRPO + "reward_shaping.enabled": "overlong"}
 DEFAULTS: dict[str, Any] = {
     LOSS + "sequence_level_importance_ratios": False,
     LOSS + "token_level_loss": True,
@@ -38,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     GRPO + "advantage_clip_low": None,
     GRPO + "advantage_clip_high": None,
     GRPO + "overlong_filtering": False,
+    **dict.fromkeys(BESIDE, False),
     GRPO + "num_prompts_per_step": 32,
     GRPO + "num_generations_per_prompt": 16,
     "policy.train_global_batch_size": 512,
@@ -88,7 +90,7 @@ class NemoRl:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=tuple(findings_of(every)),
+            findings=(*findings_of(every), *asides(every, BESIDE)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:

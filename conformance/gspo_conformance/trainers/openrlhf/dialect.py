@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
 
 ACTOR, KL, ADVANTAGE = "actor.", "algo.kl.", "algo.advantage."
+BESIDE = {"algo.dynamic_filtering_enable": "equal", "reward.overlong_buffer_len": "overlong"}
 DEFAULTS: dict[str, Any] = {
     ACTOR + "policy_loss_type": "ppo",
     ACTOR + "loss_agg_mode": "token-mean",
@@ -24,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "rollout.n_samples_per_prompt": 1,
     "train.batch_size": 128,
     "train.max_epochs": 1,
+    **dict.fromkeys(BESIDE),
 }
 # The flags of earlier versions, flat.
 FORMER = {
@@ -40,6 +42,8 @@ FORMER = {
     "n_samples_per_prompt": "rollout.n_samples_per_prompt",
     "train_batch_size": "train.batch_size",
     "max_epochs": "train.max_epochs",
+    "dynamic_filtering": "algo.dynamic_filtering_enable",
+    "overlong_buffer_len": "reward.overlong_buffer_len",
 }
 CORRECTIONS = ("enable_vllm_is_correction", ADVANTAGE + "is_correction_enable")
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
@@ -97,7 +101,7 @@ class OpenRlhf:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=(*_former(former), *_findings(every, gspo)),
+            findings=(*_former(former), *_findings(every, gspo), *asides(every, BESIDE)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:

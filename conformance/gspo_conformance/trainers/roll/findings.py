@@ -18,6 +18,7 @@ def findings(every: Mapping[str, Any], settings: Mapping[str, Any], reading: Rea
     yield from _bounds(every, reading)
     yield from _norms(every)
     yield from _weights(every)
+    yield from _masks(every)
     if every["add_token_level_kl"] and every["init_kl_coef"]:
         told = f"a KL penalty ({every['kl_penalty']}, coefficient {every['init_kl_coef']:g}) is taken from the rewards of the tokens"
         cost = "advantages differ from token to token, so that the sequence ratio no longer has one advantage"
@@ -80,6 +81,22 @@ def _norms(every: Mapping[str, Any]) -> Iterator[Finding]:
     if every["whiten_rewards"]:
         told = "the rewards of all tokens are whitened, so that tokens without a reward get one"
         yield Finding("reward-whitening", "warning", "whiten_rewards", told, "GSPO-ADV-10", "", "whiten_rewards: false")
+
+
+def _masks(every: Mapping[str, Any]) -> Iterator[Finding]:
+    """Responses that are masked out count nowhere."""
+    masked = {
+        "max_len_mask": ("overlong-filter", "truncated responses", "GSPO-AGG-7"),
+        "error_max_len_clip": ("overlong-filter", "wrong responses that are too long", "GSPO-AGG-7"),
+        "difficulty_mask": (
+            "dynamic-sampling",
+            "groups that are solved nearly always or nearly never",
+            "GSPO-REWARD-6",
+        ),
+    }
+    for key, (rule, what, clause) in masked.items():
+        if every[key]:
+            yield Finding(rule, "note", key, f"{what} leave the loss and its count", clause)
 
 
 def _weights(every: Mapping[str, Any]) -> Iterator[Finding]:

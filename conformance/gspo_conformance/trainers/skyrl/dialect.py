@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, given_keys
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, given_keys
 from .correction import CORRECTION, read_correction, write_correction
 from .correction import DEFAULTS as CORRECTIONS
 
 ALGORITHM = "trainer.algorithm."
+BESIDE = {
+    ALGORITHM + "dynamic_sampling.type": "equal",
+    ALGORITHM + "zero_variance_filter": "equal",
+    "generator.apply_overlong_filtering": "truncated",
+}
 DEFAULTS: dict[str, Any] = {
     ALGORITHM + "policy_loss_type": "regular",
     ALGORITHM + "loss_reduction": "token_mean",
@@ -33,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     ALGORITHM + "advantage_batch_normalize": False,
     **{ALGORITHM + CORRECTION + key: value for key, value in CORRECTIONS.items()},
     "generator.step_wise_trajectories": False,
+    **dict.fromkeys(BESIDE),
     "trainer.train_batch_size": 1024,
     "trainer.policy_mini_batch_size": 256,
     "trainer.update_epochs_per_batch": 1,
@@ -43,6 +49,7 @@ REDUCTIONS = {
     "seq_mean_token_sum_norm": "sequence_mean_token_sum",
     "prompt_mean": "group_token_mean",
 }
+LEGACY = "token_mean_legacy"
 CAPS = {"regular": 20.0, "dual_clip": 20.0, "sapo": 20.0, "cispo": 20.0, "gspo": 10.0}
 ESTIMATORS = ("k1", "k2", "k3", "abs")
 CLAMPS = {"log_ratio_clamp": 20.0, "value_clamp": 10.0}
@@ -91,7 +98,7 @@ class SkyRl:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=tuple(_findings(own)),
+            findings=(*_findings(own), *asides(every, BESIDE)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -132,12 +139,10 @@ def _surrogate(own: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[dict[s
 
 
 def _aggregation(own: Mapping[str, Any]) -> dict[str, Any]:
-    name = own["loss_reduction"]
+    name = "token_mean" if own["loss_reduction"] == LEGACY else own["loss_reduction"]
     if name not in REDUCTIONS:
-        raise Inexpressible(f"loss_reduction {name!r} depends on the micro-batches")
-    if name == "seq_mean_token_sum_norm" and own["max_seq_len"] is None:
-        raise Inexpressible("loss_reduction 'seq_mean_token_sum_norm' needs max_seq_len")
-    constant = float(own["max_seq_len"]) if name == "seq_mean_token_sum_norm" else 1.0
+        raise Inexpressible(f"loss_reduction {name!r} is not accepted by SkyRL")
+    constant = float(own["max_seq_len"] or 1) if name == "seq_mean_token_sum_norm" else 1.0
     return {"mode": REDUCTIONS[name], "count": "all", "constant": constant}
 
 
@@ -168,7 +173,7 @@ def _updates(every: Mapping[str, Any]) -> int:
 
 
 def _findings(own: Mapping[str, Any]) -> list[Finding]:
-    found = []
+    found = _reduction(own)
     low, high = (own[f"{CORRECTION}token_mask_is_threshold_{side}"] for side in ("low", "high"))
     if (low is None) != (high is None):
         told = "one bound of the token mask alone does nothing: SkyRL masks where both are set"
@@ -191,6 +196,17 @@ def _findings(own: Mapping[str, Any]) -> list[Finding]:
         key = ALGORITHM + "advantage_batch_normalize"
         found.append(Finding("whitening-padding", "warning", key, told, "GSPO-ADV-10", fix=f"{key}=false"))
     return found
+
+
+def _reduction(own: Mapping[str, Any]) -> list[Finding]:
+    key, mend = ALGORITHM + "loss_reduction", f"{ALGORITHM}loss_reduction=sequence_mean"
+    if own["loss_reduction"] == LEGACY:
+        told = f"{LEGACY} is a mean of the means of micro-batches: the weight of a token depends on which responses share its micro-batch"
+        return [Finding("micro-batches", "error", key, told, "GSPO-DIST-1", fix=mend)]
+    if own["loss_reduction"] == "seq_mean_token_sum_norm" and own["max_seq_len"] is None:
+        told, cost = "seq_mean_token_sum_norm has no max_seq_len to divide by", "SkyRL stops before it trains"
+        return [Finding("refused", "error", key, told, "GSPO-AGG-1", cost, f"{mend}, or {ALGORITHM}max_seq_len too")]
+    return []
 
 
 def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:

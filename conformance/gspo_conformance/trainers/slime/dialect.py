@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
 
 DEFAULTS: dict[str, Any] = {
     "advantage_estimator": "grpo",
@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "rollout_batch_size": None,
     "global_batch_size": None,
     "num_steps_per_rollout": None,
+    "dynamic_sampling_filter_path": None,
 }
 ICEPOP = "slime.backends.megatron_utils.loss.icepop_function"
 GROUPED = ("grpo", "gspo", "cispo")
@@ -88,7 +89,7 @@ class Slime:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=tuple(_findings(every)),
+            findings=(*_findings(every), *asides(every, {"dynamic_sampling_filter_path": "equal"})),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "vllm_importance_sampling_mode": "sequence_mask",
     "vllm_importance_sampling_clip_max": 3.0,
     "vllm_importance_sampling_clip_min": None,
+    "mask_truncated_completions": False,
 }
 CLIPPED = {
     "grpo": "sequence_mean_token_mean",
@@ -88,7 +89,7 @@ class Trl:
             settings=every,
             given=frozenset(given),
         )
-        return reading.with_findings(*_findings(every))
+        return reading.with_findings(*_findings(every), *asides(every, {"mask_truncated_completions": "truncated"}))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The arguments of `GRPOConfig` for an objective."""

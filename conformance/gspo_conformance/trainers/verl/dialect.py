@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, given_keys
+from ..dialect import PAPER, Inexpressible, Reading, asides, given_keys
 from .findings import ACTOR, ROLLOUT, dialect_findings
 
+OVERLONG = "overlong_buffer_cfg.enable"
+BESIDE = {
+    "algorithm.filter_groups.enable": "equal",
+    "reward_model.overlong_buffer.enable": "overlong",
+    f"reward_model.reward_kwargs.{OVERLONG}": "overlong",
+    f"reward.reward_kwargs.{OVERLONG}": "overlong",
+}
 DEFAULTS: dict[str, Any] = {
     ACTOR + "policy_loss.loss_mode": "vanilla",
     ACTOR + "clip_ratio": 0.2,
@@ -33,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     ROLLOUT + "rollout_is_threshold": 2.0,
     ROLLOUT + "rollout_rs": None,
     ROLLOUT + "bypass_mode": False,
+    **dict.fromkeys(BESIDE),
 }
 NO_DUAL = 1e9
 AGGREGATIONS = {
@@ -95,7 +103,7 @@ class Verl:
             settings=every,
             given=frozenset(given),
         )
-        return reading.with_findings(*dialect_findings(mode, every, given, version))
+        return reading.with_findings(*dialect_findings(mode, every, given, version), *asides(every, BESIDE))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The keys for an objective."""
