@@ -120,7 +120,7 @@ def test_the_other_ways_to_write_settings_down(
     [
         ("c.yaml", "worker: {actor: {loss_type: gspo_token}}\nalgorithm: {kl_coef: 0.01, use_kl_loss: true}", "a configuration of EasyR1"),
         ("run.sh", "python -m molt.cli.train_rl_ray --actor.eps_clip_low_high 3e-4 4e-4", "a configuration of Molt"),
-        ("c.yaml", "kl_coef: 0.01\nuse_kl_loss: true\n" + "\n".join(f"unknown_{i}: {i}" for i in range(40)), "this could be of slime"),
+        ("c.yaml", "kl_coef: 0.01\nuse_kl_loss: true\n" + "\n".join(f"unknown_{i}: {i}" for i in range(40)), "only 2 of the 42 keys here are keys of slime"),
     ],
 )  # fmt: skip
 def test_what_shares_a_few_keys_with_a_trainer_is_not_taken_for_its_own(

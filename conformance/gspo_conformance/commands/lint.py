@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..lint.reading import read_settings
     from ..lint.sections import unnested
     from ..lint.spelling import misspelt
-    from ..lint.uncertain import doubted
+    from ..lint.uncertain import doubted, unset
 
     configuration = read_configuration(arguments.configuration)
     name, how = arguments.dialect, ""
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         reading, found = read_settings(room.dialect, configuration.settings, version)
         found = [*misspelt(configuration.settings, reading), *doubted(found, configuration.unread, reading)]
+        found += unset(reading, configuration.unread, arguments.configuration)
     except Inexpressible as reason:
         switch = getattr(room.dialect, "fixes", {}).get("ratio", "")
         raise UsageError(f"{reason}{f'; GSPO is {switch}' if switch else ''}") from None

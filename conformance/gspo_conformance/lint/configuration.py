@@ -12,11 +12,11 @@ from typing import Any
 from ..files import read_text
 from ..words import UsageError, cut, read_json
 from .bases import ABSENT, DEPTH, command_bases, found, is_given, script_bases, tree_bases
-from .python_source import command_lines, notebook_source, python_settings
+from .python_source import command_lines, notebook_commands, notebook_source, python_settings
 from .references import resolved
 from .shell import commands, flag_value, word_lines
 
-MAX_BYTES = 1_000_000
+MAX_BYTES, MAX_NOTEBOOK = 1_000_000, 20_000_000
 MAX_SETTINGS = 100_000
 MAX_LINE = 10_000
 _OVERRIDE = re.compile(r"^(?:\+\+|\+|~)?([A-Za-z_][\w.@/\-\[\]]*)=(.*)$", re.S)
@@ -96,7 +96,7 @@ def _absent(path: Path, name: str) -> Configuration:
 
 def _read_alone(path: Path) -> tuple[Configuration, list[str]]:
     """The settings of a file, and the names of the files that it stands on."""
-    text = read_text(path, "a configuration", MAX_BYTES)
+    text = _text(path)
     kind = path.suffix.lower()
     try:
         if kind in (".yaml", ".yml"):
@@ -108,12 +108,28 @@ def _read_alone(path: Path) -> tuple[Configuration, list[str]]:
         if kind == ".toml":
             return _from_tree(tomllib.loads(_short_lines(text)), str(path)), []
         if kind in (".py", ".ipynb"):
-            program = _from_python(notebook_source(text) if kind == ".ipynb" else text, str(path))
+            program = (_from_notebook if kind == ".ipynb" else _from_python)(text, str(path))
             return program, command_bases(program.settings)
         script = _from_shell(_short_lines(text), str(path))
         return script, [*script_bases([words for _, words in commands(text)]), *command_bases(script.settings)]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path}: not readable as {kind[1:] or 'a script'}: {_line(error)}") from None
+
+
+def source_text(path: Path) -> str:
+    """What somebody wrote: a file, of a notebook the code of its cells."""
+    text = _text(path)
+    if path.suffix.lower() != ".ipynb":
+        return text
+    try:
+        return f"{notebook_source(text)}\n{notebook_commands(text)}"
+    except (ValueError, RecursionError):
+        return text[:MAX_BYTES]
+
+
+def _text(path: Path) -> str:
+    notebook = path.suffix.lower() == ".ipynb"  # which holds its pictures too
+    return read_text(path, "a configuration", MAX_NOTEBOOK if notebook else MAX_BYTES).removeprefix("\ufeff")
 
 
 def _short_lines(text: str) -> str:
@@ -161,6 +177,8 @@ def _note_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
 def _from_tree(tree: Any, place: str, lines: Mapping[str, int] | None = None) -> Configuration:
     if tree is None:
         return Configuration({})
+    if isinstance(tree, list) and tree and all(isinstance(one, str) and _OVERRIDE.match(one) for one in tree):
+        return _from_words(tree, place)  # the overrides of a run, as Hydra keeps them
     if not isinstance(tree, Mapping):
         raise UsageError(f"{place}: expected keys and values, got a {type(tree).__name__}")
     flat = dict(_flat(tree))
@@ -182,6 +200,17 @@ def _from_python(text: str, place: str) -> Configuration:
         return _from_strings(text, place)
     places = {key: f"{place}:{line}" for key, line in lines.items()}
     return Configuration(found, places, tuple(f"{place}:{line}: {key}" for line, key in computed))
+
+
+def _from_notebook(text: str, place: str) -> Configuration:
+    """The settings of a notebook's code; without any, those of the commands that it gives to a shell."""
+    try:
+        return _from_python(notebook_source(text), place)
+    except UsageError:
+        typed = _from_shell(notebook_commands(text), place)
+        if not typed.settings:
+            raise
+        return typed
 
 
 def _from_strings(text: str, place: str) -> Configuration:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import read_text
 from ..trainers.dialect import Inexpressible
 from ..trainers.room import rooms
 from ..words import UsageError
-from .configuration import MAX_BYTES
+from .configuration import source_text
 from .sections import own_names
 
 # In this order: what builds on another trainer stands before it.
@@ -22,19 +21,21 @@ NAMED: dict[str, str] = {
     "liger": r"\bLigerFusedLinearGRPOLoss\b",
     "stateset_agents": r"\bstateset_agents\b",
     "openrlhf": r"\bopenrlhf\.cli\b",
-    "skyrl": r"\bskyrl(_train|\.)|\bskyrl\b.*\bmain_base\b",
+    "skyrl": r"\bskyrl(_train|\.)|\bskyrl\b.*\bmain_base\b|\btrainer\.algorithm\.\w+",
     "nemo_rl": r"\bnemo_rl\b|\bnemo-rl\b|\brun_grpo_\w+\.py\b",
     "areal": r"\bareal\b",
     "tunix": r"\btunix\b",
     "agilerl": r"\bagilerl\b|^INIT_HP:",
-    "slime": r"\bslime\b",
+    "slime": r"\bslime\b|--(advantage-estimator|calculate-per-token-loss|hf-checkpoint|num-steps-per-rollout)\b",
     "verl": r"\bverl\.(trainer|workers)\b|\bactor_rollout_ref\b",
     "roll": r"\broll\.(pipeline|configs)\b|\bstart_rlvr_pipeline\b|\bpg_clip\b|\bnum_return_sequences_in_group\b",
     "trl": r"\b(from|import) trl\b|\btrl grpo\b|\btrl\.GRPO",
 }
 # Trainers that are not known here, by what tells them from the one that they began as.
 FORKS: dict[str, str] = {
+    "AReaL up to 0.3": r"^ppo\.(ppo_n_minibatches|gen\.max_new_tokens)$|\brealhf\.experiments\b",
     "EasyR1": r"\bworker\.(actor|rollout|ref)\.\w+|\bverl\.trainer\.main\b(?!_)",
+    "MindSpeed-RL": r"^rl_config\.\w+",
     "Molt": r"\bmolt\.cli\.\w+",
 }
 # Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
@@ -46,7 +47,7 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
     """The name of the trainer and by what it was recognised; a `UsageError` where that leaves a choice."""
     text = "\n".join(_plain(word) for word in words)
     for name, pattern in FORKS.items():
-        if match := re.search(pattern, "\n".join((text, *map(str, settings)))):
+        if match := re.search(pattern, "\n".join((text, *map(str, settings))), re.M):
             raise UsageError(f"this is a configuration of {name} ({match[0]}), whose keys are known to no dialect here")
     for name, pattern in NAMED.items():
         if match := re.search(pattern, text, re.M):
@@ -57,15 +58,24 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
     if len(first) > 1 and set(first) <= set(SAME_KEYS):
         first = ["trl"]
     if most < 2 or len(first) > 1 or (most < ENOUGH and most * SHARE < len(settings)):
-        candidates = sorted(first) if most else sorted(rooms())
-        raise UsageError(f"expected --dialect: this could be of {', '.join(candidates)}")
+        raise UsageError(f"expected --dialect: {_candidates(first, most, len(settings))}")
     return first[0], f"{most} of its keys"
 
 
+def _candidates(first: Sequence[str], most: int, keys: int) -> str:
+    """Why the settings do not say whose they are."""
+    if not most:
+        return f"none of the {keys} keys here is one of {', '.join(sorted(rooms()))}"
+    if len(first) > 1:
+        return f"this could be of {', '.join(sorted(first))}"
+    return f"only {most} of the {keys} keys here {'is one' if most == 1 else 'are keys'} of {first[0]}"
+
+
 def _plain(word: str) -> str:
+    """What a file says, of a notebook its cells without what they have printed; the word itself where it is no file."""
     path = Path(word)
     try:
-        return read_text(path, "a configuration", MAX_BYTES) if path.is_file() else word
+        return source_text(path) if path.is_file() else word
     except (OSError, ValueError):
         return word
 
@@ -78,6 +88,6 @@ def _read(name: str, settings: Mapping[str, Any]) -> int:
         own = {names.get(key, key): value for key, value in settings.items()}
         return len(room.dialect.read(own, room.default).given)
     except Inexpressible:
-        return 1
+        return max(1, len(room.dialect.read({}, room.default).settings.keys() & own.keys()))
     except Exception:  # values of another trainer's keys
         return 0

@@ -15,8 +15,14 @@ ENDINGS = ("Config", "Arguments", "Args", "GRPOLoss")
 ALGORITHMS = ("GRPO", "GSPO", "CISPO")
 # Configurations that stand beside that of the policy's training, and share names of keys with it.
 OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", "Quantization", "Model")
+# The sections of trainers that are configured by nested dictionaries.
+ROOTS = ("actor", "actor_rollout_ref", "algorithm", "grpo", "loss_fn")
+_FLAT = re.compile(r"^(actor|actor_rollout_ref|algorithm|grpo|loss_fn|trainer\.algorithm)\.\w")
 MAX_PARTS = 100_000
 _MAGIC = re.compile(r"^(\s*)[%!].*$", re.M)
+_SHELL_CELL = re.compile(r"\s*%%(bash|sh|shell|script (ba)?sh)\b[^\n]*\n")
+_SHELL_LINE = re.compile(r"^[ \t]*!((?:.*\\\n)*.*)$", re.M)
+_INSTALLS = re.compile(r"\s*(apt|apt-get|cd|curl|git|ls|pip3?|uv pip|wget)\b")
 _ARGUMENTS = re.compile(r"\s*(--[a-z]|\+{0,2}\w+(\.\w+)+=)")
 _PLAIN = re.compile(r"^\w+ *= *[-+.\w\"']+ *$", re.M)
 _CALL = re.compile(r"\b\w*(Config|Arguments|Args|GRPOLoss)\(")
@@ -33,11 +39,25 @@ _ERRORS = (ValueError, TypeError, KeyError, ArithmeticError, MemoryError, Recurs
 
 def notebook_source(text: str) -> str:
     """The code of a notebook's cells, as far as Python can read them; all of it where it can read none."""
+    plain = _cells(text)
+    return "\n".join([cell for cell in plain if _readable(cell)] or plain)
+
+
+def notebook_commands(text: str) -> str:
+    """The commands that a notebook gives to a shell, by `!` or by `%%bash`, those that install or fetch left out."""
+    found: list[str] = []
+    for cell in _cells(text):
+        opened = _SHELL_CELL.match(cell)
+        typed = [line for line in _SHELL_LINE.findall(cell) if not _INSTALLS.match(line)]
+        found += [cell[opened.end() :]] if opened else typed
+    return "\n".join(found)
+
+
+def _cells(text: str) -> list[str]:
     tree = json.loads(text)
     cells = tree.get("cells", []) if isinstance(tree, dict) else []
     code = [cell.get("source", "") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
-    plain = [source if isinstance(source, str) else "".join(map(str, source)) for source in code]
-    return "\n".join([cell for cell in plain if _readable(cell)] or plain)
+    return [source if isinstance(source, str) else "".join(map(str, source)) for source in code]
 
 
 def _readable(cell: str) -> bool:
@@ -52,7 +72,7 @@ def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tup
     """Settings, their lines, and (line, key) of what is computed.
 
     The keyword arguments of every call of something whose name ends as a configuration's does, `reward_norm=NormConfig(...)`
-    in them as `reward_norm.KEY`; and what is set later on the name such a call was bound to.
+    in them as `reward_norm.KEY`; dictionaries with a trainer's sections; and what is set later on either.
     """
     tree = parsed(text)
     reader = _Reader(_constants(tree))
@@ -61,6 +81,8 @@ def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tup
     for call in calls:
         if id(call) not in inner:
             reader.call(call)
+    for nested in _sectioned(tree):
+        reader.mapping(nested, "")
     _later(tree, reader)
     return reader.found, reader.lines, reader.computed
 
@@ -159,14 +181,41 @@ class _Reader:
         if isinstance(value, ast.Call) and _called(value) == "dict" and not value.args:
             self.call(value, prefix)
         elif isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
-            for key, item in zip(value.keys, value.values, strict=True):
-                self.setting(f"{prefix}{getattr(key, 'value', '')}", item)
+            self.mapping(value, prefix)
         else:
             self.computed.append((node.lineno, f"**keywords of {_called(node)}"))
 
+    def mapping(self, value: ast.Dict, prefix: str) -> None:
+        """The keys of a dictionary, those of dictionaries in it below their own."""
+        for key, item in zip(value.keys, value.values, strict=True):
+            name = f"{prefix}{getattr(key, 'value', '')}"
+            if isinstance(item, ast.Dict) and item.keys and all(isinstance(one, ast.Constant) for one in item.keys):
+                self.mapping(item, f"{name}.")
+            elif isinstance(key, ast.Constant):
+                self.setting(name, item)
+            else:
+                self.computed.append((value.lineno, f"**keywords of {prefix or 'a dictionary'}"))
+
+
+def _sectioned(tree: ast.AST) -> list[ast.Dict]:
+    """The dictionaries that hold a trainer's sections, each with all that is below it."""
+    found: list[ast.Dict] = []
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict) and id(node) not in inside and any(map(_is_section, node.keys, node.values)):
+            inside |= {id(below) for below in ast.walk(node)}
+            found.append(node)
+    return found
+
+
+def _is_section(key: ast.expr | None, value: ast.expr) -> bool:
+    name = key.value if isinstance(key, ast.Constant) else None
+    nested = name in ROOTS and isinstance(value, ast.Dict)
+    return isinstance(name, str) and (nested or _FLAT.match(name) is not None)
+
 
 def _later(tree: ast.AST, reader: _Reader) -> None:
-    """`args.beta = 0.0` after `args = GRPOConfig(...)`."""
+    """`args.beta = 0.0` after `args = GRPOConfig(...)`; `config["algorithm"]["gamma"] = 1.0`."""
     bound: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_configuration(node.value):
@@ -175,6 +224,19 @@ def _later(tree: ast.AST, reader: _Reader) -> None:
         for target in node.targets if isinstance(node, ast.Assign) else ():
             if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in bound:
                 reader.setting(target.attr, node.value)
+            elif isinstance(target, ast.Subscript) and (path := _subscripts(target))[:1] and path[0] in ROOTS:
+                reader.setting(".".join(path), node.value)
+
+
+def _subscripts(node: ast.expr) -> list[str]:
+    """`a`, `b` of `config["a"]["b"]`; nothing where one of them is no string."""
+    path: list[str] = []
+    while isinstance(node, ast.Subscript):
+        if not isinstance(node.slice, ast.Constant) or not isinstance(node.slice.value, str):
+            return []
+        path.insert(0, node.slice.value)
+        node = node.value
+    return path if len(path) > 1 else []
 
 
 def _constants(tree: ast.AST) -> dict[str, ast.expr]:

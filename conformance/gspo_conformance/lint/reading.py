@@ -24,9 +24,11 @@ def read_settings(dialect: Dialect, settings: Mapping[str, Any], version: str) -
     except (Inexpressible, UsageError):
         raise
     except Exception as error:
-        culprit = _culprit(dialect, settings, version)
+        culprit = _text_for_number(dialect, settings, version) or _culprit(dialect, settings, version)
         what = f"{cut(culprit)} = {cut(repr(settings[culprit]))}" if culprit else "these settings"
         reason = "it has no such value" if isinstance(error, KeyError) else cut(describe(error), 200)
+        if culprit and isinstance(settings[culprit], str) and "format code" in reason:
+            reason = "expected a number, got text"
         raise UsageError(f"{what}: {dialect.name} cannot mean that: {reason}") from None
 
 
@@ -36,6 +38,16 @@ def _read(dialect: Dialect, settings: Mapping[str, Any], version: str) -> tuple[
     found = findings(reading)
     formula(reading.objective)
     return reading, found
+
+
+def _text_for_number(dialect: Dialect, settings: Mapping[str, Any], version: str) -> str:
+    """The setting that is text where its default is a number, as `"3e-4"` in a program; empty where there is none."""
+    usual = dialect.read({}, version).settings
+    return next((key for key, value in settings.items() if isinstance(value, str) and _is_number(usual.get(key))), "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _culprit(dialect: Dialect, settings: Mapping[str, Any], version: str) -> str:

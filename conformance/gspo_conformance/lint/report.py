@@ -49,9 +49,8 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
     ]
     for one in found:
         lines.append(f"  {_MARKS[one.severity]} {one.rule:22} {one.message}")
-        place = configuration.places.get(one.key, "")
         details = [
-            ("where", ", ".join(filter(None, (one.key, place)))),
+            ("where", ", ".join(filter(None, (one.key, *_places(one, configuration))))),
             ("costs", one.consequence),
             ("fix", one.fix),
             ("clause", one.clause),
@@ -65,6 +64,12 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
     return "\n".join([*lines, end, _summary(found)]) + "\n"
 
 
+def _places(one: Finding, configuration: Configuration) -> list[str]:
+    """Where the settings that a finding names are set, `file:line`; those that are defaults are nowhere."""
+    places = (configuration.places.get(key, "") for key in one.key.split(", "))
+    return list(dict.fromkeys(filter(None, places)))
+
+
 def _unread(one: str) -> str:
     place, _, key = one.rpartition(": ")
     if not is_file(key):
@@ -76,11 +81,13 @@ def _advantage(reading: Reading) -> str:
     if reading.advantages is None:
         return f"A: from {reading.estimator}"
     center = {"mean": "r_i - mean", "none": "r_i", "leave_one_out": "r_i - mean of the others"}
+    spread = {"batch_std": "std of the batch", "leave_one_out_std": "std of the others"}
     text = center[reading.advantages.get("center", "mean")]
     if reading.advantages.get("scale", "std") == "none":
         return f"A_i = {text}"
     ddof, eps = reading.advantages.get("ddof", 1), reading.advantages.get("eps", 1e-6)
-    return f"A_i = ({text}) / ({reading.advantages.get('scale', 'std')}(ddof {ddof}) + {eps:g})"
+    scale = reading.advantages.get("scale", "std")
+    return f"A_i = ({text}) / ({spread.get(scale, scale)} (ddof {ddof}) + {eps:g})"
 
 
 def _summary(found: Sequence[Finding]) -> str:
@@ -100,7 +107,7 @@ def _record(reading: Reading, found: Sequence[Finding], configuration: Configura
         "settings": {key: reading.settings[key] for key in sorted(reading.settings)},
         "given": sorted(reading.given),
         "computed": list(configuration.computed),
-        "findings": [asdict(one) for one in found],
+        "findings": [{**asdict(one), "places": _places(one, configuration)} for one in found],
     }
 
 
@@ -118,8 +125,8 @@ def _sarif(found: Sequence[Finding], configuration: Configuration) -> dict[str, 
 
 
 def _result(one: Finding, configuration: Configuration) -> dict[str, Any]:
-    places = sorted(set(configuration.places.values()))
-    file, _, line = configuration.places.get(one.key, places[0] if places else "").rpartition(":")
+    places = [*_places(one, configuration), *sorted(set(configuration.places.values()))]
+    file, _, line = (places[0] if places else "").rpartition(":")
     file, line = (file, line) if line.isdigit() else (f"{file}:{line}" if file else line, "1")
     parts = (one.message, one.consequence, f"fix: {one.fix}" if one.fix else "")
     text = " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts if part)

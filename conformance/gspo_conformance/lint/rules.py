@@ -174,7 +174,9 @@ def _advantages(reading: Reading) -> Iterator[Finding]:
             _fix(reading, "advantages"),
         )
     elif advantages.get("center", "mean") != "mean":
-        yield Finding("baseline", "warning", "", f"the baseline is {advantages['center']}", "GSPO-ADV-6")
+        told = {"leave_one_out": "the mean of the other responses, not that of the whole group"}
+        name = advantages["center"]
+        yield Finding("baseline", "warning", "", f"the baseline is {told.get(name, name)}", "GSPO-ADV-6")
     yield from _scale(reading, advantages)
 
 
@@ -183,7 +185,8 @@ def _scale(reading: Reading, advantages: Mapping[str, Any]) -> Iterator[Finding]
     if scale != "std":
         names = {
             "none": "not divided by the standard deviation of the group",
-            "batch_std": "divided by that of the batch",
+            "batch_std": "divided by the standard deviation of the batch, not that of the group",
+            "leave_one_out_std": "divided by the standard deviation of the other responses",
         }
         told = names.get(scale, f"divided by {scale}")
         yield Finding("scale", "warning", "", f"advantages are {told}", "GSPO-ADV-7", "", _fix(reading, "scale"))
@@ -241,9 +244,10 @@ def _dialect(reading: Reading) -> Any:
 
 
 def _key(fix: str, reading: Reading) -> str:
-    """The setting that a fix begins with."""
-    name = re.split(r"[=:\s]", fix, maxsplit=1)[0]
-    return name if name in reading.settings else ""
+    """The first setting that a fix names, as a key or as a flag: `no --use-kl-loss` is about `use_kl_loss`."""
+    words = (word.removeprefix("--") for word in re.findall(r"[\w.-]+", fix))
+    names = (name for word in words for name in (word, word.replace("-", "_")))
+    return next((name for name in names if name in reading.settings), "")
 
 
 RULES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (

@@ -15,7 +15,7 @@ MOST = 2_000
 PREFIX = 7
 # Settings that trainers really have, and that say nothing about the objective, for all their likeness.
 ELSEWHERE = re.compile(
-    r"^(val|eval|vllm|custom|mtp|chord|per_device_eval)_|_(eval|weights|fusion|overrides)$|micro_batch|_eval_|_round_in_"
+    r"^(val|eval|vllm|custom|mtp|chord|per_device_eval)_|_(eval|weights|fusion|overrides)$|micro_batch|(^|_)(eval|val)_|_round_in_|^rollout_rs_"
 )
 REAL = frozenset(
     (

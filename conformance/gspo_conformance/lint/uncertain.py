@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ..trainers.dialect import Finding, Reading
+from ..words import UsageError
 from .bases import ABSENT
 
 
@@ -24,6 +25,17 @@ def doubted(found: Sequence[Finding], unread: Iterable[str], reading: Reading) -
     """The findings, those that rest on the default of a setting which is computed turned into warnings that say so."""
     keys = [key for key in unread if counts(key, reading)]
     return [_doubted(one, _cause(one, keys, reading)) for one in found]
+
+
+def unset(reading: Reading, unread: Iterable[str], words: Iterable[str]) -> list[Finding]:
+    """A note where nothing is set and all is a default; an error where a program reads its settings from elsewhere."""
+    if reading.given or any(counts(key, reading) for key in unread):
+        return []
+    sectioned = any("." in key for key in reading.settings) or reading.trainer in ("roll", "slime")
+    if sectioned and all(word.endswith((".py", ".ipynb")) for word in words):
+        raise UsageError(f"no setting of {reading.trainer} in this program: give its configuration or its command line")
+    told = f"nothing here sets what {reading.trainer} optimises: this is what it does by default"
+    return [Finding("defaults", "note", "", told)]
 
 
 def _cause(one: Finding, keys: Sequence[str], reading: Reading) -> str:

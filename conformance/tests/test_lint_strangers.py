@@ -1,0 +1,176 @@
+"""`gspo lint` on what people bring: notebooks with commands, programs with dictionaries, runs of forks, keys beside the loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gspo_conformance.cli import main
+
+ACTOR = "actor_rollout_ref.actor."
+NESTED = """from verl import start
+config = {
+    "algorithm": {"adv_estimator": "grpo"},
+    "data": {"train_batch_size": 512, "train_files": find()},
+    "actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": "gspo"}, "clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4,
+                                    "ppo_mini_batch_size": 128}},
+}
+config["actor_rollout_ref"]["actor"]["loss_agg_mode"] = "token-mean"
+start(config, actor_rollout_ref=None)
+"""
+FLAT = """import skyrl
+CONFIG = {"trainer.algorithm.policy_loss_type": "gspo", "trainer.algorithm.loss_reduction": "sequence_mean",
+          "trainer.algorithm.eps_clip_low": 3e-4, "trainer.algorithm.eps_clip_high": 4e-4,
+          "trainer.algorithm.use_kl_loss": False}
+"""
+VERL = "python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo "
+
+
+def _lint(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    main(["lint", *words, "--format", "json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def _file(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def _notebook(*cells: str, output: str = "") -> str:
+    code = [{"cell_type": "code", "source": cell, "outputs": [{"text": output}]} for cell in cells]
+    return json.dumps({"cells": code})
+
+
+def _errors(record: dict[str, Any]) -> set[str]:
+    return {one["rule"] for one in record["findings"] if one["severity"] == "error"}
+
+
+def test_a_dictionary_of_sections_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = _lint(capsys, _file(tmp_path, "train.py", NESTED))
+    assert record["trainer"] == "verl"
+    assert record["objective"]["ratio"] == "gspo_token"
+    assert _errors(record) == {"aggregation"}
+    assert [one.rpartition(": ")[2] for one in record["computed"]] == ["data.train_files"]
+    record = _lint(capsys, _file(tmp_path, "flat.py", FLAT))
+    assert (record["trainer"], _errors(record)) == ("skyrl", set())
+
+
+@pytest.mark.parametrize("cell", ["!{}\\\n  {}", "%%bash\ncd verl\n{} {}"])
+def test_the_commands_of_a_notebook_are_read(cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = cell.format(
+        VERL, f"{ACTOR}policy_loss.loss_mode=gspo {ACTOR}clip_ratio_low=3e-4 {ACTOR}clip_ratio_high=4e-4"
+    )
+    cells = ("!pip install --upgrade verl", "import os\nprint(os.name)", text)
+    record = _lint(capsys, _file(tmp_path, "run.ipynb", _notebook(*cells)))
+    assert record["trainer"] == "verl"
+    assert record["objective"]["surrogate"]["low"] == 3e-4
+
+
+def test_what_a_notebook_has_printed_neither_names_a_trainer_nor_makes_it_too_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ("from trl import GRPOConfig\n", "args = GRPOConfig(importance_sampling_level='sequence')")
+    text = _notebook(*cells, output="import unsloth actor_rollout_ref " + "x" * 1_500_000)
+    assert _lint(capsys, _file(tmp_path, "run.ipynb", text))["trainer"] == "trl"
+
+
+def test_the_overrides_that_hydra_keeps_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"- algorithm.adv_estimator=grpo\n- {ACTOR}policy_loss.loss_mode=gspo\n- ++{ACTOR}clip_ratio_high=4e-4\n"
+    record = _lint(capsys, _file(tmp_path, "overrides.yaml", text))
+    assert record["objective"]["surrogate"]["high"] == 4e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("worker.py", "from verl.trainer import x\nmodel = SamplingConfig(temperature=1.0)", "no setting of verl in this"),
+        ("run.yaml", "ppo:\n  ppo_n_minibatches: 4\n  eps_clip: 0.2\n  gen: {n: 8}", "a configuration of AReaL up to 0.3"),
+        ("run.yaml", "rl_config:\n  clip_ratio: 0.2\n  adv_estimator: group_norm", "a configuration of MindSpeed-RL"),
+        ("run.yaml", "speed: 3\nwheels: 4", "none of the 2 keys here is one of agilerl, areal"),
+        ("run.yaml", "advantage_estimator: gspo\nwheels: 4\neps_clip: much\n", "dialect: "),
+        ("run.sh", "python train.py --advantage-estimator gspo --eps-clip 4e-4x", "eps_clip = '4e-4x': slime cannot mean"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_says_why(
+    name: str, text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", _file(tmp_path, name, text)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_configuration_that_sets_nothing_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = _lint(capsys, _file(tmp_path, "run.sh", "swift rlhf --rlhf_type grpo --model here\n"))
+    assert [one["rule"] for one in record["findings"]][-1] == "defaults"
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [("loss_reduction=token_mean_legacy", "micro-batches"), ("loss_reduction=seq_mean_token_sum_norm", "refused")],
+)
+def test_reductions_of_skyrl_that_depend_on_more(setting: str, rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = _lint(capsys, "trainer.algorithm.policy_loss_type=gspo", f"trainer.algorithm.{setting}")
+    assert record["trainer"] == "skyrl"
+    assert {rule, "aggregation"} <= _errors(record)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "setting", "rule"),
+    [
+        ("verl", "algorithm.filter_groups.enable=True", "dynamic-sampling"),
+        ("verl", "reward_model.overlong_buffer.enable=True", "overlong-penalty"),
+        ("trl", "mask_truncated_completions=True", "overlong-filter"),
+        ("unsloth", "mask_truncated_completions=True", "overlong-filter"),
+        ("ms_swift", "dynamic_sample=true", "dynamic-sampling"),
+        ("nemo_rl", "grpo.use_dynamic_sampling=true", "dynamic-sampling"),
+        ("skyrl", "trainer.algorithm.dynamic_sampling.type=filter", "dynamic-sampling"),
+        ("openrlhf", "algo.dynamic_filtering_enable=true", "dynamic-sampling"),
+        ("openrlhf", "overlong_buffer_len=1024", "overlong-penalty"),
+        ("slime", "dynamic_sampling_filter_path=a.b.keep", "dynamic-sampling"),
+        ("areal", "actor.overlong_reward_penalty=true", "overlong-penalty"),
+        ("roll", "max_len_mask=true", "overlong-filter"),
+        ("roll", "difficulty_mask=true", "dynamic-sampling"),
+    ],
+)
+def test_what_is_done_to_rewards_and_responses_is_noted(
+    dialect: str, setting: str, rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def notes(*words: str) -> set[str]:
+        found = _lint(capsys, *words, "--dialect", dialect)["findings"]
+        return {one["rule"] for one in found if one["severity"] == "note"}
+
+    key = setting.partition("=")[0]
+    assert rule in notes(setting)
+    assert rule not in notes(f"{key}=null")
+
+
+def test_every_key_of_areals_example_has_an_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("actor.group_size=4", "actor.dynamic_sampling=true", "--dialect", "areal", "--trainer-version", "981e3f68")
+    found = _lint(capsys, "actor.importance_sampling_level=sequence", *words)["findings"]
+    assert {"actor.group_size", "actor.dynamic_sampling"} <= {one["key"] for one in found}
+
+
+def test_every_setting_of_a_finding_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "python train.py --hf-checkpoint m \\\n --advantage-estimator gspo \\\n --eps-clip 0.1 --eps-clip-high 0.2 \\\n --use-kl-loss --kl-loss-coef 0.1"
+    file = _file(tmp_path, "run.sh", text)
+    record = _lint(capsys, file)
+    places = {one["rule"]: one["places"] for one in record["findings"]}
+    assert places["clip-range"] == [f"{file}:3"]
+    assert places["penalty"] == [f"{file}:4"]
+
+
+@pytest.mark.parametrize(
+    "key", ["grpo.num_val_generations_per_prompt", "algorithm.rollout_correction.rollout_rs_threshold"]
+)
+def test_settings_that_a_trainer_has_are_not_called_misspelt(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    dialect = "nemo_rl" if key.startswith("grpo") else "verl"
+    assert "unknown-key" not in {one["rule"] for one in _lint(capsys, f"{key}=2", "--dialect", dialect)["findings"]}
+
+
+def test_baselines_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "loss_fn.ratio_clip_min=3e-4", "--dialect", "nemo_rl"]) == 1
+    text = capsys.readouterr().out
+    assert "leave_one_out_std" not in text
+    assert "the baseline is the mean of the other responses" in text
