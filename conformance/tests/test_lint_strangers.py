@@ -174,3 +174,44 @@ def test_baselines_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     assert "leave_one_out_std" not in text
     assert "the baseline is the mean of the other responses" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "corrections"),
+    [
+        (("algo.advantage.is_correction_level=token",), [("token", "mask", 0.5, 5.0)]),
+        (("enable_vllm_is_correction=true", "algo.advantage.is_correction_mode=clip"), [("token", "clamp", 0.5, 5.0)]),
+        (("algo.advantage.is_correction_level=seq",), [("token", "clamp", None, None), ("geometric", "reject", 0.5, 5.0)]),
+    ],
+)  # fmt: skip
+def test_the_corrections_of_openrlhf_are_read(
+    words: tuple[str, ...], corrections: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = _lint(capsys, *words, "--dialect", "openrlhf")
+    found = record["objective"]["correction"]
+    assert [(one["level"], one["action"], one["low"], one["high"]) for one in found] == corrections
+    assert "ρ_it" in record["formula"]
+    assert _lint(capsys, *words, "policy_loss_type=gspo", "--dialect", "openrlhf")["objective"]["correction"] == []
+
+
+def test_former_names_of_openrlhf_are_read_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("advantage_estimator=grpo", "use_kl_loss=true", "use_kl_estimator_k3=true", "init_kl_coef=0.01")
+    record = _lint(capsys, *words, "--dialect", "openrlhf")
+    assert record["objective"]["penalty"]["estimator"] == "k3"
+    assert record["advantages"]["center"] == "mean"
+    assert "refused" in _errors(record)
+
+
+def test_a_program_that_makes_no_trainer_of_the_family_is_no_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import tunix\noptions = MetricsConfig(folder='here')\n"
+    assert main(["lint", _file(tmp_path, "part.py", text)]) == 2
+    assert "no setting of tunix in this program" in capsys.readouterr().err
+    text += "learner = GRPOLearner(config=RolloutConfig(temperature=1.0))\n"
+    assert _lint(capsys, _file(tmp_path, "part.py", text))["trainer"] == "tunix"
+
+
+def test_a_penalty_of_nothing_is_not_in_the_formula(capsys: pytest.CaptureFixture[str]) -> None:
+    record = _lint(capsys, f"{ACTOR}use_kl_loss=True", f"{ACTOR}kl_loss_coef=0.0", "--dialect", "verl")
+    assert "π_ref" not in record["formula"]

@@ -21,7 +21,7 @@ NAMED: dict[str, str] = {
     "liger": r"\bLigerFusedLinearGRPOLoss\b",
     "stateset_agents": r"\bstateset_agents\b",
     "openrlhf": r"\bopenrlhf\.cli\b",
-    "skyrl": r"\bskyrl(_train|\.)|\bskyrl\b.*\bmain_base\b|\btrainer\.algorithm\.\w+",
+    "skyrl": r"\bskyrl(_train|\.)|\bskyrl\b.*\bmain_base\b|\btrainer\.algorithm\.[\w.]+[\"']?\s*[=:]",
     "nemo_rl": r"\bnemo_rl\b|\bnemo-rl\b|\brun_grpo_\w+\.py\b",
     "areal": r"\bareal\b",
     "tunix": r"\btunix\b",

@@ -38,7 +38,7 @@ def formula(objective: Mapping[str, Any]) -> str:
         outer = "1/G Σ_i "
     weights = "ρ_it " * len(objective["correction"])
     text = f"L = -{_divided(outer, constant)}{weights}{unit}"
-    if objective["penalty"]:
+    if objective["penalty"] and objective["penalty"]["coefficient"]:
         text += f" + {objective['penalty']['coefficient']:g}·{ESTIMATORS[objective['penalty']['estimator']]}"
         where += ", z = log π_θ - log π_ref"
     if objective["log_ratio_cap"] is not None:

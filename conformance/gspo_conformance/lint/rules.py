@@ -133,7 +133,7 @@ def _penalty(reading: Reading) -> Iterator[Finding]:
 
 def _correction(reading: Reading) -> Iterator[Finding]:
     for one in reading.objective["correction"]:
-        message = f"the loss is multiplied by a correction for the sampler, per {one['level']}, {one['action']} at {one['high']}"
+        message = f"the loss is multiplied by a correction for the sampler, per {one['level']}{_band(one)}"
         yield Finding("correction", "note", "", message, "GSPO-CORR-5")
         if one["level"] == "sequence":
             yield Finding(
@@ -146,12 +146,30 @@ def _correction(reading: Reading) -> Iterator[Finding]:
             )
 
 
+def _band(correction: Mapping[str, Any]) -> str:
+    """`, held below 2`, `, dropped outside 0.5 to 5`; that there is none without bounds."""
+    low, high = correction["low"], correction["high"]
+    verb = {"clamp": "held", "mask": "dropped", "reject": "whole responses dropped"}[correction["action"]]
+    clamps = correction["action"] == "clamp"
+    if low is None and high is None:
+        return ", without bounds"
+    if low is not None and high is not None:
+        return f", {verb} {'within' if clamps else 'outside'} {low:g} to {high:g}"
+    above = (high is not None) != clamps
+    return f", {verb} {'above' if above else 'below'} {low if high is None else high:g}"
+
+
 def _cap(reading: Reading) -> Iterator[Finding]:
     cap = reading.objective["log_ratio_cap"]
     if cap is not None:
         message = f"the log-ratio is capped at {cap:g}: above it the gradient is 0, whatever the sign of the advantage"
         yield Finding(
-            "log-ratio-cap", "note", "", message, "GSPO-RATIO-6", f"reached only where s exceeds {math.exp(cap):.0f}"
+            "log-ratio-cap",
+            "note",
+            "",
+            message,
+            "GSPO-RATIO-6",
+            f"reached only where the ratio exceeds {math.exp(cap):.2g}",
         )
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..trainers.dialect import Finding, Reading
 from ..words import UsageError
 from .bases import ABSENT
+from .configuration import source_text
+
+# A trainer or a configuration of this family is made: what it is not told, it has by default.
+_CALL = re.compile(r"^(?!\s*class\b).*(G[RS]PO|CISPO|RLHF)\w*\(", re.M)
 
 
 def counts(key: str, reading: Reading) -> bool:
@@ -31,8 +36,7 @@ def unset(reading: Reading, unread: Iterable[str], words: Iterable[str]) -> list
     """A note where nothing is set and all is a default; an error where a program reads its settings from elsewhere."""
     if reading.given or any(counts(key, reading) for key in unread):
         return []
-    sectioned = any("." in key for key in reading.settings) or reading.trainer in ("roll", "slime")
-    if sectioned and all(word.endswith((".py", ".ipynb")) for word in words):
+    if all(word.endswith((".py", ".ipynb")) and not _CALL.search(source_text(Path(word))) for word in words):
         raise UsageError(f"no setting of {reading.trainer} in this program: give its configuration or its command line")
     told = f"nothing here sets what {reading.trainer} optimises: this is what it does by default"
     return [Finding("defaults", "note", "", told)]

@@ -8,7 +8,11 @@ from typing import Any, ClassVar
 from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
 
 ACTOR, KL, ADVANTAGE = "actor.", "algo.kl.", "algo.advantage."
-BESIDE = {"algo.dynamic_filtering_enable": "equal", "reward.overlong_buffer_len": "overlong"}
+BESIDE = {
+    "algo.dynamic_filtering_enable": "equal",
+    "reward.overlong_buffer_len": "overlong",
+    "reward.stop_properly_penalty_coef": "overlong",
+}
 DEFAULTS: dict[str, Any] = {
     ACTOR + "policy_loss_type": "ppo",
     ACTOR + "loss_agg_mode": "token-mean",
@@ -21,6 +25,10 @@ DEFAULTS: dict[str, Any] = {
     KL + "estimator": "k1",
     ADVANTAGE + "estimator": "gae",
     ADVANTAGE + "is_correction_level": "off",
+    ADVANTAGE + "is_correction_mode": "mask",
+    ADVANTAGE + "is_correction_gating": "ratio",
+    ADVANTAGE + "is_correction_threshold": (0.5, 5.0),
+    KL + "unbiased_gradient": False,
     "rollout.batch_size": 1024,
     "rollout.n_samples_per_prompt": 1,
     "train.batch_size": 128,
@@ -45,6 +53,7 @@ FORMER = {
     "dynamic_filtering": "algo.dynamic_filtering_enable",
     "overlong_buffer_len": "reward.overlong_buffer_len",
 }
+CORRECTION = ("level", "mode", "gating", "threshold")
 CORRECTIONS = ("enable_vllm_is_correction", ADVANTAGE + "is_correction_enable")
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -53,6 +62,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "reinforce_baseline": {"center": "mean", "scale": "none"},
     "rloo": {"center": "leave_one_out", "scale": "none"},
 }
+ALIASES = {"grpo": "group_norm"}
 WHITENED = ("gae", "reinforce", "reinforce_baseline")
 
 
@@ -78,6 +88,9 @@ class OpenRlhf:
         former = [key for key in settings if key in FORMER or (key in CORRECTIONS and settings[key])]
         if any(key in CORRECTIONS for key in former):
             given.setdefault(ADVANTAGE + "is_correction_level", "token")
+        if settings.get("use_kl_estimator_k3"):
+            former.append("use_kl_estimator_k3")
+            given.setdefault(KL + "estimator", "k3")
         every = DEFAULTS | given
         gspo = every[ACTOR + "policy_loss_type"] == "gspo"
         mode = "seq-mean-token-mean" if gspo else every[ACTOR + "loss_agg_mode"]
@@ -88,9 +101,10 @@ class OpenRlhf:
             "surrogate": {"kind": "clip", "low": low, "high": high, "dual": every[ACTOR + "dual_clip"]},
             "aggregation": {"mode": AGGREGATIONS[mode], "count": "all", "constant": 1.0},
             "penalty": _penalty(every),
+            "correction": [] if gspo else _correction(every),
             "log_ratio_cap": None if gspo else 20.0,
         }
-        estimator = str(every[ADVANTAGE + "estimator"])
+        estimator = ALIASES.get(str(every[ADVANTAGE + "estimator"]), str(every[ADVANTAGE + "estimator"]))
         return Reading(
             trainer=self.name,
             version=version,
@@ -146,6 +160,21 @@ def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The weight of a token, and the band outside which tokens or responses are dropped or held; a divergence drops what no weight says."""
+    level, mode, gating, bounds = (every[f"{ADVANTAGE}is_correction_{name}"] for name in CORRECTION)
+    if level == "off":
+        return []
+    plain = {"numerator": "old", "negative_only": False}
+    unbounded = {"level": "token", "action": "clamp", "low": None, "high": None, **plain}
+    if gating != "ratio":
+        return [unbounded]
+    low, high = bounds if isinstance(bounds, (list, tuple)) else (None, bounds)
+    if level == "seq":
+        return [unbounded, {"level": "geometric", "action": "reject", "low": low, "high": high, **plain}]
+    return [{"level": "token", "action": {"clip": "clamp"}.get(mode, mode), "low": low, "high": high, **plain}]
+
+
 def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
     if penalty is None or not penalty["coefficient"]:
         return {KL + "use_loss": False}
@@ -161,6 +190,7 @@ def _former(keys: list[str]) -> list[Finding]:
     if not keys:
         return []
     named = {**FORMER, **dict.fromkeys(CORRECTIONS, ADVANTAGE + "is_correction_level token")}
+    named["use_kl_estimator_k3"] = KL + "estimator k3"
     told = f"flags of earlier versions are read as those that took their place: --{keys[0]} as --{named[keys[0]]}"
     cost = f"this version refuses them: {', '.join(f'--{key}' for key in keys)}"
     return [Finding("former-flags", "note", keys[0], told, consequence=cost)]
@@ -173,6 +203,13 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
         told = "the ratio is taken to the sampler's policy, and mode, gating and threshold of the correction have no effect"
         key = ADVANTAGE + "is_correction_level"
         found.append(Finding("correction-ignored", "error", key, told, "GSPO-RATIO-1", fix=f"--{key} off"))
+    gating = every[ADVANTAGE + "is_correction_gating"]
+    if not gspo and level != "off" and gating != "ratio":
+        told = f"what differs too much from the sampler by {gating} is dropped from the loss"
+        found.append(Finding("filter", "note", ADVANTAGE + "is_correction_gating", told, "GSPO-CORR-2"))
+    if coefficient and every[KL + "use_loss"] and every[KL + "unbiased_gradient"]:
+        told = f"the KL term has the value of {every[KL + 'estimator']} and the gradient of the KL itself, weighted by the ratio"
+        found.append(Finding("kl-gradient", "note", KL + "unbiased_gradient", told, "GSPO-KL-5"))
     if coefficient and not every[KL + "use_loss"]:
         told = f"a KL term of {coefficient:g} enters the rewards, token by token, and with it the advantages"
         key = KL + "init_coef"
@@ -181,6 +218,10 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
         key = ACTOR + "entropy_coef"
         told = f"an entropy bonus with the coefficient {every[key]:g} where the paper has none"
         found.append(Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix=f"--{key} 0"))
+    if every[ADVANTAGE + "estimator"] in ALIASES:
+        key = ADVANTAGE + "estimator"
+        told = f"OpenRLHF has no estimator {every[key]}: {ALIASES[every[key]]} is what it calls this"
+        found.append(Finding("refused", "error", key, told, "GSPO-ADV-1", fix=f"--{key} {ALIASES[every[key]]}"))
     if every[ADVANTAGE + "estimator"] == "group_norm":
         told = "equal rewards of a group leave the rounding of their mean, divided by 1e-9: eight rewards of 0.1 give |A| = 0.83 in float32"
         found.append(Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-4"))
