@@ -131,9 +131,15 @@ class Run:
         return any(result.verdict == ERROR for result in self.results) and not any(r.judged for r in self.results)
 
     @property
+    def idle(self) -> bool:
+        """Whether failures below the level are all there is: nothing was asked that could fail the run."""
+        asked = [result for result in self.results if result.verdict not in (UNSUPPORTED, SKIPPED)]
+        return bool(self.remarks) and not any(map(self.counts_for_exit, asked))
+
+    @property
     def exit_code(self) -> int:
         """0 as expected, 1 non-conforming, 3 the harness failed or answered nothing."""
-        if self.failure or not self.complete or not self.answered or self.mute:
+        if self.failure or not self.complete or not self.answered or self.mute or self.idle:
             return HARNESS
         return NON_CONFORMING if self.offences or self.stale else AS_EXPECTED
 
@@ -148,6 +154,8 @@ class Run:
             return "nothing tested"
         if self.mute:
             return "not one answer"
+        if self.idle:
+            return f"nothing of level {self.level} tested"
         if not self.conforming:
             return "NOT conforming"
         return "deviates as known" if self.known else "conforming"

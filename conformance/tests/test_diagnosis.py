@@ -149,6 +149,12 @@ def tied(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
     return -torch.where(mask.any(1), value, 0.0)
 
 
+def narrow(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+    """The losses of the paper's responses with a ratio that was bfloat16 on its way."""
+    ratio = torch.exp(torch.where(mask, logp - old_logp, 0.0).sum(1) / mask.sum(1).clamp(min=1)).bfloat16().float()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - 3e-4, 1 + 4e-4) * advantages)
+
+
 def centred(values: Any) -> Any:
     return (values - values.mean()) / (values.std(unbiased=False) + 1e-8)
 
@@ -166,7 +172,9 @@ STRANGERS: dict[str, tuple[Any, str]] = {
     "one too long": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1).mean(), "a length that is 1 too large"),
     "a temperature": (lambda new, old, a, m: paper(new, old, a, m, scale=1 / 0.7).mean(), "1.43x, farther away"),
     "small advantages": (lambda new, old, a, m: paper(new, old, a.clamp(-1, 1), m).mean(), "held to ±1"),
-    "normalised twice": (lambda new, old, a, m: paper(new, old, centred(a), m).mean(), "centred over the batch"),
+    "normalised twice": (lambda new, old, a, m: paper(new, old, centred(a), m).mean(), "centred over the batch and divided by its standard deviation"),
+    "a spread taken out": (lambda new, old, a, m: paper(new, old, a / a.std() if len(a) > 1 else a, m).mean(), "divided by the standard deviation of the batch"),
+    "an epsilon": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1e-5).mean(), "that of a length with 1e-05 added to it"),
     "eight ranks": (lambda new, old, a, m: paper(8 * new - 7 * new.detach(), old, a, m).mean(), "the loss is right"),
     "no end": (lambda new, old, a, m: paper(new, old, a, no_end(m)).sum() / m.sum() * 3, "the last counted token of a response has no gradient"),
     "the last place": (lambda new, old, a, m: paper(new, old, a, m, length=last_place(m)).mean(), "only in responses with gaps"),
@@ -186,6 +194,9 @@ def test_a_loss_that_is_no_mutant_is_led_to(name: str) -> None:
 SEEN: dict[str, tuple[Any, str]] = {
     "a tie": (lambda new, old, a, m: tied(new, old, a, m).mean(), "inside the clip range the gradient is 0.5x, outside it is right"),
     "a wider clip": (lambda new, old, a, m: paper(new, old, a, m, clip=(3e-3, 4e-3)).mean(), "A > 0 is clipped from a ratio between 1.002 and"),
+    "a bound of the wrong sign": (lambda new, old, a, m: paper(new, old, a, m, clip=(-3e-4, 4e-4)).mean(), "A < 0 is clipped from a ratio between 1.00033 and"),
+    "an old policy that is new": (lambda new, old, a, m: paper(new, new.detach(), a, m).mean(), "log s is 0: the ratio is 1"),
+    "a ratio in bfloat16": (lambda new, old, a, m: narrow(new, old, a, m).mean(), "to both sides, as rounding to bfloat16 leaves it"),
     "one response too few": (lambda new, old, a, m: paper(new, old, a, m).sum() / max(1, len(a) - 1), "that of a mean over one response too few"),
     "three responses": (lambda new, old, a, m: paper(new, old, a, m).sum() / 3, "divided by 3 in place of the number of responses"),
     "other people's": (lambda new, old, a, m: paper(new, old, a.roll(1), m).mean(), "responses have the advantages of others"),
@@ -204,6 +215,20 @@ def test_what_is_seen_response_by_response(name: str, atlas: Atlas) -> None:
     loss, words = SEEN[name]
     texts = seen(loss_target(loss), atlas)
     assert any(words in text for text in texts), texts
+
+
+NOT_SEEN: dict[str, tuple[Any, str]] = {
+    "padding in the sum": (lambda new, old, a, m: paper(new, old, a, torch.ones_like(m), length=m.sum(1).clamp(min=1)).mean(), "advantages of others"),
+    "no factor s": (lambda new, old, a, m: paper(new, old, a, m).mean() * 0 - (a * paper(new, old, -torch.ones_like(a), m).log()).mean(), "rounding"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_SEEN)
+def test_what_is_not_there_is_not_seen(name: str, atlas: Atlas) -> None:
+    loss, words = NOT_SEEN[name]
+    texts = seen(loss_target(loss), atlas)
+    assert texts
+    assert not any(words in text for text in texts), texts
 
 
 def test_digits_that_are_cut_off_are_seen(atlas: Atlas) -> None:
@@ -240,6 +265,7 @@ def test_errors_alone_are_no_deviation_of_anybody() -> None:
 
     diagnosis = found(loss_target(loss), "aggregation/*gspo", "numerics/refuses-nan-*")
     assert diagnosis["mutants"] == []
+    assert diagnosis["sentence"].startswith("too few answers to tell; ")
     assert "end in an error, most often RuntimeError: mask: one response at a time" in diagnosis["sentence"]
 
 

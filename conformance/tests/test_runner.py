@@ -355,6 +355,14 @@ def test_errors_alone_are_the_fault_of_the_adapter_although_refusals_fail() -> N
     assert (run.verdict, run.exit_code) == ("not one answer", 3)
 
 
+def test_a_failure_below_the_level_alone_is_no_conformance() -> None:
+    below = loss_vector("aggregation/unequal", level="SHOULD")
+    found = run(wrong(below.id), vectors=[below])
+    assert (found.verdict, found.exit_code) == ("nothing of level MUST tested", 3)
+    assert run(vectors=[below]).conforming
+    assert run(wrong(below.id), vectors=[below], level="SHOULD").exit_code == 1
+
+
 def test_a_sentence_goes_on_in_lower_case_except_for_names_and_formulas() -> None:
     kept = ("NaN is accepted", "CISPO's weight", "A < 0 is never clipped", "Σx² / (Σx)²", "V not added", "|y| - 1")
     assert [uncapitalised(text) for text in kept] == list(kept)

@@ -16,6 +16,8 @@ from .evidence import Evidence
 from .responses import Response, responses
 
 NEAR, CLOSE, FAR, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 0.1, 6, 0.9, 3, 1.2
+ROUGH, LEAST = 0.2, 2.0**-13
+NARROW = {"float16": 11, "bfloat16": 8}
 CLIPPED_FROM = "is clipped from a ratio between"
 
 Law: TypeAlias = Callable[[Response], float]
@@ -68,13 +70,14 @@ def of_responses(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     factor = _factor(found, wrong)
     told = [_uneven(wrong), _missing(found, wrong), _dead(found), factor]
     if not factor:
+        told.append(_rounding(found))
         told += [clip_range(found), _beside(idle), _power(found) or _side(found, wrong)]
     return [text for text in told if text]
 
 
 def clip_range(found: Sequence[Response]) -> str:
     """From which ratio on a gradient is missing, where that is not the bound that was asked for and the rest is right."""
-    clips, near = {one.clip for one in found}, [one.right for one in found if abs(one.log_ratio) < NEAR]
+    clips, near = {one.clip for one in found}, [one.right for one in found if one.live and abs(one.log_ratio) < NEAR]
     if len(clips) != 1 or sum(near) < MOST * len(near):
         return ""
     ((low, high),) = clips
@@ -137,8 +140,10 @@ def _factor(found: Sequence[Response], wrong: Sequence[Response]) -> str:
     """The law that fits most of the factors near ratio 1."""
     whole = [one for one in found if np.isfinite(one.factor) and one.factor != 0]
     near = [one for one in whole if abs(one.log_ratio) < NEAR]
-    if len(near) < ENOUGH or _fit(near, lambda one: 1.0) >= MOST:
+    if len(near) < ENOUGH:
         return _seldom(whole, wrong)
+    if _fit(near, lambda one: 1.0) >= MOST:
+        return _epsilon(near) or _seldom(whole, wrong)
     middle = float(np.median([one.factor for one in near]))
     laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(near)}
     words = max(laws, key=lambda words: _fit(near, laws[words]))
@@ -154,6 +159,14 @@ def _factor(found: Sequence[Response], wrong: Sequence[Response]) -> str:
     return f"near ratio 1 the gradient is {words}, farther away another multiple: the log-ratio is scaled"
 
 
+def _epsilon(near: Sequence[Response]) -> str:
+    """Whether the factors are a little below 1, the more so the shorter the response: what was added to the length."""
+    added = [one.length / one.factor - one.length for one in near]
+    middle = float(np.median(added))
+    same = sum(abs(one - middle) <= ROUGH * middle for one in added) >= MOST * len(added)
+    return f"near ratio 1 the gradient is that of a length with {middle:.1g} added to it" if same and middle > 0 else ""
+
+
 def _power(found: Sequence[Response]) -> str:
     """Where the gradient is right near ratio 1 and elsewhere that of another ratio, as in GSPO-token's form: what becomes of log s."""
     far = [one for one in found if FAR < abs(one.log_ratio) < 1 / FAR and one.factor > 0]
@@ -161,6 +174,9 @@ def _power(found: Sequence[Response]) -> str:
     if len(far) < ENOUGH or not near or _fit(near, lambda one: 1.0) < MOST:
         return ""
     powers = [_power_of(one) for one in far]
+    if sum(abs(one.factor) < CLOSE for one in powers) >= MOST * len(powers):
+        return "log s is 0: the ratio is 1, however far the policy has moved"
+    powers = [one for one in powers if abs(one.factor) >= CLOSE]
     middle = float(np.median([one.factor for one in powers]))
     laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(powers)}
     words = max(laws, key=lambda words: _fit(powers, laws[words]))
@@ -208,27 +224,55 @@ def _advantages(near: Sequence[Response]) -> str:
     for one in near:
         batches.setdefault(one.question, []).append(one)
     whole = [batch for batch in batches.values() if len(batch) == batch[0].responses > 1]
+    whole = [batch for batch in whole if _fit(batch, lambda one: 1.0) < 1]
+    if len(whole) < FEW:
+        return ""
     moved = [batch for batch in whole if not _balanced([one.advantage for one in batch])]
-    centred = [_balanced([one.advantage * one.factor for one in batch]) for batch in moved]
-    if len(moved) > 2 and all(centred):
-        return "the advantages are centred over the batch"
-    if len(whole) > 2 and all(map(_interchanged, whole)):
+    if len(moved) >= FEW and all(_balanced(_used(batch)) for batch in moved):
+        also = " and divided by its standard deviation" if _scaled(map(_used, moved)) else ""
+        return f"the advantages are centred over the batch{also}"
+    if all(map(_interchanged, whole)):
         return "responses have the advantages of others"
-    together = [np.ptp([one.factor for one in batch]) <= CLOSE * abs(batch[0].factor) for batch in whole]
-    return (
-        "the responses of a batch are off by one factor, other batches by another"
-        if len(whole) > 2 and all(together)
-        else ""
-    )
+    if not all(np.ptp([one.factor for one in batch]) <= CLOSE * abs(batch[0].factor) for batch in whole):
+        return ""
+    if _scaled(map(_used, whole)):
+        return "the advantages are divided by the standard deviation of the batch"
+    return "the responses of a batch are off by one factor, other batches by another"
+
+
+def _used(batch: Iterable[Response]) -> list[float]:
+    """The advantages that the gradients tell."""
+    return [one.advantage * one.factor for one in batch]
+
+
+def _scaled(batches: Iterable[Sequence[float]]) -> bool:
+    """Whether every batch has a standard deviation of 1, of a population or of a sample."""
+    spreads = np.array([(np.std(values), np.std(values, ddof=1)) for values in batches])
+    return bool((np.abs(spreads - 1) < CLOSE).all(axis=0).any())
 
 
 def _balanced(values: Sequence[float]) -> bool:
     return abs(sum(values)) <= CLOSE * sum(map(abs, values))
 
 
-def _interchanged(batch: Iterable[Response]) -> bool:
-    given, used = zip(*((one.advantage, one.advantage * one.factor) for one in batch), strict=True)
-    return bool(np.allclose(sorted(given), sorted(used), rtol=CLOSE))
+def _interchanged(batch: Sequence[Response]) -> bool:
+    given = sorted(one.advantage for one in batch)
+    return bool(np.allclose(given, sorted(_used(batch)), rtol=CLOSE))
+
+
+def _rounding(found: Sequence[Response]) -> str:
+    """Whether factors scatter on both sides of 1, whatever the ratio, as far from it as rounding to a narrow dtype goes."""
+    close = [one for one in found if np.isfinite(one.factor) and one.factor != 0 and abs(one.log_ratio) < FAR]
+    off = [one.factor - 1 for one in close]
+    if len({f"{value:.1e}" for value in off}) < ENOUGH or min(off) > -LEAST or max(off) < LEAST:
+        return ""
+    if abs(np.corrcoef(off, [one.log_ratio for one in close])[0, 1]) > MOST:
+        return ""
+    farthest = max(map(abs, off))
+    dtype = next((dtype for dtype, bits in NARROW.items() if farthest <= 2.0**-bits * (1 + CLOSE)), "")
+    return (
+        f"the gradient is off by up to {farthest:.1%} to both sides, as rounding to {dtype} leaves it" if dtype else ""
+    )
 
 
 def _beside(idle: Sequence[Response]) -> str:

@@ -246,4 +246,5 @@ def _unknown(search: Search, seen: Sequence[str], suspects: Sequence[Suspect]) -
     if suspects and suspects[0].share >= MENTIONED:
         near = suspects[0]
         told = f"nearest is `{near.name}`, {near.explained} of {near.of}{_missed(search, near)}"
-    return "; ".join(text for text in ("unknown deviation", *seen[:SAID], told) if text)
+    head = "unknown deviation" if _answers(search.evidence) else "too few answers to tell"
+    return "; ".join(text for text in (head, *seen[:SAID], told) if text)
