@@ -215,3 +215,24 @@ def test_a_program_that_makes_no_trainer_of_the_family_is_no_configuration(
 def test_a_penalty_of_nothing_is_not_in_the_formula(capsys: pytest.CaptureFixture[str]) -> None:
     record = _lint(capsys, f"{ACTOR}use_kl_loss=True", f"{ACTOR}kl_loss_coef=0.0", "--dialect", "verl")
     assert "π_ref" not in record["formula"]
+
+
+def test_rolls_pipeline_for_agents_has_keys_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "pg_clip: 0.2\nadv_estimator: reinforce\nreward_normalization: {grouping: traj_group_id, method: mean_std}\n"
+    file = _file(tmp_path, "agents.yaml", text)
+    record = _lint(capsys, file)
+    assert (record["objective"]["ratio"], record["advantages"]["center"]) == ("token", "mean")
+    record = _lint(capsys, file, "ratio_type=segment")
+    assert (record["objective"]["ratio"], record["advantages"]["scale"]) == ("sequence", "std")
+    record = _lint(capsys, file, "importance_sampling=seq")
+    assert record["objective"]["ratio"] == "token"
+    assert "key-ignored" in _errors(record)
+    assert _lint(capsys, "importance_sampling=seq", "--dialect", "roll")["objective"]["ratio"] == "sequence"
+
+
+def test_the_worst_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "python train.py --hf-checkpoint m --num-steps-per-rollout 1 --n-samples-per-prompt $GROUP --use-opsm"
+    found = _lint(capsys, _file(tmp_path, "run.sh", text))["findings"]
+    order = [("error", "warning", "note").index(one["severity"]) for one in found]
+    assert order == sorted(order)
+    assert len(set(order)) > 1

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         reading, found = read_settings(room.dialect, configuration.settings, version)
         found = [*misspelt(configuration.settings, reading), *doubted(found, configuration.unread, reading)]
         found += unset(reading, configuration.unread, arguments.configuration)
+        found.sort(key=lambda one: SEVERITIES.index(one.severity))
     except Inexpressible as reason:
         switch = getattr(room.dialect, "fixes", {}).get("ratio", "")
         raise UsageError(f"{reason}{f'; GSPO is {switch}' if switch else ''}") from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..dialect import PAPER, Inexpressible, Reading
+from . import agentic
 from .findings import findings
 
 SEED, HEAD = "c0c0d2b1", "8eb27cc2"
@@ -80,20 +81,21 @@ class Roll:
     versions = (SEED, HEAD)
     clip_keys = ("pg_clip", "pg_clip_low", "pg_clip_high")
     fixes: ClassVar[dict[str, str]] = {
-        "ratio": "importance_sampling: seq",
+        "ratio": "importance_sampling: seq; in the pipeline for agents, ratio_type: segment",
         "aggregation": "loss_agg_mode: seq-mean-token-mean",
         "clip": "use_pg_clip_range: true, pg_clip_low: 3e-4, pg_clip_high: 4e-4; before these keys, pg_clip: 3e-4",
         "dual": "dual_clip_loss: false",
         "penalty": "use_kl_loss: false",
         "whiten": "whiten_advantages: false",
-        "advantages": "adv_estimator: grpo",
-        "scale": "adv_estimator: grpo",
+        "advantages": f"adv_estimator: grpo; in the pipeline for agents, {agentic.GROUPED}",
+        "scale": f"adv_estimator: grpo; in the pipeline for agents, {agentic.GROUPED}",
         "updates": "rollout_batch_size * num_return_sequences_in_group a multiple of what one optimiser step takes",
     }
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise in this version; `given` holds the keys that this version reads."""
-        defaults = SHARED | OWN[version]
+        agents = version == HEAD and agentic.is_agentic(settings)
+        defaults = SHARED | OWN[version] | (agentic.DEFAULTS if agents else {})
         given = {key: value for key, value in settings.items() if key in defaults}
         every = defaults | given
         if every["importance_sampling"] not in RATIOS or every["loss_agg_mode"] not in AGGREGATIONS:
@@ -101,7 +103,7 @@ class Roll:
             raise Inexpressible(f"{told} is not accepted by ROLL")
         objective = {
             **PAPER,
-            "ratio": RATIOS[every["importance_sampling"]],
+            "ratio": agentic.ratio(every) if agents else RATIOS[every["importance_sampling"]],
             "surrogate": _surrogate(every),
             "aggregation": _aggregation(every),
             "penalty": _penalty(every),
@@ -118,7 +120,9 @@ class Roll:
             settings=every,
             given=frozenset(given),
         )
-        return reading.with_findings(*findings(every, settings, reading))
+        return reading.with_findings(
+            *findings(every, settings, reading), *(agentic.findings(every, settings) if agents else ())
+        )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The keys for an objective; responses without a counted token never count in ROLL."""
@@ -174,9 +178,9 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
     """The normalisation of rewards, which is all that `grpo` and `reinforce` do to them."""
     estimator = every["adv_estimator"]
-    if estimator not in ("grpo", "reinforce"):
+    if estimator not in ("grpo", "reinforce", "agentic_reinforce"):
         return None
-    mean, std = _norm(every)
+    mean, std = agentic.norm(every) if "ratio_type" in every else _norm(every)
     scales = {"group": "std", "batch": "batch_std", "running": "batch_std", None: "none"}
     return {"center": "mean" if mean == "group" else "none", "scale": scales[std], "ddof": 1, "eps": 1e-6}
 
