@@ -132,10 +132,13 @@ class Recorder:
         self._waiting: list[tuple[int, list[Call]]] = []
         self._beside: dict[str, Any] = {}
         self._seen = False
+        self._whole: bool | None = None
 
     @property
     def recording(self) -> bool:
-        """Whether the step that is running is recorded."""
+        """Whether the step that is running is recorded, the whole of it even where a rollout begins inside."""
+        if self._whole is not None:
+            return not self.ended and self._whole
         unit = self.step_index if self.rollout_index < 0 else self.rollout_index
         return not self.ended and unit % self.every == 0
 
@@ -168,7 +171,7 @@ class Recorder:
         Args: `logp`, `old_logp`, `behavior_logp`, `ref_logp`, `gradient` (tokens), `sequences` (or `mask` or `offsets`), `advantages`,
         `rewards`, `groups`: what there is. `loss`, `normalizer`: scalars. `metrics`: scalars by name. `objective`: an `Objective`.
         """
-        self._seen = True
+        self._seen, self._whole = True, self.recording
         beside, self._beside = self._beside, {}
         if not self.recording:
             return
@@ -192,7 +195,7 @@ class Recorder:
         """The optimiser step ends, if it had a call of the loss."""
         if not self._seen:
             return
-        self._seen = False
+        self._seen, self._whole = False, None
         if self._calls:
             self._waiting.append((self.step_index, self._calls))
         self._calls = []

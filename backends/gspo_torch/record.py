@@ -64,7 +64,9 @@ class TorchRecorder(Recorder):
 
     @guarded
     def observe(self, objective: Any, logp: Tensor, arguments: dict[str, Any], found: Any) -> None:
-        """A call of the loss."""
+        """A call of the loss; one under `torch.no_grad` trains nothing and is no part of a step."""
+        if not torch.is_grad_enabled():
+            return
         arrays = {name: arguments[name] for name in ("old_logp", "ref_logp", "behavior_logp", "groups", "advantages")}
         self.part(
             objective=objective,

@@ -392,3 +392,15 @@ def test_a_run_without_a_loss_is_an_end_mark(tmp_path: Path) -> None:
         recorder.advance()
     assert list(_files(tmp_path)) == ["end"]
     assert _files(tmp_path)["end"][0]["end"]["step"] == 0
+
+
+def test_a_step_in_which_rollouts_begin_is_recorded_whole_or_not(tmp_path: Path) -> None:
+    """Hunts half of the micro-batches of a step, where each of them is of a rollout of its own."""
+    with Notes(tmp_path, every=2) as trace:
+        for _ in range(4):
+            for _ in range(2):
+                trace.rollout(rewards=[1.0])
+                trace.part(loss=1.0)
+            trace.advance()
+    losses = [place for place in _places(tmp_path) if place[-1] is None]
+    assert [(step, microbatch) for step, microbatch, *_ in losses] == [(s, m) for s in range(4) for m in range(2)]

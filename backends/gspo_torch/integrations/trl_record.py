@@ -25,6 +25,7 @@ from .trl import objective_of
 _Trainer = TypeVar("_Trainer", bound=type)
 _PLAIN = (bool, int, float, str, type(None))
 _PRIVATE = ("token", "key", "password", "secret", "dir", "path", "name", "host", "url", "id")
+_METRICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "kl")
 _BY_TOKENS = ("dapo", "cispo", "vespo")
 
 
@@ -95,9 +96,11 @@ class _TrlRecorder(TorchRecorder):
         weights = trainer.reward_weights.to(by_function.device)
         rewards = (by_function * weights).nansum(dim=1)
         rewards[by_function.isnan().all(dim=1)] = torch.nan
-        groups = (torch.arange(rows, device=rewards.device) + first) // trainer.num_generations
+        if getattr(trainer, "multi_objective_aggregation", "") == "normalize_then_sum":
+            rewards = None  # Advantages are then not those of one reward.
+        groups = (torch.arange(rows, device=by_function.device) + first) // trainer.num_generations
         self.rollout(rewards=rewards, groups=groups, advantages=found["advantages"])
-        found |= {"trace_rewards": rewards, "trace_groups": groups}
+        found |= {"trace_groups": groups} | ({} if rewards is None else {"trace_rewards": rewards})
 
     @guarded
     def computed(self, trainer: Any, inputs: dict[str, Any], loss: Tensor, metrics: dict[str, float]) -> None:
@@ -110,7 +113,7 @@ class _TrlRecorder(TorchRecorder):
             # With other terms in it, the loss is not that of the objective.
             loss=None if _adds_terms(trainer) else loss,
             normalizer=_normalizer(trainer, inputs, mask),
-            metrics={name: value for name, value in metrics.items() if name.startswith(("clip_ratio/", "kl"))},
+            metrics={name: value for name, value in metrics.items() if name in _METRICS},
             logp=logp,
             old_logp=logp if old is None else old,
             behavior_logp=inputs.get("sampling_per_token_logps", _policy_that_sampled(trainer, logp, old)),
@@ -120,13 +123,22 @@ class _TrlRecorder(TorchRecorder):
             rewards=inputs.get("trace_rewards"),
             groups=inputs.get("trace_groups"),
         )
-        if self.gradient and self.recording and logp.requires_grad:
+        if (
+            self.gradient
+            and self.recording
+            and logp.requires_grad
+            and getattr(trainer, "top_entropy_quantile", 1.0) == 1
+        ):
             self.watch(logp)
 
 
 def _adds_terms(trainer: Any) -> bool:
-    """Whether an auxiliary loss of experts or a bonus for entropy is in the loss; releases before 1.8 have neither."""
-    return getattr(trainer, "aux_loss_enabled", False) or getattr(trainer, "_entropy_bonus_enabled", False)
+    """Whether an auxiliary loss of experts or a bonus for entropy is in the loss, or tokens of low entropy are not; old releases have none."""
+    return (
+        getattr(trainer, "aux_loss_enabled", False)
+        or getattr(trainer, "_entropy_bonus_enabled", False)
+        or getattr(trainer, "top_entropy_quantile", 1.0) < 1
+    )
 
 
 def _claimed(trainer: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -28,12 +29,12 @@ from ..record import TorchRecorder
 from .absent import import_trainer
 
 _ACTOR = "actor_rollout_ref.actor."
+_ARGUMENTS = ("loss_agg_mode", "config", "rollout_is_weights")
 _CLAIMED = (
     "clip_ratio",
     "clip_ratio_low",
     "clip_ratio_high",
     "clip_ratio_c",
-    "loss_scale_factor",
     "tau_pos",
     "tau_neg",
 )
@@ -77,24 +78,26 @@ class VerlRecorder(TorchRecorder):
 
     def wrapped(self, function: Any) -> Any:
         """`function`, with every call recorded."""
+        default = inspect.signature(function).parameters.get("loss_agg_mode")
+        own = {} if default is None or default.default is default.empty else {"loss_agg_mode": default.default}
 
         @functools.wraps(function)
         def loss(
             old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, response_mask: Tensor, *rest: Any, **named: Any
         ) -> Any:
             found = function(old_log_prob, log_prob, advantages, response_mask, *rest, **named)
-            self.called(found, old_log_prob, log_prob, advantages, response_mask, rest, named)
+            given = own | dict(zip(_ARGUMENTS, rest, strict=False)) | named
+            self.called(found, old_log_prob, log_prob, advantages, response_mask, given)
             return found
 
         return loss
 
     @guarded
     def called(
-        self, found: Any, old: Tensor, logp: Tensor, advantages: Tensor, mask: Tensor, rest: Any, named: Any
+        self, found: Any, old: Tensor, logp: Tensor, advantages: Tensor, mask: Tensor, given: Mapping[str, Any]
     ) -> None:
         """A call of the loss. A weight for the sampler multiplies the advantage, since J is homogeneous in it."""
-        given = dict(zip(("loss_agg_mode", "config", "rollout_is_weights"), rest, strict=False)) | named
-        self._claim_of_config(given)
+        self._claim_of_config(given, mask)
         weights = given.get("rollout_is_weights")
         self.part(
             loss=found[0],
@@ -108,13 +111,16 @@ class VerlRecorder(TorchRecorder):
         if self.gradient and self.recording and logp.requires_grad:
             self.watch(logp)
 
-    def _claim_of_config(self, given: Mapping[str, Any]) -> None:
+    def _claim_of_config(self, given: Mapping[str, Any], mask: Tensor) -> None:
         """The settings of the actor that decide its loss, as it was called with them."""
         settings, config = self.run["trainer"]["settings"], given.get("config")
         for name in _CLAIMED:
             value = getattr(config, name, None)
             if isinstance(value, (int, float)):
                 settings.setdefault(_ACTOR + name, value)
+        totals = getattr(config, "global_batch_info", None) or {}
+        # What verl's own function divides by where nobody says: the width of the batch.
+        settings.setdefault(_ACTOR + "loss_scale_factor", float(totals.get("loss_scale_factor") or mask.shape[-1]))
         settings.setdefault(_ACTOR + "loss_agg_mode", given.get("loss_agg_mode", "token-mean"))
         settings[_ACTOR + "use_kl_loss"] = False
 

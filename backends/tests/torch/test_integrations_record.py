@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from gspo_conformance.audit import read_trace
+from gspo_torch.integrations import trl_record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MAKE = Path(__file__).parents[3] / "conformance/tests/traces/make_trl.py"
@@ -63,3 +67,61 @@ def test_verls_own_loss_is_recorded_and_returned(tmp_path: Path) -> None:
     settings = recorder.run["trainer"]["settings"]
     assert settings["actor_rollout_ref.actor.loss_agg_mode"] == "seq-mean-token-mean"
     assert settings["actor_rollout_ref.actor.clip_ratio_high"] == 0.3
+
+
+@pytest.mark.parametrize("mode", [None, "token-mean"])
+def test_a_mode_that_the_loop_leaves_to_verls_function_is_that_functions(mode: str | None, tmp_path: Path) -> None:
+    """Hunts "token-mean", verl's default in its configuration, said of a function with a default of its own."""
+    from gspo_torch.integrations.verl_record import VerlRecorder
+
+    def theirs(
+        old: Any, new: Any, a: Any, m: Any, loss_agg_mode: str = "seq-mean-token-sum-norm", config: Any = None
+    ) -> Any:
+        return (new * 0).sum(), {}
+
+    recorder = VerlRecorder(tmp_path, trainer={"name": "verl", "settings": {}})
+    loss = recorder.wrapped(theirs)
+    logp = torch.zeros(2, 3, requires_grad=True)
+    loss(logp.detach(), logp, torch.ones(2, 3), torch.ones(2, 3), **({} if mode is None else {"loss_agg_mode": mode}))
+    recorder.close()
+    settings = recorder.run["trainer"]["settings"]
+    assert settings["actor_rollout_ref.actor.loss_agg_mode"] == (mode or "seq-mean-token-sum-norm")
+    assert settings["actor_rollout_ref.actor.loss_scale_factor"] == 3
+    assert recorder.ended == "closed"
+
+
+def _trainer(**settings: Any) -> Any:
+    """What the recorder asks of TRL's trainer."""
+    args = SimpleNamespace(off_policy_mask_threshold=None)
+    known: dict[str, Any] = {"num_generations": 2, "reward_weights": torch.ones(2), "args": args, "loss_type": "grpo"}
+    known |= {"accelerator": SimpleNamespace(process_index=0), "current_gradient_accumulation_steps": 1}
+    known |= {"_rewards_by_function": torch.tensor([[1.0, 0.0]] * 4), "_scored": torch.zeros(4, 3, requires_grad=True)}
+    return SimpleNamespace(**(known | settings))
+
+
+def test_rewards_that_are_normalised_one_by_one_are_not_recorded_as_one(tmp_path: Path) -> None:
+    """Hunts advantages that differ from those of the weighted sum, which TRL does not normalise there."""
+    for way, names in (
+        ("sum_then_normalize", {"trace_groups", "trace_rewards"}),
+        ("normalize_then_sum", {"trace_groups"}),
+    ):
+        recorder = trl_record._TrlRecorder(tmp_path / way)
+        found = {"advantages": torch.zeros(4)}
+        recorder.generated(_trainer(multi_objective_aggregation=way), found)
+        assert set(found) - {"advantages"} == names
+        assert not recorder.ended
+
+
+def test_a_loss_without_the_tokens_of_low_entropy_is_left_out(tmp_path: Path) -> None:
+    recorder = trl_record._TrlRecorder(tmp_path, gradient=True)
+    inputs = {"completion_mask": torch.ones(4, 3), "advantages": torch.ones(4)}
+    metrics = {"clip_ratio/low_mean": 0.0, "clip_ratio/low_min": 0.0, "entropy": 1.0}
+    for quantile in (0.5, 1.0):
+        trainer = _trainer(top_entropy_quantile=quantile)
+        recorder.computed(trainer, inputs, torch.tensor(0.5), metrics)
+        trainer._scored.sum().backward()
+    recorder.close()
+    left, right = read_trace(tmp_path).step(0).parts
+    assert (left.loss, right.loss) == (None, 0.5)
+    assert right.names - left.names == {"gradient"}
+    assert right.metrics == {"clip_ratio/low_mean": 0.0}

@@ -193,3 +193,16 @@ def test_a_compiled_loss_is_left_alone(tmp_path: Path) -> None:
         assert compiled(torch.zeros(2, 3)).item() == 0
         trace.step()
     assert trace.ended == "closed"
+
+
+def test_a_look_at_the_loss_is_no_part_of_the_step(tmp_path: Path) -> None:
+    """Hunts an evaluation under `no_grad` that counts as a micro-batch."""
+    weight = torch.nn.Parameter(torch.zeros(2, 3))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    with gspo.record(tmp_path):
+        for _ in range(2):
+            gspo.gspo_loss(weight * 1, torch.zeros(2, 3), ADVANTAGES, MASK).loss.backward()
+            with torch.no_grad():
+                gspo.gspo_loss(weight * 1, torch.zeros(2, 3), ADVANTAGES, MASK)
+            optimizer.step()
+    assert [len(step.parts) for step in read_trace(tmp_path).steps()] == [1, 1]

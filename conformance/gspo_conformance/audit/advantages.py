@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -118,8 +118,10 @@ def audit_advantages(rollouts: Rollouts, claim: Claim, group_size: int | None, l
             return []
         settings = guess
         ledger.miss(f"advantages: how they are made was not recorded; they are those of {described(guess)}")
+    if not rollouts.found:
+        ledger.miss("advantages: rewards and groups not recorded")
     for rollout in rollouts.found.values():
-        arrays = rollout.arrays()
+        arrays = _once(rollout.arrays(), group_size)
         complete = _complete(arrays["groups"], group_size)
         if not complete.all():
             ledger.miss(f"advantages: groups of fewer than {group_size} responses recorded")
@@ -147,6 +149,19 @@ def _uncertain(
     if rollout.whole or group_size is not None or fits([rollout], settings, claim.precision):
         return False
     return not any(fits([rollout], found, claim.precision, mutant) for _, found, mutant in candidates(settings))
+
+
+def _once(arrays: dict[str, NumPyArray], group_size: int | None) -> dict[str, NumPyArray]:
+    """Without what comes after the last of a group: its responses again, from later epochs, where `old_logp` does not tell them."""
+    if group_size is None:
+        return arrays
+    groups = arrays["groups"]
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.append(True, groups[order][1:] != groups[order][:-1])) if len(groups) else order
+    ranks = np.arange(len(groups)) - np.repeat(starts, np.diff(np.append(starts, len(groups))))
+    first = np.zeros(len(groups), bool)
+    first[order[ranks < group_size]] = True
+    return {name: values[first] for name, values in arrays.items()}
 
 
 def _complete(groups: NumPyArray, group_size: int | None) -> NumPyArray:
@@ -222,6 +237,18 @@ def fits(rollouts: list[Rollout], settings: Mapping[str, Any], precision: float,
         if not (errors <= tolerances(arrays, want, precision))[known].all():
             return False
     return True
+
+
+def local(rollouts: list[Rollout], settings: Mapping[str, Any], precision: float) -> bool:
+    """Whether every advantage is that of its rank's or micro-batch's responses alone, of which there are several."""
+    if not any(len(rollout.rewards) > 1 for rollout in rollouts):
+        return False
+    parts = [
+        replace(rollout, rewards=[rewards], groups=[groups], advantages=[advantages])
+        for rollout in rollouts
+        for rewards, groups, advantages in zip(rollout.rewards, rollout.groups, rollout.advantages, strict=True)
+    ]
+    return fits(parts, DEFAULTS | dict(settings), precision)
 
 
 def infer(rollouts: list[Rollout], precision: float) -> dict[str, Any] | None:

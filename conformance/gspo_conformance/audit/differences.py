@@ -26,7 +26,7 @@ class Difference:
     @property
     def size(self) -> float:
         """|got - expected|; infinite where only one of them is a number."""
-        if math.isnan(self.got) and math.isnan(self.expected):
+        if self.got == self.expected or (math.isnan(self.got) and math.isnan(self.expected)):
             return 0.0
         size = abs(self.got - self.expected)
         return math.inf if math.isnan(size) else size

@@ -93,6 +93,7 @@ class Evidence:
     moving: list[int] = field(default_factory=list)
     shifted: list[int] = field(default_factory=list)
     positive: dict[str, list[int]] = field(default_factory=dict)
+    unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
     misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
     minibatches_known: bool = False
 
@@ -112,6 +113,7 @@ class Evidence:
             for apart in _misaligned(tokens):
                 self.misaligned.setdefault(apart, step.index)
             self._add_signs(step.index, tokens)
+            self._add_unknown(part, tokens)
             if shifted:
                 self.shifted.append(step.index)
         _append(self.sampler_of_old, sampler_of_old.gap(step.index))
@@ -134,6 +136,20 @@ class Evidence:
                 steps = self.positive.setdefault(name, [])
                 if step not in steps[-1:]:
                     steps.append(step)
+
+    def _add_unknown(self, part: Part, tokens: Tokens) -> None:
+        """Responses with counted log-probabilities, or advantages, that are not numbers: how many, and where the first is."""
+        for name in ("logp", "old_logp", "ref_logp", "advantages"):
+            values = getattr(tokens, name)
+            if values is None or np.isfinite(values).all():
+                continue
+            bad = ~np.isfinite(values)
+            each = bad if len(bad) == tokens.number else tokens.sums(bad) > 0
+            place = (
+                f"step {part.step}, rank {part.rank}, micro-batch {part.microbatch}, response {int(np.argmax(each))}"
+            )
+            count, first = self.unknown.get(name, (0, place))
+            self.unknown[name] = (count + int(each.sum()), first)
 
     def _add_rounding(self, step: int, tokens: Tokens) -> None:
         for name in ("logp", "old_logp"):

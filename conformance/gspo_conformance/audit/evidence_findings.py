@@ -21,6 +21,7 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
     if not tempered and not evidence.misaligned:
         found += _stale(evidence)
     return [
+        *_not_finite(evidence),
         *_positive(evidence),
         *_misaligned(evidence),
         *found,
@@ -29,6 +30,17 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
         *_shifted(evidence),
         *_unknown(evidence),
     ]
+
+
+def _not_finite(evidence: Evidence) -> Iterator[Finding]:
+    """NaN or infinity where the mask counts."""
+    if evidence.unknown:
+        name, (count, place) = next(iter(evidence.unknown.items()))
+        more = [other for other in evidence.unknown if other != name]
+        told = f"{name} of {plural(count, 'response')} is not a number where the mask counts, first at {place} (counted from 0)"
+        told += f"; so {'is' if len(more) == 1 else 'are'} {' and '.join(more)}" if more else ""
+        costs = "one such token makes the loss of its step, and then every weight, not a number"
+        yield Finding("not-finite", "error", name, told, "GSPO-NUM-6", costs)
 
 
 def _positive(evidence: Evidence) -> Iterator[Finding]:

@@ -140,11 +140,16 @@ def inputs_of(objective: Objective, tokens: Tokens) -> tuple[Objective, dict[str
     arrays = {name: getattr(tokens, name) for name in (*needed, "offsets")}
     if tokens.groups is not None:
         arrays["groups"] = tokens.groups
-    elif objective.aggregation.mode == "group_token_mean":
-        raise NotComputable("groups not recorded, and the objective averages over them")
+    elif needs_groups(objective):
+        arrays["groups"] = np.zeros(tokens.number, np.int64)
     if len(arrays["advantages"]) != tokens.number and objective.per_sequence:
         objective, arrays["advantages"] = _per_response(objective, tokens)
     return objective, arrays
+
+
+def needs_groups(objective: Objective) -> bool:
+    """Whether the loss is a mean over groups; where none are recorded all responses are one, as for a loss that is given none."""
+    return objective.aggregation.mode == "group_token_mean"
 
 
 def _per_response(objective: Objective, tokens: Tokens) -> tuple[Objective, NumPyArray]:

@@ -13,7 +13,7 @@ from ..noise.findings import findings_of
 from ..noise.responses import gate_of
 from ..trainers.dialect import Finding
 from ..words import plural, uncapitalised
-from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits
+from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local
 from .claim import Claim, findings_of_settings
 from .coverage import Coverage, coverage_findings
 from .differences import Difference, Ledger, Series
@@ -184,7 +184,7 @@ def _explain(found: Audit, series: Series, only: frozenset[str] | None = None) -
         return explain_metric(_again(found, series), what.removeprefix("metrics."), precision, only)
     if what == "gradient":
         return explain_gradient(_again(found, series), precision, only)
-    return explain_loss(_again(found, series), precision) if what == "loss" else []
+    return explain_loss(_again(found, series), precision, found.trace) if what == "loss" else []
 
 
 def _refined(found: Audit, series: dict[str, Series], explained: list[Explanation]) -> list[Explanation]:
@@ -236,6 +236,8 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
                 return [Explanation(rule, clause, f"they are those of {name}")]
         except NotComputable:
             continue
+    if local(bad[:6], claimed, found.claim.precision):
+        return [from_mutant(next(one for one in mutants() if one.name == "distribution.local-statistics"))]
     return list(rearranged(bad[:6], claimed, found.claim.precision))
 
 

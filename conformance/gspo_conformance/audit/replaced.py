@@ -85,6 +85,7 @@ def by_rough_factor(few: Sequence[Recomputed], right: Right) -> Iterator[Explana
 def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     """A KL term or an entropy bonus beside what is claimed: one coefficient makes up for every difference."""
     if few[0].objective.penalty is not None:
+        yield from _other_penalties(few, right)
         return
     for told, *term in _TERMS:
         with suppress(NotComputable, ValueError):
@@ -95,6 +96,32 @@ def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
             ):
                 yield _added(coefficient, told)
                 return
+
+
+def _other_penalties(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """The claimed KL term with another coefficient, or of another policy."""
+    for policy, words in (("ref_logp", ""), ("old_logp", " of the old policy in place of the reference policy")):
+        with suppress(NotComputable, ValueError):
+            plain = [exact(one.objective.replace(penalty=None), one.part.tokens).loss(one.normalizer) for one in few]
+            terms = [_penalised(one, policy) - loss for one, loss in zip(few, plain, strict=True)]
+            excess = np.array([(one.part.loss or 0.0) - loss for one, loss in zip(few, plain, strict=True)])
+            factor = _least_squares(excess, np.array(terms)) or float(policy == "old_logp" and np.any(terms))
+            if factor and all(
+                right(one, loss + factor * term) for one, loss, term in zip(few, plain, terms, strict=True)
+            ):
+                claimed = float(getattr(few[0].objective.penalty, "coefficient", 1.0))
+                told = f"its KL term is {factor * claimed:.4g} times the estimator{words}, where {claimed:g} is claimed"
+                yield Explanation(
+                    "penalty", "GSPO-KL-7", told, "the policy is held nearer or less near than was asked for"
+                )
+                return
+
+
+def _penalised(one: Recomputed, policy: str) -> float:
+    """The claim's loss with the KL to that policy."""
+    return exact(one.objective, replace(one.part.tokens, ref_logp=getattr(one.part.tokens, policy))).loss(
+        one.normalizer
+    )
 
 
 def _added(coefficient: float, told: str) -> Explanation:
@@ -114,8 +141,10 @@ def _with_term(one: Recomputed, reference: str, estimator: str, aggregation: Agg
 
 def _coefficient(few: Sequence[Recomputed], terms: Sequence[float]) -> float:
     """That of the least squares; 0 where fewer than three micro-batches have such a term: two are fitted by accident."""
-    excess = np.array([(one.part.loss or 0.0) - one.expected for one in few])
-    values = np.array(terms)
+    return _least_squares(np.array([(one.part.loss or 0.0) - one.expected for one in few]), np.array(terms))
+
+
+def _least_squares(excess: NumPyArray, values: NumPyArray) -> float:
     if not np.isfinite(values).all() or np.count_nonzero(np.abs(values) > SAME * np.abs(values).max(initial=0.0)) < 3:
         return 0.0
     return float(values @ excess / (values @ values))

@@ -12,7 +12,7 @@ from gspo_core import Objective
 
 from .claim import UNIT_ROUNDOFF, Claim
 from .differences import Difference, Ledger
-from .exact import Exact, NotComputable, additive, exact, metric
+from .exact import Exact, NotComputable, additive, exact, metric, needs_groups
 from .shards import Broken
 from .trace import Part, Step, joined
 
@@ -66,7 +66,8 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
     if len(found.parts) == len(step.parts) and found.parts:
         _union(found, claim)
         found.parts = _with_normalizers(found, claim, ledger)
-    factors = [_compare_part(one, claim, ledger) for one in found.parts]
+    factors = [_compare_part(one, claim, ledger) for one in found.parts if not _left_out(one, found, claim, ledger)]
+    factors += [None] * (len(found.parts) - len(factors))
     whole = len(found.parts) == len(step.parts)
     if whole and claim.micro_batches is None:
         _weigh(found, factors, ledger)
@@ -77,6 +78,22 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
     if whole:
         _compare_step(found, claim, ledger)
     return found
+
+
+def _left_out(one: Recomputed, found: StepAudit, claim: Claim, ledger: Ledger) -> bool:
+    """Whether a micro-batch alone does not tell its loss: its groups go on in others, or were not recorded and are not one."""
+    if not needs_groups(one.objective) or one.part.loss is None:
+        return False
+    if abs(one.part.loss - one.expected) <= one.truth.tolerance(claim.precision, one.normalizer):
+        return False
+    groups, others = one.part.tokens.groups, [other.part.tokens.groups for other in found.parts if other is not one]
+    if groups is None:
+        ledger.miss("loss: groups not recorded, and the objective averages over them")
+        return True
+    if any(other is not None and np.isin(groups, other).any() for other in others):
+        ledger.miss("loss: groups are spread over micro-batches; the step alone is compared")
+        return True
+    return False
 
 
 def _weigh(found: StepAudit, factors: list[float | None], ledger: Ledger) -> None:
@@ -121,7 +138,10 @@ def _union(found: StepAudit, claim: Claim) -> None:
     else:
         truths = [exact(claim.objective, joined([one.part.tokens for one in found.parts]))]
     found.numerator = math.fsum(one.numerator for one in truths)
-    found.count = math.fsum(one.count for one in truths)
+    # Where the caller gives M there is one, for the step as for its parts.
+    aggregation = claim.objective.aggregation
+    given = aggregation.count == "given" or aggregation.mode == "token_sum"
+    found.count = max(one.count for one in truths) if given else math.fsum(one.count for one in truths)
     found.scale = math.fsum(one.scale for one in truths)
 
 
@@ -273,6 +293,10 @@ def _compare_step(found: StepAudit, claim: Claim, ledger: Ledger) -> None:
             return
         best = _as_right_ones(found, options, best, tolerance)
     found.reduced = values[best]
+    ungrouped = any(needs_groups(one.objective) and one.part.tokens.groups is None for one in found.parts)
+    if ungrouped and abs(values[best] - found.truth) > tolerance:
+        ledger.miss("step loss: groups not recorded, and the objective averages over them")
+        return
     if len(options) > 1 and sum(abs(value - found.truth) <= tolerance for value in values.values()) < 2:
         kinds = {"micro-batches": len(found.parts) > len(losses), "ranks": len(losses) > 1}
         words = [f"{kind} {way}" for (kind, several), way in zip(kinds.items(), best, strict=True) if several]

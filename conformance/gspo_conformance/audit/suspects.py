@@ -20,9 +20,10 @@ from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
+from .nearby import by_other_batches, by_ranges, by_responses, by_rounding
 from .replaced import by_advantages, by_gradient_terms, by_rough_factor, by_terms
 from .steps import Recomputed, exact_gradient
-from .trace import Tokens
+from .trace import Trace, without
 from .variants import Explanation, by_definitions, by_divisors, by_masks, looks_rounded
 
 FAMILIES = (
@@ -57,19 +58,31 @@ def from_mutant(mutant: Mutant) -> Explanation:
     return Explanation(mutant.name, mutant.clause, mutant.summary, mutant.effect)
 
 
-def explain_loss(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
+def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | None = None) -> list[Explanation]:
     """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been.
 
     Where their gradients were recorded and are right, a mutant with another gradient is no explanation.
     """
-    parts = [one for one in parts if one.part.loss is not None]
+    recorded = [one for one in parts if one.part.loss is not None]
+    parts = [one for one in recorded if math.isfinite(one.part.loss or 0.0)]
+    if recorded and not parts:
+        told = "the run's loss is not a number, where that of the log-probabilities and advantages it recorded is one"
+        return [Explanation("not-finite", "GSPO-NUM-6", told, "one optimiser step with it, and every weight is lost")]
     others = _divided_otherwise(parts) if parts else []
     base = [(explain, parts) for explain in (_known_ones, _by_factor) if parts]
     rest = [(explain, chosen) for explain in (_by_factor, _known_ones) for chosen in others]
     for explain, chosen in (*base, *rest, *((_variants, chosen) for chosen in (parts, *others))):
         if found := _of_this_gradient(chosen, list(explain(chosen, precision)), precision):
             return found
-    return list(_by_precision(_few(parts), precision)) if _few(parts) else []
+    few = _few(parts)
+    if few and trace is not None:
+
+        def right(one: Recomputed, loss: float) -> bool:
+            return _right_loss(one, loss, precision)
+
+        if found := list(by_other_batches(trace, few, right)):
+            return found
+    return list(_by_precision(few, precision)) if few else []
 
 
 def _of_this_gradient(parts: Sequence[Recomputed], explained: list[Explanation], precision: float) -> list[Explanation]:
@@ -140,7 +153,8 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
         return _right_loss(one, loss, precision)
 
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
-    found = found or list(by_advantages(few, right))
+    found = found or [*by_advantages(few, right), *by_rounding(few, right)]
+    found = found or [*by_ranges(few, right), *by_responses(few, right)]
     terms = [*by_rough_factor(few, right), *by_terms(few, right)] if not found else []
     return found or [*terms, *by_divisors(parts, _neighbours(few[0].objective), precision)]
 
@@ -208,11 +222,14 @@ def _counted(one: Recomputed) -> NumPyArray:
 
 
 def _few(parts: Sequence[Recomputed]) -> list[Recomputed]:
-    """A few of the smallest, the first and the last step among them where they are not too large."""
+    """A few of the smallest, and the one of the most responses that is not much larger: what one response explains, chance does."""
     small = sorted(
         (one for one in parts if one.part.tokens.count <= MOST_TOKENS), key=lambda one: one.part.tokens.count
     )
-    return sorted(small[:MOST_PARTS], key=lambda one: one.part.step)
+    few, rest = small[: MOST_PARTS - 1], small[MOST_PARTS - 1 :]
+    near = [one for one in rest if one.part.tokens.count <= max(4096, 4 * few[-1].part.tokens.count)]
+    few += [max(near, key=_responses)] if near else rest[:1]
+    return sorted(few, key=lambda one: one.part.step)
 
 
 def _by_mutants(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
@@ -339,20 +356,6 @@ def _missing_group(one: Recomputed, precision: float) -> Iterator[int]:
         options = [left.loss(), left.loss(one.truth.count), left.loss(one.normalizer)]
         if any(_right_loss(one, loss, precision) for loss in options):
             yield int(key)
-
-
-def without(tokens: Tokens, dropped: NumPyArray) -> Tokens:
-    """The responses that are not dropped."""
-    kept = tokens.spread(~dropped)
-    number = tokens.number
-
-    def left(values: NumPyArray | None) -> NumPyArray | None:
-        return None if values is None else values[~dropped if len(values) == number else kept]
-
-    names = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
-    arrays = {name: None if getattr(tokens, name) is None else getattr(tokens, name)[kept] for name in names}
-    rest = {name: left(getattr(tokens, name)) for name in ("advantages", "rewards", "groups", "widths")}
-    return Tokens(np.append(0, np.cumsum(tokens.lengths[~dropped])), **arrays, **rest)
 
 
 def _by_factor(parts: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:

@@ -112,6 +112,10 @@ def _left(mask: NumPyArray) -> NumPyArray:
     return np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)
 
 
+def _behind(mask: NumPyArray) -> NumPyArray:
+    return np.maximum.accumulate(mask, axis=1)
+
+
 def _as_it_is(part: Part) -> Tokens:
     if not (part.tokens.lengths == 0).any():
         raise NotComputable("no empty response")
@@ -124,6 +128,13 @@ _MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
     ("mask.first-dropped", "", _without_first),
     ("mask.shifted", "", lambda part: _masked(part, _right)),
     ("mask.shifted-left", "", lambda part: _masked(part, _left)),
+    ("mask.shifted", "", lambda part: _masked(part, lambda mask: np.roll(mask, 1, axis=1))),
+    ("mask.shifted-left", "", lambda part: _masked(part, lambda mask: np.roll(mask, -1, axis=1))),
+    (
+        "padding-counted",
+        "everything from the first token of a response on is counted, padding behind it too",
+        lambda part: _masked(part, _behind),
+    ),
     (
         "token-behind-counted",
         "one token behind the last one of every response is counted too",

@@ -21,13 +21,14 @@ Calls = list[tuple[dict[str, NumPyArray], dict[str, Any]]]
 
 
 def batch(number: int, seed: int, moved: float = 0.01) -> dict[str, NumPyArray]:
-    """Responses of 1 to `WIDTH` tokens."""
+    """Responses of 1 to `WIDTH` - 1 tokens behind one of the prompt."""
     stream = np.random.default_rng(seed)
     old = -stream.gamma(0.5, 1.0, (number, WIDTH))
     arrays = {"logp": old + moved * stream.normal(size=old.shape), "old_logp": old, "ref_logp": old - 0.3}
     arrays["advantages"] = stream.normal(size=number)
     found = {name: values.astype(np.float32) for name, values in arrays.items()}
-    return found | {"mask": np.arange(WIDTH) < stream.integers(1, WIDTH + 1, number)[:, None]}
+    ends = 1 + stream.integers(1, WIDTH, number)[:, None]
+    return found | {"mask": (np.arange(WIDTH) >= 1) & (np.arange(WIDTH) < ends)}
 
 
 def compute(objective: gspo.Objective, arrays: dict[str, NumPyArray], **more: Any) -> tuple[float, dict[str, float]]:

@@ -1,0 +1,175 @@
+"""Losses with something near the claim: another clip range, a response more or fewer, advantages of another micro-batch, rounded ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gspo_core import Objective
+
+from ..spec_numbers import round_to
+from .exact import NotComputable, exact
+from .shards import Broken
+from .steps import Recomputed
+from .trace import Part, Trace, without
+from .variants import Explanation, Right
+
+MOST_TOKENS, MOST_RESPONSES = 20_000, 64
+HALVINGS, NARROWEST, WIDEST = 26, 1e-6, 1.0
+
+
+def by_ranges(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Another width of the range above, below, or on both sides: the loss falls with it, so that halving finds it."""
+    objective = few[0].objective
+    clip: Any = objective.surrogate
+    if objective.to_dict()["surrogate"]["kind"] != "clip" or any(one.part.tokens.count > MOST_TOKENS for one in few):
+        return
+    sides: tuple[tuple[str, Callable[[float], dict[str, float]]], ...] = (
+        ("ε_high = {:.4g} where {:g} is claimed", lambda width: {"high": width}),
+        ("ε_low = {:.4g} where {:g} is claimed", lambda width: {"low": width}),
+        ("ε = {:.4g} on both sides", lambda width: {"low": width, "high": width}),
+    )
+    for told, changed in sides:
+
+        def other(width: float, changed: Callable[[float], dict[str, float]] = changed) -> Objective:
+            return objective.replace(surrogate=replace(clip, **changed(width)))
+
+        with suppress(NotComputable, ValueError):
+            width = _width(few, other)
+            if all(right(one, exact(other(width), one.part.tokens).loss(one.normalizer)) for one in few):
+                claimed = clip.high if "high" in changed(0.0) else clip.low
+                yield Explanation(
+                    "objective", "GSPO-SURR-2", f"it is the loss with the range {told.format(width, claimed)}"
+                )
+                return
+
+
+def _width(few: Sequence[Recomputed], other: Callable[[float], Objective]) -> float:
+    """The width that gives the sum of the recorded losses; raises `NotComputable` where none does."""
+    due = sum(one.part.loss or 0.0 for one in few)
+
+    def above(width: float) -> bool:
+        return sum(exact(other(width), one.part.tokens).loss(one.normalizer) for one in few) > due
+
+    low, high = NARROWEST, WIDEST
+    if not above(low) or above(high):
+        raise NotComputable("no width")
+    for _ in range(HALVINGS):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if above(middle) else (low, middle)
+    return float(f"{high:.5g}")
+
+
+def by_responses(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """One response of every micro-batch that is in no loss, or in it twice."""
+    usable = [
+        one for one in few if one.part.tokens.count <= MOST_TOKENS and 1 < one.part.tokens.number <= MOST_RESPONSES
+    ]
+    if len(usable) < 2 or len(usable) < len(few):
+        return
+    for name, words, times in (
+        ("dropped-response", "not in the loss", -1),
+        ("repeated-response", "in the loss twice", 1),
+    ):
+        with suppress(NotComputable, ValueError):
+            found = [_response(one, times, right) for one in usable]
+            if all(at is not None for at in found):
+                places = (f"{at} of {_place(one.part)}" for at, one in zip(found, usable, strict=True))
+                told = f"one response of every micro-batch is {words}: response {', '.join(list(places)[:3])}"
+                told += " and so on" if len(usable) > 3 else ""
+                yield Explanation(name, "GSPO-AGG-2", f"{told} (counted from 0)", "it weighs otherwise than the others")
+                return
+
+
+def _response(one: Recomputed, times: int, right: Right) -> int | None:
+    """The response that must be left out, or added once more, for the recorded loss."""
+    tokens, whole = one.part.tokens, one.truth.numerator
+    for at in range(tokens.number):
+        left = exact(one.objective, without(tokens, np.arange(tokens.number) == at))
+        changed = whole + times * (whole - left.numerator)
+        count = one.truth.count + times * (one.truth.count - left.count)
+        if abs(changed - whole) and any(
+            right(one, changed / M) for M in (one.normalizer or one.truth.count, count) if M
+        ):
+            return at
+    return None
+
+
+def _place(part: Part) -> str:
+    return f"step {part.step}, rank {part.rank}, micro-batch {part.microbatch}"
+
+
+def by_rounding(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Log-ratios that were rounded before they were averaged."""
+    for name in ("bfloat16", "float16"):
+        with suppress(NotComputable, ValueError):
+            if few[0].objective.penalty is None and all(right(one, _rounded(one, name)) for one in few):
+                told = f"log-ratios rounded to {name} before they are averaged"
+                yield Explanation("low-precision", "GSPO-NUM-1", told, "keep float32 from the log-softmax to the loss")
+                return
+
+
+def _rounded(one: Recomputed, name: str) -> float:
+    tokens = one.part.tokens
+    if tokens.logp is None or tokens.old_logp is None:
+        raise NotComputable("logp, old_logp not recorded")
+    d = round_to(np.asarray(tokens.logp, np.float64) - tokens.old_logp, name)
+    new = replace(tokens, logp=np.asarray(d, np.float64), old_logp=np.zeros(tokens.count))
+    return exact(one.objective, new).loss(one.normalizer)
+
+
+def by_other_batches(trace: Trace, few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """The advantages of another rollout, step, rank or micro-batch."""
+    for told, place in _PLACES:
+        with suppress(NotComputable, ValueError, Broken):
+            if len(few) > 1 and all(right(one, _loss_with(one, _found(trace, one.part, place))) for one in few):
+                words = f"the loss is that of the advantages of {told}"
+                yield Explanation("advantage.batch", "GSPO-ADV-1", words, "responses are rewarded for what others did")
+                return
+
+
+Place = Callable[[Trace, Part], tuple[int | None, int, int]]
+
+
+def _found(trace: Trace, part: Part, place: Place) -> Part:
+    """The micro-batch at a place; raises `NotComputable` where there is none."""
+    index, rank, microbatch = place(trace, part)
+    parts = trace.step(index).parts if index in trace.indices and index is not None else ()
+    found = next((one for one in parts if (one.rank, one.microbatch) == (rank, microbatch)), None)
+    if found is None or found.tokens.advantages is None:
+        raise NotComputable("no such micro-batch")
+    return found
+
+
+def _loss_with(one: Recomputed, other: Part) -> float:
+    own, advantages = one.part.tokens.advantages, other.tokens.advantages
+    if own is None or advantages is None or own.shape != advantages.shape:
+        raise NotComputable("another number of responses")
+    return exact(one.objective, replace(one.part.tokens, advantages=advantages)).loss(one.normalizer)
+
+
+def _rollout_before(trace: Trace, part: Part) -> int | None:
+    """The step of the same mini-batch in the rollout before."""
+    before = (i for i in reversed(trace.indices) if i < part.step)
+    for index in before:
+        step = trace.step(index)
+        if step.rollout is not None and step.rollout != part.rollout and step.minibatch == part.minibatch:
+            return index
+    return None
+
+
+_PLACES: tuple[tuple[str, Place], ...] = (
+    ("the step before", lambda _, part: (part.step - 1, part.rank, part.microbatch)),
+    ("the rollout before", lambda trace, part: (_rollout_before(trace, part), part.rank, part.microbatch)),
+    ("the step after", lambda _, part: (part.step + 1, part.rank, part.microbatch)),
+    (
+        "the next rank",
+        lambda trace, part: (part.step, (part.rank + 1) % max(len(trace.ranks), 1), part.microbatch),
+    ),
+    ("the micro-batch before", lambda _, part: (part.step, part.rank, part.microbatch - 1)),
+    ("the micro-batch after", lambda _, part: (part.step, part.rank, part.microbatch + 1)),
+)

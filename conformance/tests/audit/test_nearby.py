@@ -1,0 +1,184 @@
+"""Faults with a number in them, or of one response alone, are named with that number and that response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gspo_core as gspo
+from gspo_conformance.audit import audit_trace
+from gspo_conformance.spec_numbers import round_to
+from gspo_conformance.tensors import NumPyArray
+
+from .test_right_runs import batch, compute, write
+
+Arrays = dict[str, NumPyArray]
+ADVANTAGES = {"ddof": 1, "eps": 1e-6}
+PENALTY = gspo.Objective.gspo().replace(penalty=gspo.Penalty("k3", coefficient=0.04))
+
+
+def _clip(high: float, low: float) -> gspo.Objective:
+    return gspo.Objective.gspo(gspo.Clip(low, high))
+
+
+def _rows(arrays: Arrays, rows: Any) -> Arrays:
+    return {name: values[rows] for name, values in arrays.items()}
+
+
+def _rounded(arrays: Arrays) -> Arrays:
+    d = np.asarray(round_to(arrays["logp"] - arrays["old_logp"], "bfloat16"), np.float32)
+    return arrays | {"logp": d, "old_logp": 0 * d}
+
+
+def _loss(objective: gspo.Objective, arrays: Arrays, change: Callable[[Arrays], Arrays]) -> float:
+    return compute(objective, change(arrays), normalizer=np.float32(6))[0]
+
+
+CASES: dict[str, tuple[gspo.Objective, gspo.Objective, Callable[[Arrays], Arrays], str, str]] = {
+    "both": (_clip(4e-3, 3e-3), _clip(1.2e-3, 1.2e-3), lambda a: a, "objective", "ε = 0.0012 on both sides"),
+    "high": (_clip(4e-3, 3e-3), _clip(7e-3, 3e-3), lambda a: a, "objective", "ε_high = 0.007 where 0.004 is claimed"),
+    "padding": (
+        gspo.Objective.gspo(),
+        gspo.Objective.gspo(),
+        lambda a: a | {"mask": np.maximum.accumulate(a["mask"], axis=1)},
+        "padding-counted",
+        "padding behind it too",
+    ),
+    "rolled": (
+        gspo.Objective.gspo(),
+        gspo.Objective.gspo(),
+        lambda a: a | {"mask": np.roll(a["mask"], 1, axis=1)},
+        "mask.shifted",
+        "one place to the right",
+    ),
+    "dropped": (
+        gspo.Objective.gspo(),
+        gspo.Objective.gspo(),
+        lambda a: _rows(a, slice(0, -1)),
+        "dropped-response",
+        "response 5 of step 0, rank 0, micro-batch 0",
+    ),
+    "twice": (
+        gspo.Objective.gspo(),
+        gspo.Objective.gspo(),
+        lambda a: _rows(a, [0, 1, 2, 2, 3, 4, 5]),
+        "repeated-response",
+        "response 2 of step 0",
+    ),
+    "rounded": (gspo.Objective.gspo(), gspo.Objective.gspo(), _rounded, "low-precision", "Log-ratios rounded"),
+    "coefficient": (
+        PENALTY,
+        PENALTY.replace(penalty=gspo.Penalty("k3", coefficient=0.01)),
+        lambda a: a,
+        "penalty",
+        "is 0.01 times the estimator, where 0.04 is claimed",
+    ),
+    "old": (PENALTY, PENALTY, lambda a: a | {"ref_logp": a["old_logp"]}, "penalty", "of the old policy in place"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fault_is_named_with_its_number(name: str, tmp_path: Path) -> None:
+    claimed, used, change, rule, words = CASES[name]
+    moved = 0.3 if name == "old" else 0.01
+    steps = [[batch(6, 10 * step + at, moved=moved) for at in range(2)] for step in range(3)]
+    calls = [[(one, {"loss": _loss(used, one, change), "normalizer": 6.0}) for one in ones] for ones in steps]
+    found = audit_trace(write(tmp_path, calls, objective=claimed.to_dict()))
+    assert found.errors[0].rule == rule
+    assert words in found.errors[0].message
+
+
+def test_the_advantages_of_another_batch_are_recognised(tmp_path: Path) -> None:
+    steps = [batch(6, step) for step in range(4)]
+    before = [steps[0], *steps]
+    calls = [
+        [(one, {"loss": compute(gspo.Objective.gspo(), one | {"advantages": other["advantages"]})[0]})]
+        for one, other in zip(steps, before, strict=False)
+    ]
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ["advantage.batch"]
+    assert "since step 1" in found.errors[0].message
+    assert "The loss is that of the advantages of the step before" in found.errors[0].message
+
+
+def test_a_loss_that_is_not_a_number_is_no_multiple_of_another(tmp_path: Path) -> None:
+    """Hunts "every loss is nan times what is claimed"."""
+    steps = [batch(6, step) for step in range(4)]
+    calls = [
+        [(one, {"loss": "nan" if at == 2 else compute(gspo.Objective.gspo(), one)[0]})] for at, one in enumerate(steps)
+    ]
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ["not-finite"]
+    assert "since step 2, in 1 of 4" in found.errors[0].message
+
+
+def test_a_log_probability_that_is_not_a_number_is_located(tmp_path: Path) -> None:
+    steps = [batch(6, step) for step in range(3)]
+    steps[1]["mask"][4, 1] = True
+    calls = [[(one, {"loss": compute(gspo.Objective.gspo(), one)[0]})] for one in steps]
+    steps[1]["logp"][4, 1] = np.nan
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ["not-finite"]
+    assert "first at step 1, rank 0, micro-batch 0, response 4" in found.errors[0].message
+
+
+def test_responses_of_later_epochs_are_no_new_ones(tmp_path: Path) -> None:
+    """Hunts "the advantages differ" said of a run that scores `old_logp` anew for every mini-batch."""
+    first = batch(6, 0)
+    rewards, groups = np.arange(6, dtype=np.float32) ** 2, np.repeat([0, 1], 3)
+    first |= {"rewards": rewards, "groups": groups}
+    first["advantages"] = np.asarray(gspo.group_advantages(rewards, groups), np.float32)
+    calls = []
+    for step in range(3):
+        arrays = first | {"old_logp": first["old_logp"] + np.float32(0.01 * step)}
+        given = {name: arrays[name] for name in ("logp", "old_logp", "advantages", "mask")}
+        fields = {"loss": compute(gspo.Objective.gspo(), given)[0], "rollout": 0, "minibatch": step}
+        calls.append([(arrays, fields)])
+    found = audit_trace(write(tmp_path, calls, objective="gspo", group_size=3, advantages=ADVANTAGES))
+    assert not [one for one in found.errors if "advantage" in one.message]
+    assert found.ledger.series["advantages"].compared == 1
+
+
+@pytest.mark.parametrize(("recorded", "compared"), [(True, 2), (False, 2)])
+def test_groups_that_go_on_in_another_micro_batch_tell_the_loss_of_the_step_alone(
+    recorded: bool, compared: int, tmp_path: Path
+) -> None:
+    """Hunts a difference in each micro-batch of a right union; without ids all responses are one group, as the loss takes them."""
+    objective = gspo.Objective.gspo().replace(aggregation="group_token_mean")
+    groups = np.array([0, 0, 1, 1, 1, 2, 2, 2]) if recorded else np.zeros(8, np.int64)
+    calls = []
+    for step in range(2):
+        whole = batch(8, step)
+        more = {"groups": groups}
+        parts = []
+        for rows in (slice(0, 4), slice(4, 8)):
+            others = np.ones(8, bool)
+            others[rows] = False
+            mine = whole | {"advantages": np.where(others, 0, whole["advantages"]).astype(np.float32)}
+            loss, _ = compute(objective, mine, **more)
+            part = _rows(whole, rows) | ({"groups": groups[rows]} if recorded else {})
+            parts.append((part, {"loss": loss}))
+        calls.append(parts)
+    found = audit_trace(write(tmp_path, calls, objective=objective.to_dict(), micro_batches="sum"))
+    assert found.verdict == "agrees"
+    assert found.compared == compared
+
+
+def test_advantages_of_each_rank_alone_are_named(tmp_path: Path) -> None:
+    rewards, groups = np.array([1, 0, 2, 5, 3, 1, 0, 4], np.float32), np.array([0, 0, 0, 1, 0, 1, 1, 1])
+    calls = []
+    for step in range(2):
+        parts = []
+        for rows in (slice(0, 5), slice(5, 8)):
+            own = np.asarray(gspo.group_advantages(rewards[rows], groups[rows]), np.float32)
+            arrays = _rows(batch(8, step), rows) | {"advantages": own}
+            loss, _ = compute(gspo.Objective.gspo(), arrays, normalizer=np.float32(8))
+            arrays |= {"rewards": rewards[rows], "groups": groups[rows]}
+            parts.append((arrays, {"loss": loss, "normalizer": 8.0}))
+        calls.append(parts)
+    found = audit_trace(write(tmp_path, calls, objective="gspo", group_size=4, advantages=ADVANTAGES))
+    assert [one.rule for one in found.errors] == ["distribution.local-statistics"]
