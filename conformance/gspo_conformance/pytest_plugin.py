@@ -27,7 +27,11 @@ _LEVELS = ("MUST", "SHOULD", "MAY")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options; nothing of the suite is imported before one is used."""
     group = parser.getgroup("gspo", "conformance of a GSPO implementation")
-    group.addoption("--gspo-target", metavar="TARGET", help="a built-in name, module:attribute, or cmd:PROGRAM ARGS")
+    group.addoption(
+        "--gspo-target",
+        metavar="TARGET",
+        help="a built-in name, module:attribute, file.py:attribute, or cmd:PROGRAM ARGS",
+    )
     group.addoption("--gspo-level", choices=_LEVELS, default="MUST", help="the levels up to this one can fail (MUST)")
     group.addoption("--gspo-known", type=Path, metavar="FILE", help="failures that are expected, strict both ways")
     group.addoption("--gspo-timeout", type=float, default=20.0, metavar="SECONDS", help="for one answer (20)")

@@ -1,4 +1,4 @@
-"""From what the user typed to a connection: a built-in name, `module:attribute`, or `cmd:PROGRAM ARGS`."""
+"""From what the user typed to a connection: a built-in name, `module:attribute`, `file.py:attribute`, or `cmd:PROGRAM ARGS`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .trainers.room import choose, is_trainer, rooms
 from .words import HarnessError, UsageError, choices, near
 
 MUTANT = "mutant:"
-FORMS = "a built-in name, module:attribute, or cmd:PROGRAM ARGS"
+FORMS = "a built-in name, module:attribute, file.py:attribute, or cmd:PROGRAM ARGS"
 
 
 def connections(spec: str, *, jobs: int | None = None, isolate: bool = True) -> list[Connection]:
@@ -115,15 +115,30 @@ def _load_built_in(name: str) -> Target:
 
 def _module(name: str, spec: str) -> Any:
     try:
-        return import_module(name)
+        return _file(Path(name), spec) if name.endswith(".py") else import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise HarnessError(f"target {spec!r}: {name} imports {error.name!r}, which is not installed") from error
         guess = near(name, [path.stem for path in Path.cwd().glob("*.py")])
         hint = f"; did you mean {guess!r}?" if guess else f", neither in {Path.cwd()} nor installed"
         raise HarnessError(f"target {spec!r}: there is no module {error.name!r}{hint}") from error
+    except HarnessError:
+        raise
     except Exception as error:
         raise HarnessError(f"target {spec!r}: importing {name} raises {describe(error)}") from error
+
+
+def _file(path: Path, spec: str) -> Any:
+    """The module in a file, wherever it lies; what lies beside it can be imported."""
+    if not path.is_file():
+        raise HarnessError(f"target {spec!r}: there is no file {path}, seen from {Path.cwd()}")
+    sys.path.insert(0, str(path.resolve().parent))
+    found = spec_from_file_location(path.stem, path)
+    assert found is not None
+    assert found.loader is not None
+    module = sys.modules[path.stem] = module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 def _attribute(module: Any, path: str, spec: str) -> Any:

@@ -71,7 +71,10 @@ def test_a_python_target_has_a_process_of_its_own_unless_a_debugger_wants_it_her
     [
         ("nunpy", "unknown target 'nunpy'; did you mean 'numpy'?"),
         ("toch:compile", "unknown target 'toch:compile'; did you mean 'torch"),
-        ("whatever", "expected a built-in name, module:attribute, or cmd:PROGRAM ARGS; the built-in names are"),
+        (
+            "whatever",
+            "expected a built-in name, module:attribute, file.py:attribute, or cmd:PROGRAM ARGS; the built-in names are",
+        ),
         ("cmd:", "expected a program after cmd:"),
         ("mutant:aggregation.token-maen", "did you mean 'aggregation.token-mean'?"),
     ],
@@ -104,6 +107,14 @@ def test_a_module_that_is_not_there_or_does_not_import_says_so(subject: str, tmp
     (tmp_path / "broken.py").write_text("1 / 0", encoding="utf-8")
     with pytest.raises(HarnessError, match="importing broken raises ZeroDivisionError"):
         load("broken:target")
+
+
+def test_a_file_is_a_module_wherever_it_lies(subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my-loss.py").write_text(f"from {subject} import *", encoding="utf-8")
+    monkeypatch.chdir("/")
+    assert load(f"{tmp_path / 'my-loss.py'}:target").name == "mine"
+    with pytest.raises(HarnessError, match=r"there is no file .*nowhere\.py, seen from /"):
+        load(f"{tmp_path / 'nowhere.py'}:target")
 
 
 def test_under_a_trace_only_what_reading_values_could_refuse_is_skipped() -> None:

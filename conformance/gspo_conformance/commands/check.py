@@ -1,7 +1,8 @@
 """Runs the conformance suite against one or more targets.
 
 A TARGET is a built-in name (numpy, torch, jax), a trainer (trl, verl@0.9.0, verl:default, or trl@path/to/environment
-for the one that is installed there), module:attribute, or cmd:PROGRAM ARGS, a program that speaks JSON lines.
+for the one that is installed there), module:attribute, file.py:attribute, or cmd:PROGRAM ARGS, a program that speaks
+JSON lines.
 Exit code: 0 as expected, 1 non-conforming (a stale known failure included), 2 usage, 3 the harness itself failed.
 """
 
