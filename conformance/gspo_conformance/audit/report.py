@@ -56,7 +56,7 @@ def extent(found: Audit) -> str:
     """`6 steps (0 to 5), 1 rank, 486 tokens`."""
     steps = found.trace.indices
     span = f" ({steps[0]} to {steps[-1]})" if len(steps) > 1 else ""
-    return f"{plural(len(steps), 'step')}{span}, {plural(len(found.trace.ranks), 'rank')}, {found.tokens:,} tokens"
+    return f"{plural(len(steps), 'step')}{span}, {plural(len(found.trace.ranks), 'rank')}, {found.tokens:,} {'token' if found.tokens == 1 else 'tokens'}"
 
 
 def numbers(found: Audit) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gspo_core import Objective
 
+from ..words import cut
 from .claim import UNIT_ROUNDOFF, Claim
 from .differences import Difference, Ledger
 from .exact import Exact, NotComputable, additive, exact, metric, needs_groups
@@ -208,7 +209,9 @@ def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> float | None
     for name, got in part.metrics.items():
         known = metric(one.truth, name, u, one.normalizer)
         if known is None or (several and name.startswith("clip_ratio/")):
-            ledger.miss(f"metrics.{name}: {f'over {claim_ranks} ranks' if known else 'a name with no definition here'}")
+            ledger.miss(
+                f"metrics.{cut(name)}: {f'over {claim_ranks} ranks' if known else 'a name with no definition here'}"
+            )
             continue
         ledger.compare(Difference(f"metrics.{name}", got=got, expected=known[0], tolerance=known[1], **place))
     if "gradient" not in part.names:

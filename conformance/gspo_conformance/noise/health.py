@@ -88,6 +88,8 @@ def _silent_groups(run: Analysis) -> list[Finding]:
         return []
     told = (
         f"{percent(silent)} of {count:,} groups have equal {values}: they give no gradient, and still count in the mean"
+        if count > 1
+        else f"the only group has equal {values}: it gives no gradient, and still counts in the mean"
     )
     severity = "warning" if silent > 0.5 else "note"
     fix = "resample such groups, or choose prompts of middling difficulty (GSPO-REWARD-6)" if silent > 0.5 else ""

@@ -10,7 +10,7 @@ from typing import Any
 from .markup import Markup, element
 
 WIDTH, HEIGHT = 460, 290
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 62, 10, 12, 40
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,8 @@ def _categories(shown: list[Minibatch]) -> Axis:
 
 def _around_one(reach: float) -> Callable[[float], str]:
     digits = max(1, 1 - math.floor(math.log10(reach)))
+    if reach >= 1e4:
+        return lambda value: f"{1 + value:.0e}".replace("-", "−", 1) if value else "1"
     return lambda value: f"{1 + value:.{digits}f}"
 
 
