@@ -180,7 +180,8 @@ def test_baselines_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None
     ("words", "corrections"),
     [
         (("algo.advantage.is_correction_level=token",), [("token", "mask", 0.5, 5.0)]),
-        (("enable_vllm_is_correction=true", "algo.advantage.is_correction_mode=clip"), [("token", "clamp", 0.5, 5.0)]),
+        (("enable_vllm_is_correction=true",), [("token", "clamp", 0.5, 5.0)]),
+        (("algo.advantage.is_correction_enable=true", "algo.advantage.is_correction_type=icepop"), [("token", "mask", 0.5, 5.0)]),
         (("algo.advantage.is_correction_level=seq",), [("token", "clamp", None, None), ("geometric", "reject", 0.5, 5.0)]),
     ],
 )  # fmt: skip
@@ -236,3 +237,23 @@ def test_the_worst_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str
     order = [("error", "warning", "note").index(one["severity"]) for one in found]
     assert order == sorted(order)
     assert len(set(order)) > 1
+
+
+def test_an_array_behind_a_switch_is_not_its_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        "python3 train.py --advantage-estimator gspo --calculate-per-token-loss \\\n ${MODEL_ARGS[@]} ${LORA_ARGS[@]}\n"
+    )
+    record = _lint(capsys, _file(tmp_path, "run.sh", text))
+    assert record["objective"]["aggregation"]["mode"] == "token_mean"
+    text = "python3 train.py --advantage-estimator gspo --use-tis $@"
+    assert _lint(capsys, _file(tmp_path, "run.sh", text))["objective"]["correction"]
+
+
+def test_the_configuration_of_a_server_beside_the_training_is_no_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("clip_ratio_low=3e-4", "clip_ratio_high=4e-4", "use_kl_loss=False", "ppo_epochs=1", "entropy_coeff=0")
+    text = f"python -m tools.serve --config tools.json &\n{VERL} {' '.join(ACTOR + key for key in keys)}\n"
+    record = _lint(capsys, _file(tmp_path, "run.sh", text))
+    assert record["computed"] == []
+    assert "ratio" in _errors(record)

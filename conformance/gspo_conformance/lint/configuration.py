@@ -18,6 +18,7 @@ from .shell import commands, flag_value, word_lines
 
 MAX_BYTES, MAX_NOTEBOOK = 1_000_000, 20_000_000
 MAX_SETTINGS = 100_000
+OVERRIDES = 5
 MAX_LINE = 10_000
 _OVERRIDE = re.compile(r"^(?:\+\+|\+|~)?([A-Za-z_][\w.@/\-\[\]]*)=(.*)$", re.S)
 _PARSERS = re.compile(r"\b(TrlParser|HfArgumentParser|ArgumentParser|OmegaConf|hydra)\b")
@@ -111,9 +112,16 @@ def _read_alone(path: Path) -> tuple[Configuration, list[str]]:
             program = (_from_notebook if kind == ".ipynb" else _from_python)(text, str(path))
             return program, command_bases(program.settings)
         script = _from_shell(_short_lines(text), str(path))
-        return script, [*script_bases([words for _, words in commands(text)]), *command_bases(script.settings)]
+        run = [words for _, words in commands(text)]
+        return script, [*script_bases(run), *command_bases(_launch(run, script.settings))]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path}: not readable as {kind[1:] or 'a script'}: {_line(error)}") from None
+
+
+def _launch(run: Sequence[list[str]], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the commands that have overrides such as `a.b=1`, where one has many: `--config` of a server beside them is no base."""
+    many = [words for words in run if sum("." in word.partition("=")[0] and "=" in word for word in words) >= OVERRIDES]
+    return {key: value for words in many for key, value in _from_words(words, "").settings.items()} or settings
 
 
 def source_text(path: Path) -> str:

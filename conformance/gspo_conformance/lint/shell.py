@@ -21,7 +21,8 @@ _WITHIN = re.compile(r"(?<=[^\s;])#")
 _OUTPUT = re.compile(r"`[^`]*`|\$\((?!\()[^()`]*\)")
 _BETWEEN = frozenset(("then", "else", "do", "&&", "||", "{", "}", "|", "&"))
 _WORD = re.compile(r"--[\w.\-]+|[A-Za-z_][\w.@/\-\[\]]*")
-_ENDS = re.compile(r"^(\d?>.*|\|.*|&.*|;.*|\)|\(|<.*)$")
+# What begins something else than a value: redirections, the next command, an array of words, the arguments of a script.
+_ENDS = re.compile(r"^(\d?>.*|\|.*|&.*|;.*|\)|\(|<.*|\$\{\w+\[[@*]\].*|\$\{?[@*]\}?)$")
 _NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 

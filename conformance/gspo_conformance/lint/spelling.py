@@ -30,7 +30,9 @@ REAL = frozenset(
         ),
         *(
             "group_size",
+            "is_correction_enable",
             "is_correction_mode",
+            "is_correction_type",
             "level",
             "max_length",
             "mode",

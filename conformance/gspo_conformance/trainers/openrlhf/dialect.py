@@ -55,6 +55,9 @@ FORMER = {
 }
 CORRECTION = ("level", "mode", "gating", "threshold")
 CORRECTIONS = ("enable_vllm_is_correction", ADVANTAGE + "is_correction_enable")
+# Level and mode of the former names of corrections; `tis` was the default.
+TYPE = ADVANTAGE + "is_correction_type"
+TYPES = {"tis": ("token", "clip"), "icepop": ("token", "mask"), "seq-mask-tis": ("seq", "mask")}
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "group_norm": {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-9},
@@ -85,9 +88,10 @@ class OpenRlhf:
         """What these arguments optimise."""
         named = {FORMER.get(key, key): value for key, value in settings.items()}
         given = {key: value for key, value in named.items() if key in DEFAULTS}
-        former = [key for key in settings if key in FORMER or (key in CORRECTIONS and settings[key])]
+        former = [key for key in settings if key in FORMER or (key in (*CORRECTIONS, TYPE) and settings[key])]
         if any(key in CORRECTIONS for key in former):
-            given.setdefault(ADVANTAGE + "is_correction_level", "token")
+            level, mode = TYPES.get(str(settings.get(TYPE)), TYPES["tis"])
+            given = {ADVANTAGE + "is_correction_level": level, ADVANTAGE + "is_correction_mode": mode} | given
         if settings.get("use_kl_estimator_k3"):
             former.append("use_kl_estimator_k3")
             given.setdefault(KL + "estimator", "k3")
@@ -190,6 +194,7 @@ def _former(keys: list[str]) -> list[Finding]:
     if not keys:
         return []
     named = {**FORMER, **dict.fromkeys(CORRECTIONS, ADVANTAGE + "is_correction_level token")}
+    named[TYPE] = ADVANTAGE + "is_correction_mode"
     named["use_kl_estimator_k3"] = KL + "estimator k3"
     told = f"flags of earlier versions are read as those that took their place: --{keys[0]} as --{named[keys[0]]}"
     cost = f"this version refuses them: {', '.join(f'--{key}' for key in keys)}"
