@@ -100,6 +100,21 @@ def guarded(method: _Method) -> _Method:
     return cast("_Method", safe)
 
 
+def _fields_of(objective: Any) -> Any:
+    """An objective as a header has it: its fields, or the name of a preset."""
+    return objective.to_dict() if hasattr(objective, "to_dict") else objective
+
+
+def _claimed(name: str, value: Any) -> Any:
+    """What a run claims, as JSON has it."""
+    value = _fields_of(value)
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected what JSON can hold, got {value!r}") from None
+    return value
+
+
 class Recorder:
     """The calls of the loss of one rank, gathered into optimiser steps and written as files.
 
@@ -124,8 +139,12 @@ class Recorder:
         self.path, self.rank, self.every, self.max_bytes = Path(path) / f"rank-{rank}", rank, every, max_bytes
         if any(self.path.glob("*.safetensors")):
             raise FileExistsError(f"path: expected no trace of this rank yet, found one in {self.path}")
-        self.run: dict[str, Any] = {"every": every} | {name: value for name, value in run.items() if value is not None}
+        self.run: dict[str, Any] = {"every": every} | {
+            name: _claimed(name, value) for name, value in run.items() if value is not None
+        }
         self.step_index, self.minibatch, self.rollout_index = first_step, 0, -1
+        # A run that is resumed goes on with numbers that no rollout before it has.
+        self._next_rollout = first_step
         self.written = 0
         self.ended = ""
         self._calls: list[Call] = []
@@ -145,7 +164,7 @@ class Recorder:
     @guarded
     def rollout(self, *, rewards: Any = None, groups: Any = None, advantages: Any = None) -> None:
         """A new batch of responses begins: its optimiser steps count from 0. The arrays, `[n]`, are of all its responses on this rank."""
-        self.rollout_index += 1
+        self.rollout_index, self._next_rollout = self._next_rollout, self._next_rollout + 1
         self.minibatch = 0
         arrays = {"rewards": rewards, "groups": groups, "advantages": advantages}
         if self.recording and rewards is not None:
@@ -261,7 +280,7 @@ class Recorder:
         """The objective of a call, in the run's header at the first, in the part's where it is another."""
         if objective is None:
             return {}
-        fields = objective.to_dict()
+        fields = _fields_of(objective)
         if self.run.setdefault("objective", fields) == fields:
             return {}
         return {"objective": fields}

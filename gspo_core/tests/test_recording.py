@@ -404,3 +404,29 @@ def test_a_step_in_which_rollouts_begin_is_recorded_whole_or_not(tmp_path: Path)
             trace.advance()
     losses = [place for place in _places(tmp_path) if place[-1] is None]
     assert [(step, microbatch) for step, microbatch, *_ in losses] == [(s, m) for s in range(4) for m in range(2)]
+
+
+def test_a_run_claims_an_objective_as_such_or_by_name(tmp_path: Path) -> None:
+    """Hunts a recording that ends at its first step, since JSON has no objectives."""
+    with Notes(tmp_path / "object", objective=gspo.Objective.gspo()) as trace:
+        trace.step(objective=gspo.Objective.gspo(), loss=1.0)
+    assert trace.ended == "closed"
+    header, [(fields, _)] = _files(tmp_path / "object")["000000000"]
+    assert header["run"]["objective"] == gspo.Objective.gspo().to_dict()
+    assert "objective" not in fields
+    with Notes(tmp_path / "name") as trace:
+        trace.step(objective="dapo", loss=1.0)
+    assert _files(tmp_path / "name")["000000000"][0]["run"]["objective"] == "dapo"
+    with pytest.raises(ValueError, match="dtype: expected what JSON can hold, got <class"):
+        Notes(tmp_path / "type", dtype=np.float32)
+
+
+def test_rollouts_of_a_resumed_run_have_numbers_of_their_own(tmp_path: Path) -> None:
+    """Hunts two rollouts under one number, of which an audit compares no advantages."""
+    for folder, first in (("a", 0), ("b", 2)):
+        with Notes(tmp_path / folder, first_step=first) as trace:
+            for _ in range(2):
+                trace.rollout(rewards=[1.0])
+                trace.step(loss=1.0)
+    rollouts = [place[2] for folder in ("a", "b") for place in _places(tmp_path / folder) if place[-1] is None]
+    assert rollouts == [0, 1, 2, 3]

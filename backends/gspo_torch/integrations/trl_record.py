@@ -10,6 +10,7 @@ What is recorded is what the trainer itself computed: its log-probabilities, its
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any, TypeVar
 
@@ -178,7 +179,9 @@ def _described(trainer: Any) -> dict[str, Any]:
     trl = import_trainer("trl", tested="1.16.0", command="pip install trl==1.16.0")
     fields = {field.name: getattr(trainer.args, field.name, None) for field in dataclasses.fields(trainer.args)}
     settings = {
-        name: value for name, value in fields.items() if isinstance(value, _PLAIN) and not name.endswith(_PRIVATE)
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, _PLAIN) and not name.endswith(_PRIVATE) and value not in (math.inf, -math.inf)
     }
     return {"name": "trl", "version": trl.__version__, "settings": settings}
 
