@@ -89,6 +89,8 @@ def test_the_overrides_that_hydra_keeps_are_read(tmp_path: Path, capsys: pytest.
         ("worker.py", "from verl.trainer import x\nmodel = SamplingConfig(temperature=1.0)", "no setting of verl in this"),
         ("run.yaml", "ppo:\n  ppo_n_minibatches: 4\n  eps_clip: 0.2\n  gen: {n: 8}", "a configuration of AReaL up to 0.3"),
         ("run.yaml", "rl_config:\n  clip_ratio: 0.2\n  adv_estimator: group_norm", "a configuration of MindSpeed-RL"),
+        ("run.yaml", "# later\n", "run.yaml: no setting in it"),
+        ("run.sh", "set -x\n", "run.sh: no setting in it"),
         ("run.yaml", "speed: 3\nwheels: 4", "none of the 2 keys here is one of agilerl, areal"),
         ("run.yaml", "advantage_estimator: gspo\nwheels: 4\neps_clip: much\n", "dialect: "),
         ("run.sh", "python train.py --advantage-estimator gspo --eps-clip 4e-4x", "eps_clip = '4e-4x': slime cannot mean"),
@@ -257,3 +259,13 @@ def test_the_configuration_of_a_server_beside_the_training_is_no_base(
     record = _lint(capsys, _file(tmp_path, "run.sh", text))
     assert record["computed"] == []
     assert "ratio" in _errors(record)
+
+
+def test_verl_divides_by_the_width_where_no_scale_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (f"{ACTOR}policy_loss.loss_mode=gspo", f"{ACTOR}loss_agg_mode=seq-mean-token-sum-norm", "--dialect", "verl")
+    record = _lint(capsys, *words, "data.max_response_length=4096")
+    assert record["objective"]["aggregation"] == {"mode": "sequence_mean_token_sum", "count": "all", "constant": 4096.0}
+    assert "padded-width" in {one["rule"] for one in record["findings"]}
+    record = _lint(capsys, *words, f"{ACTOR}loss_scale_factor=100")
+    assert record["objective"]["aggregation"]["constant"] == 100.0
+    assert "padded-width" not in {one["rule"] for one in record["findings"]}

@@ -50,6 +50,8 @@ def read_configuration(words: Iterable[str]) -> Configuration:
     words = list(words)
     whole = Configuration({})
     for word in words:
+        if word == "-":
+            raise UsageError("-: expected a file, whose ending says how it is to be read")
         override = _OVERRIDE.match(word)
         if override and not _exists(word):
             try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..trainers.dialect import Inexpressible
 from ..trainers.room import rooms
-from ..words import UsageError
+from ..words import UsageError, cut
 from .configuration import source_text
 from .sections import own_names
 
@@ -58,6 +58,8 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
     if len(first) > 1 and set(first) <= set(SAME_KEYS):
         first = ["trl"]
     if most < 2 or len(first) > 1 or (most < ENOUGH and most * SHARE < len(settings)):
+        if not settings:
+            raise UsageError(f"{cut(', '.join(words), 400)}: no setting in it")
         raise UsageError(f"expected --dialect: {_candidates(first, most, len(settings))}")
     return first[0], f"{most} of its keys"
 

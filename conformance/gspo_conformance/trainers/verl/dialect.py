@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     ACTOR + "ppo_epochs": 1,
     ACTOR + "entropy_coeff": 0,
     "data.train_batch_size": 1024,
+    "data.max_response_length": 512,
     "algorithm.adv_estimator": "gae",
     "algorithm.norm_adv_by_std_in_grpo": True,
     "algorithm.use_kl_in_reward": False,
@@ -146,7 +147,8 @@ def _surrogate(mode: str, every: Mapping[str, Any]) -> tuple[dict[str, Any], str
 def _aggregation(mode: str, every: Mapping[str, Any], version: str) -> dict[str, Any]:
     fixed = mode in ("sapo", "geo_mean") or (mode == "gspo" and version == "0.9.0")
     name = "seq-mean-token-mean" if fixed else every[ACTOR + "loss_agg_mode"]
-    scale = every[ACTOR + "loss_scale_factor"] if name == "seq-mean-token-sum-norm" else None
+    width = every[ACTOR + "loss_scale_factor"] or every["data.max_response_length"]
+    scale = width if name == "seq-mean-token-sum-norm" else None
     return {"mode": AGGREGATIONS[name], "count": "all", "constant": float(scale or 1.0)}
 
 

@@ -37,7 +37,14 @@ def dialect_findings(mode: str, every: Mapping[str, Any], given: Mapping[str, An
                 fix=f"{ACTOR}loss_agg_mode=seq-mean-token-mean, which means the same in both",
             )
         )
-    return [*found, *_terms(every), *_sampler(every)]
+    return [*found, *_width(every), *_terms(every), *_sampler(every)]
+
+
+def _width(every: Mapping[str, Any]) -> Iterator[Finding]:
+    key = ACTOR + "loss_scale_factor"
+    if every[ACTOR + "loss_agg_mode"] == "seq-mean-token-sum-norm" and every[key] is None:
+        told = "without loss_scale_factor the sums over tokens are divided by the padded width of the batch, read here as data.max_response_length"
+        yield Finding("padded-width", "note", key, told, "GSPO-AGG-4", fix=f"{key}={every['data.max_response_length']}")
 
 
 def _terms(every: Mapping[str, Any]) -> Iterator[Finding]:
