@@ -21,6 +21,7 @@ from .trace import Part, Tokens
 PER_TOKEN = ("logp", "old_logp", "behavior_logp", "ref_logp")
 SAME = 1e-4
 ROUNDED = 2.0**-6
+MOST_PADDED = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,36 @@ def _without_truncated(part: Part) -> Tokens:
 
 
 def _masked(part: Part, change: Callable[[NumPyArray], NumPyArray]) -> Tokens:
-    """The tokens of another mask over padded arrays."""
-    mask = part.array("mask")
-    if mask is None or mask.ndim != 2:
-        raise NotComputable("no padded mask")
-    other = change(mask.astype(bool))
-    rows = {name: part.array(name) for name in PER_TOKEN if name in part.names}
-    arrays = {name: values[other] for name, values in rows.items() if values is not None}
+    """The tokens of another mask over padded arrays, or over segments with a mask."""
+    mask, rows = _padded(part)
+    other = change(mask)
+    arrays = {name: values[other] for name, values in rows.items()}
     if not all(np.isfinite(values).all() for values in arrays.values()):
         raise NotComputable("nothing is recorded where this mask counts")
     offsets = np.append(0, np.cumsum(other.sum(axis=1))).astype(np.int64)
     return Tokens(offsets, advantages=part.tokens.advantages, groups=part.tokens.groups, **arrays)
+
+
+def _padded(part: Part) -> tuple[NumPyArray, dict[str, NumPyArray]]:
+    """The mask and the token arrays, a response a row; packed ones with NaN behind their segments."""
+    mask, offsets = part.array("mask"), part.array("offsets")
+    arrays = {name: part.array(name) for name in PER_TOKEN if name in part.names}
+    rows = {name: values for name, values in arrays.items() if values is not None}
+    if mask is None:
+        raise NotComputable("no mask")
+    if offsets is None:
+        return mask.astype(bool), rows
+    lengths = np.diff(offsets)
+    inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    if inside.size > MOST_PADDED:
+        raise NotComputable("segments too long to be padded")
+
+    def spread(values: NumPyArray, empty: float) -> NumPyArray:
+        found = np.full(inside.shape, empty, values.dtype)
+        found[inside] = values[: offsets[-1]]
+        return found
+
+    return spread(mask.astype(bool), False), {name: spread(values, np.nan) for name, values in rows.items()}
 
 
 def _right(mask: NumPyArray) -> NumPyArray:

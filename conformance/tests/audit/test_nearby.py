@@ -182,3 +182,20 @@ def test_advantages_of_each_rank_alone_are_named(tmp_path: Path) -> None:
         calls.append(parts)
     found = audit_trace(write(tmp_path, calls, objective="gspo", group_size=4, advantages=ADVANTAGES))
     assert [one.rule for one in found.errors] == ["distribution.local-statistics"]
+
+
+def test_a_mask_over_segments_that_is_wrong_by_one_place_is_named(tmp_path: Path) -> None:
+    """Hunts a mask that is judged in padded arrays alone."""
+    calls = []
+    for step in range(3):
+        whole = batch(6, step)
+        whole["mask"][:, :3] = [False, False, True]
+        wrong = whole["mask"] | np.roll(whole["mask"], -1, axis=1)
+        loss, _ = compute(gspo.Objective.gspo(), whole | {"mask": wrong})
+        ends = [int(row.nonzero()[0].max()) + 1 for row in whole["mask"]]
+        names = ("logp", "old_logp", "mask")
+        packed = {n: np.concatenate([row[:end] for row, end in zip(whole[n], ends, strict=True)]) for n in names}
+        packed |= {"offsets": np.append(0, np.cumsum(ends)), "advantages": whole["advantages"]}
+        calls.append([(packed, {"loss": loss})])
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ["token-before-counted"]
