@@ -269,3 +269,20 @@ def test_verl_divides_by_the_width_where_no_scale_is_given(capsys: pytest.Captur
     record = _lint(capsys, *words, f"{ACTOR}loss_scale_factor=100")
     assert record["objective"]["aggregation"]["constant"] == 100.0
     assert "padded-width" not in {one["rule"] for one in record["findings"]}
+
+
+@pytest.mark.parametrize("dialect", ["trl", "ms_swift", "easydel", "liger"])
+def test_a_clip_range_is_no_bound_of_cispo(dialect: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("loss_type=cispo", "importance_sampling_level=token", "--dialect", dialect)
+    assert "cispo-bound" in _errors(_lint(capsys, *words))
+    record = _lint(capsys, *words, "epsilon_high=5.0")
+    assert "cispo-bound" not in _errors(record)
+    assert record["objective"]["surrogate"] == {"kind": "cispo", "low": None, "high": 4.0}
+
+
+@pytest.mark.parametrize(("value", "told"), [("0.2", False), ("0.1", True)])
+def test_a_clip_ratio_that_changes_nothing_is_no_error(
+    value: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = _lint(capsys, f"{ACTOR}clip_ratio={value}", "--dialect", "verl")
+    assert ("clip-range-ignored" in _errors(record)) == told

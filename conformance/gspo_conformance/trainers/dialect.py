@@ -106,6 +106,19 @@ def asides(every: Mapping[str, Any], keys: Mapping[str, str]) -> list[Finding]:
     ]
 
 
+def cispo_range(cap: float) -> dict[str, Any]:
+    """CISPO with its weight held at `cap`; one below 1 is told by `cispo_cap`."""
+    return {"kind": "cispo", "low": None, "high": max(cap - 1, 0.0)}
+
+
+def cispo_cap(loss: str, key: str, cap: float) -> list[Finding]:
+    """An error where the bound of CISPO's weight is a clip range: it holds the weight of every token below 1."""
+    if loss != "cispo" or cap >= 1:
+        return []
+    told = f"cispo bounds the weight itself by {key}: at {cap:g} every token has the same weight, and no ratio counts"
+    return [Finding("cispo-bound", "error", key, told, "GSPO-SURR-8", fix=f"{key}=5.0, which is 1 + 4")]
+
+
 def nearest(release: str, versions: Sequence[str]) -> str:
     """The one of `versions` whose keys a release that is not among them has: the next later, else the last."""
     if release in versions:

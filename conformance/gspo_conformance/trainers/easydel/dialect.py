@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from ..dialect import PAPER, Inexpressible, Reading, cispo_cap, cispo_range
 from .findings import findings
 
 SECTIONS = ("config.trainer.", "trainer.")
@@ -84,7 +84,7 @@ class EasyDel:
             updates_per_rollout=1,
             settings=every,
             given=frozenset(given),
-            findings=tuple(findings(every)),
+            findings=(*findings(every), *cispo_cap(loss, "epsilon_high", _high(every))),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _high(every: Mapping[str, Any]) -> float:
 
 def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     if loss == "cispo":
-        return {"kind": "cispo", "low": None, "high": _high(every) - 1}
+        return cispo_range(_high(every))
     return {"kind": "clip", "low": every["epsilon"], "high": _high(every), "dual": every["delta"]}
 
 

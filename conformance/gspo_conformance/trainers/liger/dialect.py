@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading
+from ..dialect import PAPER, Finding, Inexpressible, Reading, cispo_cap, cispo_range
 from ..trl.dialect import written_aggregation, written_penalty
 
 DEFAULTS: dict[str, Any] = {
@@ -81,7 +81,7 @@ class Liger:
             estimator="unknown",
             settings=every,
             given=frozenset(given),
-            findings=tuple(_findings(every)),
+            findings=(*_findings(every), *cispo_cap(every["loss_type"], "epsilon_high", every["epsilon_high"])),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Liger:
 
 def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     if loss == "cispo":
-        return {"kind": "cispo", "low": None, "high": every["epsilon_high"] - 1}
+        return cispo_range(every["epsilon_high"])
     if loss in ("sapo", "vespo"):
         names = SAPO if loss == "sapo" else VESPO
         return {"kind": loss, **{name: every[key] for name, key in names.items()}}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -130,7 +130,7 @@ def _derived(every: Mapping[str, Any]) -> dict[str, Any]:
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
     if every["loss_type"] == "cispo":
-        return {"kind": "cispo", "low": None, "high": high - 1}
+        return cispo_range(high)
     if every["loss_type"] == "sapo":
         return {"kind": "sapo", "tau_pos": every["tau_pos"], "tau_neg": every["tau_neg"]}
     return {"kind": "clip", "low": every["epsilon"], "high": high, "dual": every["delta"]}
@@ -167,7 +167,8 @@ def _updates(every: Mapping[str, Any]) -> int | None:
 
 
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    found = []
+    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
+    found = cispo_cap(every["loss_type"], "epsilon_high", high)
     if every["kl_in_reward"] and every["beta"]:
         told = f"a KL penalty (k1, coefficient {every['beta']:g}) is taken from the rewards before they are normalised"
         found.append(Finding("kl-in-reward", "warning", "beta", told, "GSPO-REWARD-4", "", "beta: 0.0"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -107,7 +107,7 @@ class Trl:
 def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
     if loss == "cispo":
-        return {"kind": "cispo", "low": None, "high": high - 1}
+        return cispo_range(high)
     if loss == "sapo":
         return {"kind": "sapo", "tau_pos": every["sapo_temperature_pos"], "tau_neg": every["sapo_temperature_neg"]}
     if loss == "vespo":
@@ -164,7 +164,8 @@ def _updates(every: Mapping[str, Any]) -> int:
 
 
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    found = []
+    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
+    found = cispo_cap(every["loss_type"], "epsilon_high", high)
     if every["top_entropy_quantile"] < 1 and every["importance_sampling_level"] == "sequence":
         found.append(
             Finding(

@@ -14,13 +14,14 @@ def dialect_findings(mode: str, every: Mapping[str, Any], given: Mapping[str, An
     """Keys without effect, and terms and denominators that the objective does not show."""
     found = []
     low, high = ACTOR + "clip_ratio_low", ACTOR + "clip_ratio_high"
-    if ACTOR + "clip_ratio" in given and not {low, high} <= set(given):
+    one = given.get(ACTOR + "clip_ratio")
+    if one is not None and not {low, high} <= set(given) and (one, one) != (every[low], every[high]):
         found.append(
             Finding(
                 rule="clip-range-ignored",
                 severity="error",
                 key=ACTOR + "clip_ratio",
-                message=f"clip_ratio = {given[ACTOR + 'clip_ratio']:g} never reaches the loss: the two sides have defaults of their own",
+                message=f"clip_ratio = {one:g} never reaches the loss: the two sides have defaults of their own",
                 clause="GSPO-SURR-3",
                 consequence=f"the range in force is -{every[low]:g} / +{every[high]:g}",
                 fix=f"{low}=3e-4 {high}=4e-4",
