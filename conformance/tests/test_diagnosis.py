@@ -196,7 +196,7 @@ SEEN: dict[str, tuple[Any, str]] = {
     "a wider clip": (lambda new, old, a, m: paper(new, old, a, m, clip=(3e-3, 4e-3)).mean(), "A > 0 is clipped from a ratio between 1.002 and"),
     "a bound of the wrong sign": (lambda new, old, a, m: paper(new, old, a, m, clip=(-3e-4, 4e-4)).mean(), "A < 0 is clipped from a ratio between 1.00033 and"),
     "an old policy that is new": (lambda new, old, a, m: paper(new, new.detach(), a, m).mean(), "log s is 0: the ratio is 1"),
-    "a ratio in bfloat16": (lambda new, old, a, m: narrow(new, old, a, m).mean(), "to both sides, as rounding to bfloat16 leaves it"),
+    "a ratio in bfloat16": (lambda new, old, a, m: narrow(new, old, a, m).mean(), "to both sides, as rounding to bfloat16 or"),
     "one response too few": (lambda new, old, a, m: paper(new, old, a, m).sum() / max(1, len(a) - 1), "that of a mean over one response too few"),
     "three responses": (lambda new, old, a, m: paper(new, old, a, m).sum() / 3, "divided by 3 in place of the number of responses"),
     "other people's": (lambda new, old, a, m: paper(new, old, a.roll(1), m).mean(), "responses have the advantages of others"),
@@ -214,6 +214,26 @@ SEEN: dict[str, tuple[Any, str]] = {
 def test_what_is_seen_response_by_response(name: str, atlas: Atlas) -> None:
     loss, words = SEEN[name]
     texts = seen(loss_target(loss), atlas)
+    assert any(words in text for text in texts), texts
+
+
+def by_token(logp: Any, old_logp: Any, advantages: Any, mask: Any, *, high: float = 0.2) -> Any:
+    """PPO's losses of the responses of a batch, with a clip range to get wrong."""
+    ratio, a = torch.exp(torch.where(mask, logp - old_logp, 0.0)), advantages[:, None]
+    value = -torch.minimum(ratio * a, ratio.clamp(0.8, 1 + high) * a)
+    return (value * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+BY_TOKEN: dict[str, tuple[Any, str]] = {
+    "a wider clip": (lambda new, old, a, m: by_token(new, old, a, m, high=0.28).mean(), "A > 0 is clipped from a ratio between 1.22517 and 1.28403 on, not from 1.2"),
+    "small advantages": (lambda new, old, a, m: by_token(new, old, a.clamp(-1, 1), m).mean(), "near ratio 1 the advantages are held to ±1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_TOKEN)
+def test_what_is_seen_token_by_token(name: str, atlas: Atlas) -> None:
+    loss, words = BY_TOKEN[name]
+    texts = seen(loss_target(loss, objective="ppo"), atlas)
     assert any(words in text for text in texts), texts
 
 

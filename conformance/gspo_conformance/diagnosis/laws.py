@@ -13,7 +13,7 @@ import numpy as np
 
 from ..mutants.atlas import Atlas
 from .evidence import Evidence
-from .responses import Response, responses
+from .responses import Response, responses, tokens
 
 NEAR, CLOSE, FAR, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 0.1, 6, 0.9, 3, 1.2
 ROUGH, LEAST = 0.2, 2.0**-13
@@ -61,7 +61,15 @@ SIGNS: dict[str, Callable[[Response], bool]] = {
 
 def of_responses(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     """Where the gradient of the paper's objective is wrong, and by which factor, in words."""
-    everything = [one for item in evidence for one in responses(item, atlas)]
+    return _told([one for item in evidence for one in responses(item, atlas)], "log s")
+
+
+def of_tokens(evidence: Iterable[Evidence], atlas: Atlas) -> list[str]:
+    """The same of an objective with clipped token ratios."""
+    return _told([one for item in evidence for one in tokens(item, atlas)], "log w")
+
+
+def _told(everything: Sequence[Response], ratio: str) -> list[str]:
     found = [one for one in everything if one.advantage != 0]
     wrong = [one for one in found if not one.right]
     idle = [one for one in everything if one.advantage == 0 and one.live]
@@ -71,7 +79,7 @@ def of_responses(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     told = [_uneven(wrong), _missing(found, wrong), _dead(found), factor]
     if not factor:
         told.append(_rounding(found))
-        told += [clip_range(found), _beside(idle), _power(found) or _side(found, wrong)]
+        told += [clip_range(found), _beside(idle), _power(found, ratio) or _side(found, wrong)]
     return [text for text in told if text]
 
 
@@ -167,21 +175,21 @@ def _epsilon(near: Sequence[Response]) -> str:
     return f"near ratio 1 the gradient is that of a length with {middle:.1g} added to it" if same and middle > 0 else ""
 
 
-def _power(found: Sequence[Response]) -> str:
-    """Where the gradient is right near ratio 1 and elsewhere that of another ratio, as in GSPO-token's form: what becomes of log s."""
+def _power(found: Sequence[Response], ratio: str) -> str:
+    """Where the gradient is right near ratio 1 and elsewhere that of another ratio, as in GSPO-token's form: what becomes of its logarithm."""
     far = [one for one in found if FAR < abs(one.log_ratio) < 1 / FAR and one.factor > 0]
     near = [one for one in found if abs(one.log_ratio) < NEAR and one.live]
     if len(far) < ENOUGH or not near or _fit(near, lambda one: 1.0) < MOST:
         return ""
     powers = [_power_of(one) for one in far]
     if sum(abs(one.factor) < CLOSE for one in powers) >= MOST * len(powers):
-        return "log s is 0: the ratio is 1, however far the policy has moved"
+        return f"{ratio} is 0: the ratio is 1, however far the policy has moved"
     powers = [one for one in powers if abs(one.factor) >= CLOSE]
     middle = float(np.median([one.factor for one in powers]))
     laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(powers)}
     words = max(laws, key=lambda words: _fit(powers, laws[words]))
     fits = abs(middle - 1) > CLOSE and _fit(powers, laws[words]) >= MOST
-    return f"log s is {words}" if fits else ""
+    return f"{ratio} is {words}" if fits else ""
 
 
 def _power_of(one: Response) -> Response:
@@ -220,10 +228,11 @@ def _advantages(near: Sequence[Response]) -> str:
     bound = float(np.quantile([abs(one.advantage * one.factor) for one in near], MOST))
     if _fit(near, lambda one: min(1.0, bound / abs(one.advantage))) >= MOST:
         return f"near ratio 1 the advantages are held to ±{bound:.3g}"
-    batches: dict[int, list[Response]] = {}
+    batches: dict[int, dict[int, Response]] = {}
     for one in near:
-        batches.setdefault(one.question, []).append(one)
-    whole = [batch for batch in batches.values() if len(batch) == batch[0].responses > 1]
+        batches.setdefault(one.question, {})[one.place] = one
+    whole = [[*batch.values()] for batch in batches.values()]
+    whole = [batch for batch in whole if len(batch) == batch[0].responses > 1]
     whole = [batch for batch in whole if _fit(batch, lambda one: 1.0) < 1]
     if len(whole) < FEW:
         return ""
@@ -270,9 +279,8 @@ def _rounding(found: Sequence[Response]) -> str:
         return ""
     farthest = max(map(abs, off))
     dtype = next((dtype for dtype, bits in NARROW.items() if farthest <= 2.0**-bits * (1 + CLOSE)), "")
-    return (
-        f"the gradient is off by up to {farthest:.1%} to both sides, as rounding to {dtype} leaves it" if dtype else ""
-    )
+    told = f"the gradient is off by up to {farthest:.1%} to both sides, as rounding to {dtype} or a small term beside it does"
+    return told if dtype else ""
 
 
 def _beside(idle: Sequence[Response]) -> str:

@@ -15,9 +15,9 @@ from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
 from ..words import cut, uncapitalised
 from .evidence import REFUSED, Evidence
-from .laws import of_responses
+from .laws import of_responses, of_tokens
 
-PAPER_RATIOS = ("sequence", "gspo_token")
+PAPER_RATIOS, TOKENS = ("sequence", "gspo_token"), ("token",)
 FEW = 4
 MANY = 400
 CUT = "every number of a wrong answer comes with at most"
@@ -41,9 +41,14 @@ def _has(item: Evidence, atlas: Atlas, output: str) -> bool:
 
 
 def _is_paper(item: Evidence, atlas: Atlas) -> bool:
+    return _is_clipped(item, atlas, PAPER_RATIOS)
+
+
+def _is_clipped(item: Evidence, atlas: Atlas, ratios: Sequence[str]) -> bool:
+    """Whether the objective of a question is the clipped surrogate of such a ratio and nothing beside it."""
     objective = atlas.bench.questions[item.question].case.objective or {}
-    paper = objective.get("ratio") in PAPER_RATIOS and objective["surrogate"]["kind"] == "clip"
-    return paper and objective["penalty"] is None and not objective["correction"]
+    clipped = objective.get("ratio") in ratios and objective["surrogate"]["kind"] == "clip"
+    return clipped and objective["penalty"] is None and not objective["correction"]
 
 
 def _quotients(item: Evidence, atlas: Atlas, output: str) -> NumPyArray:
@@ -82,7 +87,11 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
         *_of_forms(wrong),
         *_of_numbers(numbers, len(wrong)),
         *(_of_bits(numbers, atlas) or _of_digits(numbers, atlas)),
-        *of_responses(paper, atlas),
+        *(
+            of_responses(paper, atlas)
+            if paper
+            else of_tokens([i for i in evidence if _is_clipped(i, atlas, TOKENS)], atlas)
+        ),
     ]
     found += [*_of_outputs(numbers), *_of_factors(numbers, atlas)]
     found += [*_of_flags(wrong, evidence, atlas)]

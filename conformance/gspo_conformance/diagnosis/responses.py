@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from ..mutants.atlas import Atlas
 from ..target import Case
 from ..tensors import NumPyArray
 from .evidence import Evidence
+
+SOME = 16
 
 
 class Response(NamedTuple):
@@ -45,6 +47,24 @@ class Response(NamedTuple):
 
 def responses(item: Evidence, atlas: Atlas) -> Iterator[Response]:
     """The responses of an answer that has a gradient over padded rows, one advantage each."""
+    for one, truth, mine, _, right in _counted(item, atlas):
+        odd, oddity = _odd(mine)
+        yield one._replace(
+            right=bool(right.all()),
+            factor=_quotient(mine, truth),
+            uneven=constant(truth) and bool(np.isfinite(mine).all()) and not constant(mine),
+            odd=odd,
+            oddity=oddity,
+            clipped=not truth.any(),
+            live=bool(mine[np.isfinite(mine)].any()),
+        )
+
+
+Counted: TypeAlias = tuple[Response, NumPyArray, NumPyArray, NumPyArray, NumPyArray]
+
+
+def _counted(item: Evidence, atlas: Atlas) -> Iterator[Counted]:
+    """Every response of an answer; at its counted tokens the gradient that is due, the one that came, the log-ratio, what is right."""
     vector, case = atlas.bench.questions[item.question]
     expected = vector.expected.get("gradient")
     if item.result is None or expected is None or not {"mask", "advantages"} <= set(case.inputs):
@@ -59,31 +79,29 @@ def responses(item: Evidence, atlas: Atlas) -> Iterator[Response]:
             yield from _rows(item.question, vector, case, got)
 
 
-def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterator[Response]:
+def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterator[Counted]:
     expected = vector.expected["gradient"]
     mask, advantages = case.inputs["mask"].astype(bool), case.inputs["advantages"]
-    units = error_units(case, "gradient", expected, got)
+    right = error_units(case, "gradient", expected, got) <= expected.compare.k
     surrogate = (case.objective or {})["surrogate"]
     for i, row in enumerate(mask):
         if not row.any():
             continue
         moved = case.inputs["logp"][i][row].astype(float) - case.inputs["old_logp"][i][row]
-        truth, mine = expected.value[i][row], got[i][row]
-        odd, oddity = _odd(mine)
-        yield Response(
+        one = Response(
             question=question,
             place=i,
-            right=bool((units[i] <= expected.compare.k).all()),
-            factor=_quotient(mine, truth),
-            uneven=constant(truth) and np.isfinite(mine).all() and not constant(mine),
-            odd=odd,
-            oddity=oddity,
+            right=False,
+            factor=float("nan"),
+            uneven=False,
+            odd="",
+            oddity=1.0,
             advantage=float(advantages[i]),
             log_ratio=float(moved.mean()),
             farthest=float(np.abs(moved).max()),
             clip=(float(surrogate["low"]), float(surrogate["high"])),
-            clipped=not truth.any(),
-            live=bool(mine[np.isfinite(mine)].any()),
+            clipped=False,
+            live=False,
             gaps=bool(np.abs(np.diff(row.astype(int))).sum() + (not row[0]) > 1 or not row[0]),
             length=int(row.sum()),
             responses=len(mask),
@@ -91,6 +109,22 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             width=len(row),
             tokens=int(mask.sum()),
         )
+        yield one, expected.value[i][row], got[i][row], moved, right[i][row]
+
+
+def tokens(item: Evidence, atlas: Atlas) -> Iterator[Response]:
+    """The same of an objective with a ratio per token: counted tokens, of a long response some, each with a ratio of its own."""
+    for one, *columns in _counted(item, atlas):
+        some = np.unique(np.linspace(0, one.length - 1, SOME).astype(int))
+        for due, mine, ratio, ok in zip(*(column[some] for column in columns), strict=True):
+            yield one._replace(
+                right=bool(ok),
+                factor=float(mine / due) if due != 0 and np.isfinite(mine) else float("nan"),
+                log_ratio=float(ratio),
+                farthest=abs(float(ratio)),
+                clipped=bool(due == 0),
+                live=bool(np.isfinite(mine) and mine != 0),
+            )
 
 
 def _quotient(got: NumPyArray, truth: NumPyArray) -> float:
