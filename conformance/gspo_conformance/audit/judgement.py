@@ -159,12 +159,13 @@ def _differences(found: Audit, bad: list[Rollout]) -> Iterator[Finding]:
 
 def _factors(found: Audit) -> Iterator[Finding]:
     """Gradients that are another multiple of their loss's from step to step; and one multiple, as a note."""
-    factors = [factor for _, factor in found.ledger.factors]
+    known = [(step, factor) for step, factor in found.ledger.factors if np.isfinite(factor)]
+    factors = [factor for _, factor in known]
     if not factors or any(one.what == "gradient" for one in found.ledger.bad()):
         return
     low, high = min(factors), max(factors)
     if high > 1.001 * low:
-        first = next(step for step, factor in found.ledger.factors if abs(factor - factors[0]) > 1e-3 * factors[0])
+        first = next(step for step, factor in known if abs(factor - factors[0]) > 1e-3 * factors[0])
         told = f"the gradient is between {low:.6g} and {high:.6g} times that of the recorded loss, changing at step {first}"
         costs = "unless a loss scaler did this, responses weigh differently from micro-batch to micro-batch"
         yield Finding("gradient-scale", "warning", "gradient", told, "GSPO-GRAD-1", costs)

@@ -104,22 +104,27 @@ def _place(part: Part) -> str:
 
 
 def by_rounding(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """Log-ratios that were rounded before they were averaged."""
-    for name in ("bfloat16", "float16"):
-        with suppress(NotComputable, ValueError):
-            if few[0].objective.penalty is None and all(right(one, _rounded(one, name)) for one in few):
-                told = f"log-ratios rounded to {name} before they are averaged"
-                yield Explanation("low-precision", "GSPO-NUM-1", told, "keep float32 from the log-softmax to the loss")
-                return
+    """Log-ratios that were rounded before they were averaged, or log-probabilities of one policy alone."""
+    for what, words in _ROUNDED.items():
+        for name in ("bfloat16", "float16"):
+            with suppress(NotComputable, ValueError):
+                if all(right(one, _rounded(one, what, name)) for one in few):
+                    told = f"it is the loss of {words} rounded to {name} before they are used"
+                    yield Explanation("low-precision", "GSPO-NUM-1", told, "1.0003 and 0.9997 are both 1.0 in bfloat16")
+                    return
 
 
-def _rounded(one: Recomputed, name: str) -> float:
+_ROUNDED = {"": "log-ratios", "old_logp": "the old log-probabilities alone", "logp": "the new log-probabilities alone"}
+
+
+def _rounded(one: Recomputed, what: str, name: str) -> float:
     tokens = one.part.tokens
-    if tokens.logp is None or tokens.old_logp is None:
-        raise NotComputable("logp, old_logp not recorded")
-    d = round_to(np.asarray(tokens.logp, np.float64) - tokens.old_logp, name)
-    new = replace(tokens, logp=np.asarray(d, np.float64), old_logp=np.zeros(tokens.count))
-    return exact(one.objective, new).loss(one.normalizer)
+    if tokens.logp is None or tokens.old_logp is None or (not what and one.objective.penalty is not None):
+        raise NotComputable("logp, old_logp not recorded, or a penalty that needs both")
+    exact_ones = np.asarray(tokens.logp, np.float64) - tokens.old_logp if not what else getattr(tokens, what)
+    values = np.asarray(round_to(np.asarray(exact_ones), name), np.float64)
+    changed = {what: values} if what else {"logp": values, "old_logp": np.zeros(tokens.count)}
+    return exact(one.objective, replace(tokens, **changed)).loss(one.normalizer)
 
 
 def by_other_batches(trace: Trace, few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
@@ -136,10 +141,12 @@ Place = Callable[[Trace, Part], tuple[int | None, int, int]]
 
 
 def _found(trace: Trace, part: Part, place: Place) -> Part:
-    """The micro-batch at a place; raises `NotComputable` where there is none."""
+    """The micro-batch at a place, -1 for the last of the step before; raises `NotComputable` where there is none."""
     index, rank, microbatch = place(trace, part)
+    index = index - 1 if index is not None and microbatch < 0 else index
     parts = trace.step(index).parts if index in trace.indices and index is not None else ()
-    found = next((one for one in parts if (one.rank, one.microbatch) == (rank, microbatch)), None)
+    mine = [one for one in parts if one.rank == rank]
+    found = next((one for one in mine if one.microbatch == microbatch), mine[-1] if mine and microbatch < 0 else None)
     if found is None or found.tokens.advantages is None:
         raise NotComputable("no such micro-batch")
     return found

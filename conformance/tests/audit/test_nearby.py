@@ -69,7 +69,20 @@ CASES: dict[str, tuple[gspo.Objective, gspo.Objective, Callable[[Arrays], Arrays
         "repeated-response",
         "response 2 of step 0",
     ),
-    "rounded": (gspo.Objective.gspo(), gspo.Objective.gspo(), _rounded, "low-precision", "Log-ratios rounded"),
+    "rounded": (
+        gspo.Objective.gspo(),
+        gspo.Objective.gspo(),
+        _rounded,
+        "low-precision",
+        "log-ratios rounded to bfloat16",
+    ),
+    "old rounded": (
+        gspo.Objective.gspo(),
+        gspo.Objective.gspo(),
+        lambda a: a | {"old_logp": np.asarray(round_to(a["old_logp"], "bfloat16"), np.float32)},
+        "low-precision",
+        "the old log-probabilities alone rounded to bfloat16",
+    ),
     "coefficient": (
         PENALTY,
         PENALTY.replace(penalty=gspo.Penalty("k3", coefficient=0.01)),
@@ -103,6 +116,36 @@ def test_the_advantages_of_another_batch_are_recognised(tmp_path: Path) -> None:
     assert [one.rule for one in found.errors] == ["advantage.batch"]
     assert "since step 1" in found.errors[0].message
     assert "The loss is that of the advantages of the step before" in found.errors[0].message
+
+
+def test_the_advantages_of_the_call_before_are_recognised_over_the_ends_of_steps(tmp_path: Path) -> None:
+    ones = [batch(6, seed) for seed in range(8)]
+    calls = []
+    for at, (one, other) in enumerate(zip(ones, [ones[0], *ones], strict=False)):
+        wrong = one | {"advantages": other["advantages"]}
+        loss, _ = compute(gspo.Objective.gspo(), wrong, normalizer=np.float32(12))
+        calls += [[]] if at % 2 == 0 else []
+        calls[-1].append((one, {"loss": loss, "normalizer": 12.0}))
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ["advantage.batch"]
+    assert "the micro-batch before" in found.errors[0].message
+
+
+def test_a_loss_scaler_that_overflows_is_no_factor(tmp_path: Path) -> None:
+    """Hunts "between 1 and inf times"."""
+    calls = []
+    for step in range(3):
+        arrays = batch(6, step, moved=1e-5)
+        given = {name: arrays[name] for name in ("logp", "old_logp", "advantages")}
+        gradient = np.asarray(
+            gspo.policy_gradient(gspo.Objective.gspo(), **given, sequences=arrays["mask"]), np.float32
+        )
+        loss = compute(gspo.Objective.gspo(), arrays)[0]
+        with np.errstate(all="ignore"):
+            calls.append([(arrays | {"gradient": gradient * np.float32(np.inf if step == 1 else 1)}, {"loss": loss})])
+        calls[-1][0][0]["gradient"][~arrays["mask"]] = 0
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert not [one for one in found.findings if "inf times" in one.message]
 
 
 def test_a_loss_that_is_not_a_number_is_no_multiple_of_another(tmp_path: Path) -> None:
