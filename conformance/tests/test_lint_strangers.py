@@ -286,3 +286,17 @@ def test_a_clip_ratio_that_changes_nothing_is_no_error(
 ) -> None:
     record = _lint(capsys, f"{ACTOR}clip_ratio={value}", "--dialect", "verl")
     assert ("clip-range-ignored" in _errors(record)) == told
+
+
+def test_corrections_by_other_code_or_former_names_are_no_reason_to_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("advantage_estimator=gspo", "use_tis=true", "custom_tis_function_path=mine.weights", "--dialect", "slime")
+    assert "custom-code" in {one["rule"] for one in _lint(capsys, *words)["findings"]}
+    own = "trainer.algorithm."
+    record = _lint(capsys, f"{own}policy_loss_type=gspo", f"{own}use_tis=true", f"{own}tis_imp_ratio_cap=2.0")
+    assert [(one["level"], one["action"], one["high"]) for one in record["objective"]["correction"]] == [
+        ("token", "clamp", 2.0)
+    ]
+    record = _lint(capsys, f"{own}off_policy_correction.outlier_token_is_threshold_high=100")
+    assert "filter" in {one["rule"] for one in record["findings"]}
+    words = (f"{ACTOR}use_kl_loss=True", f"{ACTOR}kl_loss_type=low_var_kl+", "--dialect", "verl")
+    assert _lint(capsys, *words)["objective"]["penalty"]["estimator"] == "k3_plus"

@@ -28,12 +28,8 @@ PLAIN = {"numerator": "old", "negative_only": False}
 
 
 def read_correction(own: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The weights that these settings put on a token; a mask and a weight with the same upper bound are one `mask`."""
+    """The weights that these settings put on a token, outliers left to a finding; a mask and a weight with the same upper bound are one `mask`."""
     keys = {name: own[CORRECTION + name] for name in DEFAULTS}
-    if keys["outlier_token_is_threshold_low"] is not None or keys["outlier_token_is_threshold_high"] is not None:
-        raise Inexpressible(
-            "outlier_token_is_threshold drops responses by their worst token, which no weight here does"
-        )
     found = [*_token_mask(keys), *_sequence_mask(keys)]
     level = keys["tis_ratio_type"]
     if level is None:

@@ -37,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
     ALGORITHM + "grpo_norm_by_std": True,
     ALGORITHM + "advantage_batch_normalize": False,
     **{ALGORITHM + CORRECTION + key: value for key, value in CORRECTIONS.items()},
+    ALGORITHM + "use_tis": False,
+    ALGORITHM + "tis_imp_ratio_cap": -1.0,
     "generator.step_wise_trajectories": False,
     **dict.fromkeys(BESIDE),
     "trainer.train_batch_size": 1024,
@@ -78,6 +80,9 @@ class SkyRl:
         given = given_keys(settings, DEFAULTS, ALGORITHM)
         every = DEFAULTS | given
         own = {key.removeprefix(ALGORITHM): value for key, value in every.items()}
+        if own["use_tis"] and own["tis_imp_ratio_cap"] > 0:
+            cap = own["tis_imp_ratio_cap"]
+            own |= {CORRECTION + "tis_ratio_type": "token", CORRECTION + "token_tis_ratio_clip_high": cap}
         ratio, surrogate, weights = _surrogate(own)
         objective = {
             **PAPER,
@@ -175,6 +180,11 @@ def _updates(every: Mapping[str, Any]) -> int:
 def _findings(own: Mapping[str, Any]) -> list[Finding]:
     found = _reduction(own)
     low, high = (own[f"{CORRECTION}token_mask_is_threshold_{side}"] for side in ("low", "high"))
+    outliers = [own[f"{CORRECTION}outlier_token_is_threshold_{side}"] for side in ("low", "high")]
+    if outliers != [None, None]:
+        told = "a response is dropped where one of its tokens differs too much from the sampler"
+        key = f"{ALGORITHM}{CORRECTION}outlier_token_is_threshold_{'high' if outliers[0] is None else 'low'}"
+        found.append(Finding("filter", "warning", key, told, "GSPO-CORR-2", fix=f"{key}=null"))
     if (low is None) != (high is None):
         told = "one bound of the token mask alone does nothing: SkyRL masks where both are set"
         key = f"{ALGORITHM}{CORRECTION}token_mask_is_threshold_{'high' if low is None else 'low'}"

@@ -42,7 +42,12 @@ DEFAULTS: dict[str, Any] = {
 }
 ICEPOP = "slime.backends.megatron_utils.loss.icepop_function"
 GROUPED = ("grpo", "gspo", "cispo")
-CUSTOM = ("custom_loss_function_path", "custom_advantage_function_path", "custom_pg_loss_reducer_function_path")
+CUSTOM = (
+    "custom_loss_function_path",
+    "custom_advantage_function_path",
+    "custom_pg_loss_reducer_function_path",
+    "custom_tis_function_path",
+)
 KINDS = {("k1", None): "k1", ("k2", None): "k2", ("k3", None): "k3", ("k3", 10.0): "low_var_kl"}
 PLAIN = {"level": "token", "numerator": "old", "negative_only": False}
 
@@ -135,8 +140,8 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not every["use_tis"]:
         return []
     action = {None: "clamp", ICEPOP: "mask"}.get(every["custom_tis_function_path"])
-    if action is None:
-        raise Inexpressible(f"{every['custom_tis_function_path']} is not a weight that is known here")
+    if action is None:  # code of somebody's own, which is told
+        return []
     high = None if math.isinf(every["tis_clip"]) else every["tis_clip"]
     return [{**PLAIN, "action": action, "low": every["tis_clip_low"] or None, "high": high}]
 
@@ -186,7 +191,7 @@ def _findings(every: Mapping[str, Any]) -> Iterator[Finding]:
         told = f"an entropy bonus with the coefficient {every['entropy_coef']:g}"
         yield Finding("entropy-bonus", "warning", "entropy_coef", told, "GSPO-AGG-1", fix="--entropy-coef 0")
     for key in CUSTOM:
-        if every[key]:
+        if every[key] and every[key] != ICEPOP and (key != CUSTOM[-1] or every["use_tis"]):
             told = f"{every[key]} takes the place of slime's own code, and is not read here"
             yield Finding("custom-code", "warning", key, told, "GSPO-AGG-1", fix=f"no --{key.replace('_', '-')}")
 

@@ -60,6 +60,7 @@ ESTIMATORS = {
     "low_var_kl": "k3",
     "k3": "k3",
     "k3+": "k3_plus",
+    "low_var_kl+": "k3_plus",
 }
 CLAMPS = {"k3": (20.0, 10.0), "k3_plus": (20.0, 10.0)}
 
