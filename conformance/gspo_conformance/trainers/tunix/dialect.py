@@ -154,7 +154,7 @@ def _unknown(settings: Mapping[str, Any]) -> list[str]:
 def _aggregation(every: Mapping[str, Any]) -> dict[str, Any]:
     mode = every["loss_agg_mode"]
     if mode not in AGGREGATIONS:
-        raise Inexpressible(f"loss_agg_mode {mode!r} is not accepted by Tunix")
+        raise Inexpressible(f"loss_agg_mode {mode!r} is not accepted by Tunix, which has {', '.join(AGGREGATIONS)}")
     constant = float(every["max_response_length"]) if mode == "sequence-mean-token-scale" else 1.0
     return {"mode": AGGREGATIONS[mode], "count": "non_empty", "constant": constant}
 
