@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from .target import Capabilities, Case, Skip, Target
 
+CALLED = "called with"
+
 
 @dataclass(frozen=True)
 class Hello:
@@ -94,8 +96,9 @@ class InProcess:
 
 
 def describe(error: BaseException) -> str:
-    """`ValueError: message; note`, on one line."""
-    text = "; ".join(" ".join(str(part).split()) for part in (error, *getattr(error, "__notes__", ())) if str(part))
+    """`ValueError: message`, on one line; behind it the note of what it was called with, where `loss_target` left one."""
+    notes = (note for note in getattr(error, "__notes__", ()) if note.startswith(CALLED))
+    text = "; ".join(" ".join(str(part).split()) for part in (error, *notes) if str(part))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

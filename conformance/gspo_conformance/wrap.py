@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .connection import CALLED
 from .target import Capabilities, Case, FunctionTarget
 from .words import choices
 
@@ -76,7 +77,7 @@ def loss_target(
     run = import_module(f".frameworks.{framework}", __package__).run
 
     def answer(case: Case) -> Mapping[str, Any]:
-        return run(_alone(fn), gradient, _arrays(case, mask_dtype, advantages))
+        return run(_alone(fn), _of_logp(gradient), _arrays(case, mask_dtype, advantages))
 
     version = {framework: str(import_module(framework).__version__)}
     return FunctionTarget(name or getattr(fn, "__name__", type(fn).__name__), answer, capabilities, version)
@@ -129,13 +130,32 @@ def _alone(fn: Loss) -> Loss:
             found = fn(*arrays)
         except Exception as error:
             given = ", ".join(f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}" for array in arrays)
-            error.add_note(f"called with {given}")
+            error.add_note(f"{CALLED} {given}")
             raise
         if not hasattr(found, "__float__"):
             raise TypeError(f"the loss: expected it alone, got {type(found).__name__}; {_advice(found)}")
+        shape = list(getattr(found, "shape", ()))
+        if shape:
+            advice = "`.squeeze()` makes it a number" if set(shape) == {1} else "is a mean missing?"
+            raise ValueError(f"the loss: expected one number, got shape {shape}: {advice}")
         return found
 
     return loss
+
+
+def _of_logp(gradient: Any) -> Any:
+    """A gradient in closed form, whose answer must have the shape of `logp`."""
+    if not callable(gradient):
+        return gradient
+
+    def slope(logp: Any, *rest: Any) -> Any:
+        found = gradient(logp, *rest)
+        if found is None or tuple(np.shape(found)) != tuple(logp.shape):
+            got = type(found).__name__ if found is None else f"shape {list(np.shape(found))}"
+            raise ValueError(f"the gradient: expected shape {list(logp.shape)}, that of logp, got {got}")
+        return found
+
+    return slope
 
 
 def _advice(found: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -287,6 +288,14 @@ def test_errors_alone_are_no_deviation_of_anybody() -> None:
     assert diagnosis["mutants"] == []
     assert diagnosis["sentence"].startswith("too few answers to tell; ")
     assert "end in an error, most often RuntimeError: mask: one response at a time" in diagnosis["sentence"]
+
+
+def test_answers_that_are_no_numbers_are_no_evidence_of_conventions() -> None:
+    diagnosis = found(
+        loss_target(lambda *arrays: Decimal("0.5"), "numpy"), "aggregation/*gspo", "numerics/refuses-nan-*"
+    )
+    assert diagnosis["mutants"] == []
+    assert diagnosis["sentence"].startswith("too few answers to tell; ")
 
 
 def test_a_dtype_that_is_too_narrow_is_said() -> None:

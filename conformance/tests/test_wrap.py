@@ -104,16 +104,26 @@ def test_the_advice_is_of_what_came_in_place_of_the_loss(answer: Any, advice: st
     assert run(loss_target(lambda *arrays: answer), SUITE[0]).results[0].reason.endswith(advice)
 
 
-def test_a_loss_of_one_element_is_told_to_be_a_number() -> None:
-    reason = run(loss_target(lambda *arrays: torch_loss(*arrays)[None]), SUITE[0]).results[0].reason
+@pytest.mark.parametrize(("fn", "framework"), [(torch_loss, "torch"), (jax_loss, "jax"), (numpy_loss, "numpy")])
+def test_a_loss_of_one_element_is_told_to_be_a_number(fn: Any, framework: str) -> None:
+    reason = run(loss_target(lambda *arrays: fn(*arrays)[None], framework), SUITE[0]).results[0].reason
     assert reason.endswith("expected one number, got shape [1]: `.squeeze()` makes it a number")
+
+
+@pytest.mark.parametrize(("answer", "words"), [(None, "got NoneType"), ([0.0], "got shape [1]")])
+def test_a_gradient_of_another_shape_is_an_error(answer: Any, words: str) -> None:
+    reason = run(loss_target(numpy_loss, "numpy", gradient=lambda *arrays: answer), SUITE[0]).results[0].reason
+    assert reason.startswith("ValueError: the gradient: expected shape [")
+    assert reason.endswith(words)
 
 
 def test_a_loss_that_raises_is_shown_the_shapes_it_was_called_with() -> None:
     def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
         raise IndexError("too many indices")
 
+    jax_reason = run(loss_target(loss, "jax"), SUITE[0]).results[0].reason
     reason = run(loss_target(loss), SUITE[0]).results[0].reason
+    assert jax_reason == reason
     assert reason.startswith("IndexError: too many indices; called with float32 [")
     assert reason.endswith("bool " + reason.split("float32 ")[1].rstrip(", "))
 

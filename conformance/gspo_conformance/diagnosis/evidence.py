@@ -38,7 +38,7 @@ def _row(result: Result, question: int, atlas: Atlas) -> Row | None:
     asked = atlas.bench.questions[question]
     if result.verdict in (PASS, FAIL, EXPECTED_FAILURE) and (result.answer or asked.vector.refuses):
         return row_of(asked, result.answer)
-    return REFUSED if result.verdict == ERROR else None
+    return REFUSED if result.verdict in (ERROR, FAIL) else None
 
 
 def spread(evidence: Sequence[Evidence], atlas: Atlas, limit: int) -> list[Evidence]:

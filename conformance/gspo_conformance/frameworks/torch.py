@@ -16,9 +16,6 @@ def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
         loss = fn(*tensors.values())
         return {"loss": loss} if gradient is None else {"loss": _tensor(loss), "gradient": gradient(*tensors.values())}
     loss = _tensor(fn(*(tensors | {"logp": leaf.clone()}).values()))
-    if loss.ndim:
-        advice = "`.squeeze()` makes it a number" if loss.numel() == 1 else "is a mean missing?"
-        raise ValueError(f"the loss: expected one number, got shape {list(loss.shape)}: {advice}")
     if leaf.grad is None:
         if not loss.requires_grad:
             raise ValueError("the loss does not depend on logp: was it detached?")
