@@ -92,6 +92,7 @@ class Evidence:
     frozen: list[int] = field(default_factory=list)
     moving: list[int] = field(default_factory=list)
     shifted: list[int] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
     positive: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
     misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -116,6 +117,8 @@ class Evidence:
             self._add_unknown(part, tokens)
             if shifted:
                 self.shifted.append(step.index)
+            if _prompts_counted(part):
+                self.prompts.append(step.index)
         _append(self.sampler_of_old, sampler_of_old.gap(step.index))
         self._add_ratios(step, own.gap(step.index), sampler.gap(step.index))
 
@@ -197,3 +200,15 @@ def _shifted(part: Part) -> bool:
     if scored.all() or not mask.any() or np.array_equal(scored, mask):
         return False
     return np.array_equal(scored[:, :-1], mask[:, 1:]) or np.array_equal(scored[:, 1:], mask[:, :-1])
+
+
+def _prompts_counted(part: Part) -> bool:
+    """Whether in every padded row the mask begins before the first token that the sampler scored, and counts what it scored."""
+    mask, sampled = part.array("mask"), part.array("behavior_logp")
+    if mask is None or sampled is None or mask.ndim != 2 or not mask.any():
+        return False
+    scored = np.isfinite(sampled) & (sampled != 0)
+    before = np.arange(mask.shape[1]) < scored.argmax(axis=1)[:, None]
+    extra = mask & ~scored
+    exact = not (scored & ~mask).any() and not (extra & ~before).any()
+    return exact and bool(scored.any(axis=1).all() and extra.any(axis=1).all())

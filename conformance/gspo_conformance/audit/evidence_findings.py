@@ -28,6 +28,7 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
         *_frozen(evidence),
         *_rounded(evidence, claim),
         *_shifted(evidence),
+        *_prompts(evidence),
         *_unknown(evidence),
     ]
 
@@ -162,6 +163,13 @@ def _shifted(evidence: Evidence) -> Iterator[Finding]:
             "GSPO-DATA-4",
             "the first token of a response is lost, one behind it is trained",
         )
+
+
+def _prompts(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.prompts:
+        told = f"the mask begins before the first token that the sampler scored, in every response, since step {evidence.prompts[0]} [mask.prompt-counted]"
+        costs = "the prompt is in the ratio and in the loss: a policy is trained to write prompts"
+        yield Finding("mask.prompt-counted", "error", "mask", told, "GSPO-DATA-4", costs)
 
 
 def _unknown(evidence: Evidence) -> Iterator[Finding]:

@@ -242,3 +242,19 @@ def test_a_mask_over_segments_that_is_wrong_by_one_place_is_named(tmp_path: Path
         calls.append([(packed, {"loss": loss})])
     found = audit_trace(write(tmp_path, calls, objective="gspo"))
     assert [one.rule for one in found.errors] == ["token-before-counted"]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_mask_that_begins_in_the_prompt_is_seen_where_the_sampler_scored(behind: bool, tmp_path: Path) -> None:
+    """Hunts a recorded mask that is wrong itself: the loss under it is right. What is not scored at the end may be the engine's."""
+    calls = []
+    for step in range(2):
+        arrays = batch(6, step)
+        arrays["mask"][:, 1:4] = True
+        ends = [int(row.nonzero()[0].max()) for row in arrays["mask"]]
+        sampled = np.where(arrays["mask"], arrays["old_logp"], np.nan)
+        sampled[np.arange(6), ends if behind else 1] = np.nan
+        loss, _ = compute(gspo.Objective.gspo(), arrays)
+        calls.append([(arrays | {"behavior_logp": sampled.astype(np.float32)}, {"loss": loss})])
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ([] if behind else ["mask.prompt-counted"])
