@@ -248,7 +248,9 @@ def test_an_array_behind_a_switch_is_not_its_value(tmp_path: Path, capsys: pytes
     record = _lint(capsys, _file(tmp_path, "run.sh", text))
     assert record["objective"]["aggregation"]["mode"] == "token_mean"
     text = "python3 train.py --advantage-estimator gspo --use-tis $@"
-    assert _lint(capsys, _file(tmp_path, "run.sh", text))["objective"]["correction"]
+    record = _lint(capsys, _file(tmp_path, "run.sh", text))
+    assert record["objective"]["correction"]
+    assert "Σ_t ρ_it min(s_i A_i" in record["formula"]
 
 
 def test_the_configuration_of_a_server_beside_the_training_is_no_base(

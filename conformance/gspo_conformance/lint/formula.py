@@ -34,7 +34,8 @@ def formula(objective: Mapping[str, Any]) -> str:
     outer = OUTER[objective["aggregation"]["mode"]]
     constant = objective["aggregation"]["constant"]
     per_response = objective["ratio"] in ("sequence", "product") and objective["surrogate"]["kind"] in ("clip", "sapo")
-    if per_response and objective["aggregation"]["mode"] == "sequence_mean_token_mean":
+    alike = per_response and not objective["correction"]  # all tokens of a response have the same term
+    if alike and objective["aggregation"]["mode"] == "sequence_mean_token_mean":
         outer = "1/G Σ_i "
     weights = "ρ_it " * len(objective["correction"])
     text = f"L = -{_divided(outer, constant)}{weights}{unit}"
