@@ -152,7 +152,7 @@ def _of_logp(gradient: Any) -> Any:
         found = gradient(logp, *rest)
         if found is None or tuple(np.shape(found)) != tuple(logp.shape):
             got = type(found).__name__ if found is None else f"shape {list(np.shape(found))}"
-            raise ValueError(f"the gradient: expected shape {list(logp.shape)}, that of logp, got {got}")
+            raise ValueError(f"the gradient: expected {list(logp.shape)}, a number per token, got {got}")
         return found
 
     return slope

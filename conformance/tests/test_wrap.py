@@ -113,7 +113,7 @@ def test_a_loss_of_one_element_is_told_to_be_a_number(fn: Any, framework: str) -
 @pytest.mark.parametrize(("answer", "words"), [(None, "got NoneType"), ([0.0], "got shape [1]")])
 def test_a_gradient_of_another_shape_is_an_error(answer: Any, words: str) -> None:
     reason = run(loss_target(numpy_loss, "numpy", gradient=lambda *arrays: answer), SUITE[0]).results[0].reason
-    assert reason.startswith("ValueError: the gradient: expected shape [")
+    assert reason.startswith("ValueError: the gradient: expected [")
     assert reason.endswith(words)
 
 
@@ -233,7 +233,7 @@ def test_the_mask_and_the_advantages_come_as_the_function_wants_them() -> None:
 def test_a_loss_that_was_detached_or_is_no_tensor_is_an_error_that_says_so() -> None:
     detached = run(loss_target(lambda *arrays: torch_loss(*arrays).detach()), SUITE[0]).results[0]
     assert detached.verdict == ERROR
-    assert "does not depend on logp" in detached.reason
+    assert "does not depend on the first argument" in detached.reason
     array = run(loss_target(lambda *arrays: torch_loss(*arrays).detach().numpy()), SUITE[0]).results[0]
     assert "expected a tensor, got ndarray" in array.reason
 

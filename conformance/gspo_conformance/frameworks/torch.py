@@ -18,7 +18,7 @@ def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     loss = _tensor(fn(*(tensors | {"logp": leaf.clone()}).values()))
     if leaf.grad is None:
         if not loss.requires_grad:
-            raise ValueError("the loss does not depend on logp: was it detached?")
+            raise ValueError("the loss does not depend on the first argument: was it detached?")
         loss.backward()
     return {"loss": loss, "gradient": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad}
 
