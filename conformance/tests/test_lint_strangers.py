@@ -54,6 +54,9 @@ def test_a_dictionary_of_sections_is_read(tmp_path: Path, capsys: pytest.Capture
     assert record["objective"]["ratio"] == "gspo_token"
     assert _errors(record) == {"aggregation"}
     assert [one.rpartition(": ")[2] for one in record["computed"]] == ["data.train_files"]
+    text = "import easydel as ed\ned.run({'trainer': {'trainer_type': 'grpo', 'beta': 0.5, 'loss_type': 'dapo'}})\n"
+    record = _lint(capsys, _file(tmp_path, "easy.py", text))
+    assert (record["trainer"], record["objective"]["penalty"]["coefficient"]) == ("easydel", 0.5)
     record = _lint(capsys, _file(tmp_path, "flat.py", FLAT))
     assert (record["trainer"], _errors(record)) == ("skyrl", set())
 

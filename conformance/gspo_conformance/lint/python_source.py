@@ -210,7 +210,9 @@ def _sectioned(tree: ast.AST) -> list[ast.Dict]:
 
 def _is_section(key: ast.expr | None, value: ast.expr) -> bool:
     name = key.value if isinstance(key, ast.Constant) else None
-    nested = name in ROOTS and isinstance(value, ast.Dict)
+    below = value.keys if isinstance(value, ast.Dict) else []
+    typed = name == "trainer" and any(isinstance(one, ast.Constant) and one.value == "trainer_type" for one in below)
+    nested = typed or (name in ROOTS and isinstance(value, ast.Dict))
     return isinstance(name, str) and (nested or _FLAT.match(name) is not None)
 
 
