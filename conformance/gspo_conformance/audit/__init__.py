@@ -4,7 +4,7 @@
     found.verdict, found.findings, found.ledger.missing
 
 `shards.py` reads the files of a trace, trusting nothing; `trace.py` is the trace as its optimiser steps; `claim.py` what the run
-says it computes; `steps.py` and `advantages.py` recompute it; `suspects.py` and `together.py` find what explains a difference;
+says it computes; `steps.py` and `advantages.py` recompute it; `suspects.py`, `nearby.py` and `together.py` find what explains a difference;
 `evidence.py` and `coverage.py` what the log-probabilities and the files say of themselves; `judgement.py` puts it together.
 """
 

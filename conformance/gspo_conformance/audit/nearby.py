@@ -12,10 +12,11 @@ import numpy as np
 from gspo_core import Objective
 
 from ..spec_numbers import round_to
+from ..tensors import NumPyArray
 from .exact import NotComputable, exact
 from .shards import Broken
 from .steps import Recomputed
-from .trace import Part, Trace, without
+from .trace import Part, Tokens, Trace
 from .variants import Explanation, Right
 
 MOST_TOKENS, MOST_RESPONSES = 20_000, 64
@@ -97,6 +98,20 @@ def _response(one: Recomputed, times: int, right: Right) -> int | None:
         ):
             return at
     return None
+
+
+def without(tokens: Tokens, dropped: NumPyArray) -> Tokens:
+    """The responses that are not dropped."""
+    kept = tokens.spread(~dropped)
+    number = tokens.number
+
+    def left(values: NumPyArray | None) -> NumPyArray | None:
+        return None if values is None else values[~dropped if len(values) == number else kept]
+
+    names = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
+    arrays = {name: None if getattr(tokens, name) is None else getattr(tokens, name)[kept] for name in names}
+    rest = {name: left(getattr(tokens, name)) for name in ("advantages", "rewards", "groups", "widths")}
+    return Tokens(np.append(0, np.cumsum(tokens.lengths[~dropped])), **arrays, **rest)
 
 
 def _place(part: Part) -> str:

@@ -20,10 +20,10 @@ from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
-from .nearby import by_other_batches, by_ranges, by_responses, by_rounding
+from .nearby import by_other_batches, by_ranges, by_responses, by_rounding, without
 from .replaced import by_advantages, by_gradient_terms, by_rough_factor, by_terms
 from .steps import Recomputed, exact_gradient
-from .trace import Trace, without
+from .trace import Trace
 from .variants import Explanation, by_definitions, by_divisors, by_masks, looks_rounded
 
 FAMILIES = (

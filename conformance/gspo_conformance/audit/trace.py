@@ -301,20 +301,6 @@ class Trace:
         return (self.step(index) for index in self.indices)
 
 
-def without(tokens: Tokens, dropped: NumPyArray) -> Tokens:
-    """The responses that are not dropped."""
-    kept = tokens.spread(~dropped)
-    number = tokens.number
-
-    def left(values: NumPyArray | None) -> NumPyArray | None:
-        return None if values is None else values[~dropped if len(values) == number else kept]
-
-    names = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
-    arrays = {name: None if getattr(tokens, name) is None else getattr(tokens, name)[kept] for name in names}
-    rest = {name: left(getattr(tokens, name)) for name in ("advantages", "rewards", "groups", "widths")}
-    return Tokens(np.append(0, np.cumsum(tokens.lengths[~dropped])), **arrays, **rest)
-
-
 def read_trace(path: Path) -> Trace:
     """The trace in a folder (or in one file): every header is read and checked, no array."""
     shards: list[Shard] = []
