@@ -73,7 +73,7 @@ def _places(one: Finding, configuration: Configuration) -> list[str]:
 def _unread(one: str) -> str:
     place, _, key = one.rpartition(": ")
     if not is_file(key):
-        return f"  not read, because it is computed: {one}"
+        return f"  not read, because it is computed: {place}: {key.removeprefix(ABSENT)}"
     return f"  not read, because it is not here: {key.removeprefix(ABSENT)}, on which {place} stands; give it as a CONFIG before that"
 
 

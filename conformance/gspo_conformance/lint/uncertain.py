@@ -57,10 +57,8 @@ def _cause(one: Finding, keys: Sequence[str], reading: Reading) -> str:
 def _doubted(one: Finding, cause: str) -> Finding:
     if not cause:
         return one
-    told = (
-        f"{cause.removeprefix(ABSENT)}, which is not here"
-        if is_file(cause)
-        else f"{cause}, not read because it is computed"
-    )
-    message = f"unless {told}, says otherwise: {one.message}"
+    several = cause.startswith(ABSENT) and not is_file(cause)
+    computed = "not read because they are computed" if several else "not read because it is computed"
+    told = f"{'the ' * several}{cause.removeprefix(ABSENT)}, {'which is not here' if is_file(cause) else computed}"
+    message = f"unless {told}, {'say' if several else 'says'} otherwise: {one.message}"
     return replace(one, severity="warning" if one.severity == "error" else one.severity, message=message)
