@@ -9,63 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 import gspo_core as gspo
 from gspo_core import recording
 from gspo_core.recording import Recorder, Stored, guarded, json_number, layout_arrays, shard_head, write_shard
 
-Part = tuple[dict[str, Any], dict[str, np.ndarray]]
-
-
-class Notes(Recorder):
-    """A recorder of NumPy arrays, whose copies arrive when the test says so."""
-
-    arrived = True
-
-    def keep(self, name: str, array: Any) -> Any:
-        return np.array(array, dtype=float)
-
-    def store(self, kept: np.ndarray) -> Stored:
-        return Stored("F64", kept.shape, kept.tobytes())
-
-    def scalar(self, kept: np.ndarray) -> float:
-        return float(kept)
-
-    def ready(self, kept: Any) -> bool:
-        assert all(isinstance(one, np.ndarray) for one in kept)
-        return self.arrived
-
-
-def _read(path: Path) -> tuple[dict[str, Any], list[Part]]:
-    """The header of a file, and its parts with their arrays, as the library of the format reads them."""
-    with safe_open(path, "numpy") as file:
-        header = json.loads(file.metadata()["gspo_trace"])
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    parts = [
-        (fields, {name.split(".", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{at}.")})
-        for at, fields in enumerate(header["parts"])
-    ]
-    assert sum(len(part[1]) for part in parts) == len(arrays)
-    return header, parts
-
-
-def _files(folder: Path, rank: int = 0) -> dict[str, tuple[dict[str, Any], list[Part]]]:
-    return {path.stem: _read(path) for path in sorted((folder / f"rank-{rank}").glob("*"))}
-
-
-def _places(folder: Path) -> list[tuple[Any, ...]]:
-    """Where each part of a trace stands: step, micro-batch, rollout, mini-batch, kind."""
-    names = ("step", "microbatch", "rollout", "minibatch", "kind")
-    return [tuple(part[0].get(name) for name in names) for _, parts in _files(folder).values() for part in parts]
-
-
-def _train(recorder: Recorder, steps: int, calls: int = 1) -> None:
-    for _ in range(steps):
-        for call in range(calls):
-            recorder.part(logp=np.full(3, recorder.step_index + call / 10))
-        recorder.advance()
-
+from .notes import Notes, files_of, places, read, train
 
 # Files
 
@@ -81,7 +30,7 @@ def test_a_file_is_the_arrays_behind_an_aligned_header_and_the_library_of_the_fo
         path = tmp_path / "deep" / "er" / f"{long}.safetensors"
         write_shard(path, header, stored)
         assert path.read_bytes() == head + b"".join(one.content for one in stored.values())
-        found, parts = _read(path)
+        found, parts = read(path)
         assert found == header
         np.testing.assert_equal(
             [part[1] for part in parts], [{"a": arrays["0.a"], "b": arrays["0.b"]}, {"a": arrays["1.a"]}]
@@ -146,7 +95,7 @@ def test_what_was_given_is_there(tmp_path: Path) -> None:
         recorder.part(objective=objective, normalizer=2, logp=logp, sequences=None)
         recorder.part(objective=other, logp=logp, ref_logp=None)
         recorder.step(logp=-logp)
-    files = _files(tmp_path, rank=3)
+    files = files_of(tmp_path, rank=3)
     header, parts = files["000000000"]
     run = {"every": 1, "trainer": {"name": "mine"}, "objective": objective.to_dict()}
     assert {name: header[name] for name in ("version", "rank", "run")} == {"version": 1, "rank": 3, "run": run}
@@ -166,14 +115,14 @@ def test_every_step_is_a_file_and_a_step_without_a_loss_is_none(tmp_path: Path) 
     recorder = Notes(tmp_path, first_step=41)
     assert recorder.ended == ""
     recorder.advance()
-    _train(recorder, 2, calls=2)
+    train(recorder, 2, calls=2)
     recorder.step()
     recorder.close()
-    assert _places(tmp_path) == [(41, 0, None, None, None), (41, 1, None, None, None),
+    assert places(tmp_path) == [(41, 0, None, None, None), (41, 1, None, None, None),
                                  (42, 0, None, None, None), (42, 1, None, None, None)]  # fmt: skip
-    assert list(_files(tmp_path)) == ["000000041", "000000042", "end"]
-    assert _files(tmp_path)["end"][0]["end"]["step"] == 43
-    values = [part[1]["logp"][0] for _, parts in _files(tmp_path).values() for part in parts]
+    assert list(files_of(tmp_path)) == ["000000041", "000000042", "end"]
+    assert files_of(tmp_path)["end"][0]["end"]["step"] == 43
+    values = [part[1]["logp"][0] for _, parts in files_of(tmp_path).values() for part in parts]
     assert values == [41, 41.1, 42, 42.1]
 
 
@@ -182,10 +131,10 @@ def test_one_step_in_so_many_is_recorded_and_all_are_counted(tmp_path: Path) -> 
         seen = []
         for _ in range(7):
             seen.append(recorder.recording)
-            _train(recorder, 1)
+            train(recorder, 1)
     assert seen == [True, False, False] * 2 + [True]
-    assert [place[0] for place in _places(tmp_path)] == [0, 3, 6]
-    assert _files(tmp_path)["end"][0]["end"]["step"] == 7
+    assert [place[0] for place in places(tmp_path)] == [0, 3, 6]
+    assert files_of(tmp_path)["end"][0]["end"]["step"] == 7
 
 
 def test_a_rollout_is_recorded_with_all_its_mini_batches_or_not_at_all(tmp_path: Path) -> None:
@@ -193,30 +142,30 @@ def test_a_rollout_is_recorded_with_all_its_mini_batches_or_not_at_all(tmp_path:
     with Notes(tmp_path, every=2) as recorder:
         for _ in range(3):
             recorder.rollout(rewards=rewards, groups=groups, advantages=advantages)
-            _train(recorder, 3)
-    assert _places(tmp_path) == [
+            train(recorder, 3)
+    assert places(tmp_path) == [
         (0, 0, 0, 0, "rollout"), (0, 0, 0, 0, None), (1, 0, 0, 1, None), (2, 0, 0, 2, None),
         (6, 0, 2, 0, "rollout"), (6, 0, 2, 0, None), (7, 0, 2, 1, None), (8, 0, 2, 2, None),
     ]  # fmt: skip
-    (_, arrays), *_ = _files(tmp_path)["000000000"][1]
+    (_, arrays), *_ = files_of(tmp_path)["000000000"][1]
     np.testing.assert_equal(arrays, {"rewards": rewards, "groups": groups, "advantages": advantages})
 
 
 def test_a_rollout_without_rewards_only_counts(tmp_path: Path) -> None:
     with Notes(tmp_path) as recorder:
         recorder.rollout(groups=np.zeros(2))
-        _train(recorder, 1)
-    assert _places(tmp_path) == [(0, 0, 0, 0, None)]
+        train(recorder, 1)
+    assert places(tmp_path) == [(0, 0, 0, 0, None)]
 
 
 def test_what_stands_beside_a_call_goes_with_the_next_alone(tmp_path: Path) -> None:
     with Notes(tmp_path, every=2) as recorder:
         recorder.beside(behavior_logp=np.ones(3))
         recorder.beside(rewards=np.zeros(3))
-        _train(recorder, 1, calls=2)
+        train(recorder, 1, calls=2)
         recorder.beside(rewards=np.ones(3))
-        _train(recorder, 2)
-    names = [sorted(part[1]) for _, parts in _files(tmp_path).values() for part in parts]
+        train(recorder, 2)
+    names = [sorted(part[1]) for _, parts in files_of(tmp_path).values() for part in parts]
     assert names == [["behavior_logp", "logp", "rewards"], ["logp"], ["logp"]]
 
 
@@ -227,16 +176,16 @@ def test_steps_are_written_when_their_copies_arrive_and_at_most_two_wait(tmp_pat
     recorder, written = Notes(tmp_path), []
     recorder.arrived = False
     for _ in range(5):
-        _train(recorder, 1)
-        written.append(len(_files(tmp_path)))
+        train(recorder, 1)
+        written.append(len(files_of(tmp_path)))
     assert written == [0, 0, 1, 2, 3]
     recorder.arrived = True
-    _train(recorder, 1)
-    assert len(_files(tmp_path)) == 6
+    train(recorder, 1)
+    assert len(files_of(tmp_path)) == 6
     recorder.arrived = False
     recorder.part(logp=np.zeros(3))
     recorder.close()
-    assert [place[0] for place in _places(tmp_path)] == list(range(7))
+    assert [place[0] for place in places(tmp_path)] == list(range(7))
 
 
 def test_a_backend_that_does_not_say_is_always_ready_and_must_say_the_rest(tmp_path: Path) -> None:
@@ -254,17 +203,17 @@ def test_what_is_written_is_counted_and_never_more_than_the_budget(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Notes(tmp_path / "free") as free:
-        _train(free, 3)
+        train(free, 3)
     sizes = [path.stat().st_size for path in sorted((tmp_path / "free" / "rank-0").glob("0*"))]
     assert free.written == sum(sizes)
     assert not caplog.records
     for missing, kept in ((0, 3), (1, 2)):
         folder = tmp_path / str(missing)
         with Notes(folder, max_bytes=sum(sizes) - missing) as recorder:
-            _train(recorder, 3)
-        assert [place[0] for place in _places(folder)] == list(range(kept))
+            train(recorder, 3)
+        assert [place[0] for place in places(folder)] == list(range(kept))
         assert recorder.written == sum(sizes[:kept])
-    end = _files(tmp_path / "1")["end"][0]["end"]
+    end = files_of(tmp_path / "1")["end"][0]["end"]
     assert (end["reason"], end["step"]) == ("budget", 3)
     told = f"{sum(sizes[:2])} bytes written, {sizes[2]} more would exceed max_bytes {sum(sizes) - 1}"
     assert end["message"] == told
@@ -272,29 +221,29 @@ def test_what_is_written_is_counted_and_never_more_than_the_budget(
     assert record.getMessage() == f"recording of {tmp_path / '1' / 'rank-0'} ended at step 3: {told}"
 
 
-def test_a_large_step_is_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_step_is_severalfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "BUNDLE", 2 * 24)
     with Notes(tmp_path) as recorder:
-        _train(recorder, 1, calls=6)
-        _train(recorder, 1, calls=5)
-        _train(recorder, 1, calls=2)
-    files = _files(tmp_path)
+        train(recorder, 1, calls=6)
+        train(recorder, 1, calls=5)
+        train(recorder, 1, calls=2)
+    files = files_of(tmp_path)
     assert {name: len(parts) for name, (_, parts) in files.items()} == {
         "000000000-0": 3, "000000000-1": 3, "000000001-0": 3, "000000001-1": 2, "000000002": 2, "end": 0,
     }  # fmt: skip
-    assert [place[:2] for place in _places(tmp_path)] == [(0, i) for i in range(6)] + [(1, i) for i in range(5)] + [
+    assert [place[:2] for place in places(tmp_path)] == [(0, i) for i in range(6)] + [(1, i) for i in range(5)] + [
         (2, 0),
         (2, 1),
     ]
 
 
-def test_the_budget_ends_a_step_in_the_middle_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_ends_a_step_in_the_middle_of_itsfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "BUNDLE", 1)
     with Notes(tmp_path / "free") as free:
-        _train(free, 1, calls=3)
+        train(free, 1, calls=3)
     with Notes(tmp_path / "held", max_bytes=free.written // 3 + 1) as recorder:
-        _train(recorder, 1, calls=3)
-    assert list(_files(tmp_path / "held")) == ["000000000-0", "end"]
+        train(recorder, 1, calls=3)
+    assert list(files_of(tmp_path / "held")) == ["000000000-0", "end"]
 
 
 # Failures
@@ -310,13 +259,13 @@ def test_the_first_failure_ends_the_recording_and_nothing_else(
             return super().keep(name, array)
 
     with Failing(tmp_path) as recorder:
-        _train(recorder, 1)
+        train(recorder, 1)
         recorder.part(logp=np.zeros(1), ref_logp=np.zeros(1))
         assert not recorder.recording
-        _train(recorder, 2)
+        train(recorder, 2)
         recorder.fail(ValueError("a second"))
-    assert [place[0] for place in _places(tmp_path)] == [0]
-    end = _files(tmp_path)["end"][0]["end"]
+    assert [place[0] for place in places(tmp_path)] == [0]
+    end = files_of(tmp_path)["end"][0]["end"]
     assert (end["reason"], end["step"]) == ("error", 1)
     assert end["message"].startswith("KeyError: 'xxx")
     assert len(end["message"]) == 2000
@@ -341,7 +290,7 @@ def test_a_guarded_method_returns_what_it_returns_or_nothing(tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "rank-0").write_text("no folder")
     with Notes(tmp_path) as recorder:
-        _train(recorder, 1)
+        train(recorder, 1)
     assert recorder.ended == "error"
     failed, unmarked = (record.getMessage() for record in caplog.records)
     assert failed.startswith(f"recording of {tmp_path / 'rank-0'} ended at step 1: ")
@@ -352,12 +301,12 @@ def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytes
 
 def test_the_end_is_written_once(tmp_path: Path) -> None:
     recorder = Notes(tmp_path)
-    _train(recorder, 1)
+    train(recorder, 1)
     recorder.end("stopped", "by the test")
     recorder.end("again")
     recorder.close()
     mark = {"reason": "stopped", "step": 1, "message": "by the test"}
-    assert _files(tmp_path)["end"][0]["end"] == mark
+    assert files_of(tmp_path)["end"][0]["end"] == mark
 
 
 # Bad input
@@ -379,7 +328,7 @@ def test_bad_options_are_refused_before_the_training(tmp_path: Path, options: Ma
 
 def test_a_trace_of_the_same_rank_is_not_continued(tmp_path: Path) -> None:
     with Notes(tmp_path, rank=1) as recorder:
-        _train(recorder, 1)
+        train(recorder, 1)
     with pytest.raises(
         FileExistsError, match=f"^path: expected no trace of this rank yet, found one in {tmp_path / 'rank-1'}"
     ):
@@ -390,8 +339,8 @@ def test_a_trace_of_the_same_rank_is_not_continued(tmp_path: Path) -> None:
 def test_a_run_without_a_loss_is_an_end_mark(tmp_path: Path) -> None:
     with Notes(tmp_path) as recorder:
         recorder.advance()
-    assert list(_files(tmp_path)) == ["end"]
-    assert _files(tmp_path)["end"][0]["end"]["step"] == 0
+    assert list(files_of(tmp_path)) == ["end"]
+    assert files_of(tmp_path)["end"][0]["end"]["step"] == 0
 
 
 def test_a_step_in_which_rollouts_begin_is_recorded_whole_or_not(tmp_path: Path) -> None:
@@ -402,7 +351,7 @@ def test_a_step_in_which_rollouts_begin_is_recorded_whole_or_not(tmp_path: Path)
                 trace.rollout(rewards=[1.0])
                 trace.part(loss=1.0)
             trace.advance()
-    losses = [place for place in _places(tmp_path) if place[-1] is None]
+    losses = [place for place in places(tmp_path) if place[-1] is None]
     assert [(step, microbatch) for step, microbatch, *_ in losses] == [(s, m) for s in range(4) for m in range(2)]
 
 
@@ -411,12 +360,12 @@ def test_a_run_claims_an_objective_as_such_or_by_name(tmp_path: Path) -> None:
     with Notes(tmp_path / "object", objective=gspo.Objective.gspo()) as trace:
         trace.step(objective=gspo.Objective.gspo(), loss=1.0)
     assert trace.ended == "closed"
-    header, [(fields, _)] = _files(tmp_path / "object")["000000000"]
+    header, [(fields, _)] = files_of(tmp_path / "object")["000000000"]
     assert header["run"]["objective"] == gspo.Objective.gspo().to_dict()
     assert "objective" not in fields
     with Notes(tmp_path / "name") as trace:
         trace.step(objective="dapo", loss=1.0)
-    assert _files(tmp_path / "name")["000000000"][0]["run"]["objective"] == "dapo"
+    assert files_of(tmp_path / "name")["000000000"][0]["run"]["objective"] == "dapo"
     with pytest.raises(ValueError, match="dtype: expected what JSON can hold, got <class"):
         Notes(tmp_path / "type", dtype=np.float32)
 
@@ -428,5 +377,5 @@ def test_rollouts_of_a_resumed_run_have_numbers_of_their_own(tmp_path: Path) -> 
             for _ in range(2):
                 trace.rollout(rewards=[1.0])
                 trace.step(loss=1.0)
-    rollouts = [place[2] for folder in ("a", "b") for place in _places(tmp_path / folder) if place[-1] is None]
+    rollouts = [place[2] for folder in ("a", "b") for place in places(tmp_path / folder) if place[-1] is None]
     assert rollouts == [0, 1, 2, 3]

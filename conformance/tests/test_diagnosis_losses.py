@@ -1,0 +1,116 @@
+"""What the diagnosis sees of losses that are no mutants: response by response, token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gspo_conformance import load_vectors, loss_target
+from gspo_conformance.connection import InProcess
+from gspo_conformance.diagnosis.evidence import evidence_of
+from gspo_conformance.diagnosis.patterns import observed
+from gspo_conformance.diagnosis.verdict import atlas_of
+from gspo_conformance.mutants.atlas import Atlas
+from gspo_conformance.runner import run_vectors
+
+from .losses import by_token, centred, formed, last_place, narrow, no_end, paper, tied
+from .test_diagnosis import deviant, found
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Atlas:
+    return atlas_of(load_vectors())
+
+
+STRANGERS: dict[str, tuple[Any, str]] = {
+    "divided twice": (lambda new, old, a, m: paper(new, old, a, m).mean() / len(a), "divided by the number of responses"),
+    "one too long": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1).mean(), "a length that is 1 too large"),
+    "a temperature": (lambda new, old, a, m: paper(new, old, a, m, scale=1 / 0.7).mean(), "1.43x, farther away"),
+    "small advantages": (lambda new, old, a, m: paper(new, old, a.clamp(-1, 1), m).mean(), "held to ±1"),
+    "normalised twice": (lambda new, old, a, m: paper(new, old, centred(a), m).mean(), "centred over the batch and divided by its standard deviation"),
+    "a spread taken out": (lambda new, old, a, m: paper(new, old, a / a.std() if len(a) > 1 else a, m).mean(), "divided by the standard deviation of the batch"),
+    "an epsilon": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1e-5).mean(), "that of a length with 1e-05 added to it"),
+    "eight ranks": (lambda new, old, a, m: paper(8 * new - 7 * new.detach(), old, a, m).mean(), "the loss is right"),
+    "no end": (lambda new, old, a, m: paper(new, old, a, no_end(m)).sum() / m.sum() * 3, "the last counted token of a response has no gradient"),
+    "the last place": (lambda new, old, a, m: paper(new, old, a, m, length=last_place(m)).mean(), "only in responses with gaps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_loss_that_is_no_mutant_is_led_to(name: str) -> None:
+    loss, words = STRANGERS[name]
+    diagnosis = found(loss_target(loss), "mask/*", "surrogate/paper-*", "gradient/*")
+    assert diagnosis["sentence"].startswith("unknown deviation; "), diagnosis["sentence"]
+    assert words in diagnosis["sentence"]
+    assert "wrong shape" not in diagnosis["sentence"]
+    assert "numerics.non-finite-accepted" not in diagnosis["sentence"]
+
+
+SEEN: dict[str, tuple[Any, str]] = {
+    "a tie": (lambda new, old, a, m: tied(new, old, a, m).mean(), "inside the clip range the gradient is 0.5x, outside it is right"),
+    "a wider clip": (lambda new, old, a, m: paper(new, old, a, m, clip=(3e-3, 4e-3)).mean(), "A > 0 is clipped from a ratio between 1.002 and"),
+    "a bound of the wrong sign": (lambda new, old, a, m: paper(new, old, a, m, clip=(-3e-4, 4e-4)).mean(), "A < 0 is clipped from a ratio between 1.00033 and"),
+    "an old policy that is new": (lambda new, old, a, m: paper(new, new.detach(), a, m).mean(), "log s is 0: the ratio is 1"),
+    "a ratio in bfloat16": (lambda new, old, a, m: narrow(new, old, a, m).mean(), "to both sides, as rounding to bfloat16 or"),
+    "one response too few": (lambda new, old, a, m: paper(new, old, a, m).sum() / max(1, len(a) - 1), "that of a mean over one response too few"),
+    "three responses": (lambda new, old, a, m: paper(new, old, a, m).sum() / 3, "divided by 3 in place of the number of responses"),
+    "other people's": (lambda new, old, a, m: paper(new, old, a.roll(1), m).mean(), "responses have the advantages of others"),
+    "an entropy bonus": (lambda new, old, a, m: paper(new, old, a, m).mean() + 0.001 * torch.where(m, new, 0.0).sum(), "something besides the surrogate is in the loss"),
+    "the last one lost": (lambda new, old, a, m: paper(new, old, a, m)[: max(1, len(a) - 1)].sum() / len(a), "the last response of a batch has no gradient"),
+    "bfloat16 at the end": (lambda new, old, a, m: paper(new, old, a, m).bfloat16().mean().float(), "every wrong loss is a bfloat16 number"),
+    "bad ones lost": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).detach(), paper(new, old, a, m)).mean(), "responses with A < 0 have no gradient"),
+    "a length in the ratio": (lambda new, old, a, m: formed(new, old, a, m, length=m.sum(1) + 1), "log s is that of a length that is 1 too large"),
+    "a bounded loss": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=3).mean(), "only with A < 0 where s |A| is 5 and more"),
+    "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_is_seen_response_by_response(name: str, atlas: Atlas) -> None:
+    loss, words = SEEN[name]
+    texts = seen(loss_target(loss), atlas)
+    assert any(words in text for text in texts), texts
+
+
+BY_TOKEN: dict[str, tuple[Any, str]] = {
+    "a wider clip": (lambda new, old, a, m: by_token(new, old, a, m, high=0.28).mean(), "A > 0 is clipped from a ratio between 1.22517 and 1.28403 on, not from 1.2"),
+    "small advantages": (lambda new, old, a, m: by_token(new, old, a.clamp(-1, 1), m).mean(), "near ratio 1 the advantages are held to ±1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_TOKEN)
+def test_what_is_seen_token_by_token(name: str, atlas: Atlas) -> None:
+    loss, words = BY_TOKEN[name]
+    texts = seen(loss_target(loss, objective="ppo"), atlas)
+    assert any(words in text for text in texts), texts
+
+
+NOT_SEEN: dict[str, tuple[Any, str]] = {
+    "padding in the sum": (lambda new, old, a, m: paper(new, old, a, torch.ones_like(m), length=m.sum(1).clamp(min=1)).mean(), "advantages of others"),
+    "no factor s": (lambda new, old, a, m: paper(new, old, a, m).mean() * 0 - (a * paper(new, old, -torch.ones_like(a), m).log()).mean(), "rounding"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_SEEN)
+def test_what_is_not_there_is_not_seen(name: str, atlas: Atlas) -> None:
+    loss, words = NOT_SEEN[name]
+    texts = seen(loss_target(loss), atlas)
+    assert texts
+    assert not any(words in text for text in texts), texts
+
+
+def test_digits_that_are_cut_off_are_seen(atlas: Atlas) -> None:
+    texts = seen(deviant(lambda name, value, case: np.vectorize(lambda x: float(f"{x:.6g}"))(value)), atlas)
+    assert "every number of a wrong answer comes with at most 6 significant digits: float32 needs 9" in texts
+
+
+def seen(target: Any, atlas: Atlas) -> list[str]:
+    """What is observed of a target's answers to what its run is judged by, without a search for a culprit."""
+    chosen = [*load_vectors("mask"), *load_vectors("surrogate"), *load_vectors("gradient")]
+    run = run_vectors(InProcess(target), [vector for vector in chosen if vector.operation == "policy_loss"])
+    return observed(
+        [item for item in evidence_of(run, atlas) if item.result and run.counts_for_exit(item.result)], atlas
+    )
