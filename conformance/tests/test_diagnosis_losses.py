@@ -107,6 +107,13 @@ def test_digits_that_are_cut_off_are_seen(atlas: Atlas) -> None:
     assert "every number of a wrong answer comes with at most 6 significant digits: float32 needs 9" in texts
 
 
+def test_nan_is_a_number_of_no_dtype(atlas: Atlas) -> None:
+    """Hunts "float16" said of gradients that are NaN but for a few."""
+    texts = seen(deviant(lambda name, value, case: np.full_like(value, 0.5 if value.size % 2 else np.nan)), atlas)
+    assert "every wrong loss is a bfloat16 number: it is computed or stored too narrowly" in texts
+    assert not any(text.startswith("every wrong gradient") for text in texts)
+
+
 def seen(target: Any, atlas: Atlas) -> list[str]:
     """What is observed of a target's answers to what its run is judged by, without a search for a culprit."""
     chosen = [*load_vectors("mask"), *load_vectors("surrogate"), *load_vectors("gradient")]

@@ -121,12 +121,14 @@ def _of_forms(wrong: Sequence[Evidence]) -> list[str]:
 
 
 def _of_bits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
-    """An output every wrong number of which is one of a narrower dtype, where the truth is none."""
+    """An output every wrong number of which is one of a narrower dtype, where the truth is none; NaN is of no dtype."""
     texts = []
     for output in ("loss", "gradient"):
         there = [item for item in wrong if _has(item, atlas, output) and not _ok(item, output)]
         got = [np.ravel(np.asarray(item.result.answer[output], float)) for item in there if item.result]
         due = [np.ravel(atlas.bench.questions[item.question].vector.expected[output].value) for item in there]
+        if any(np.isnan(one).any() for one in got):
+            continue
         wide = max((BITS[atlas.bench.questions[item.question].case.dtype] for item in there), default=0)
         for dtype, bits in BITS.items():
             if len(there) >= FEW and bits < wide and _within(got, bits) and not _within(due, bits):
