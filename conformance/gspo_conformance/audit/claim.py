@@ -15,6 +15,7 @@ from gspo_core import Objective, group_advantages
 from gspo_core.objective import PRESETS
 
 from ..files import read_text
+from ..judge import UNIT_ROUNDOFF
 from ..lint.configuration import MAX_BYTES, read_configuration
 from ..lint.detection import recognised
 from ..trainers.dialect import Finding, Inexpressible, Reading
@@ -22,7 +23,6 @@ from ..trainers.room import find_room, rooms
 from ..words import UsageError, choices
 from .trace import Trace
 
-UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 

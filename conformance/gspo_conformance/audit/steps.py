@@ -10,8 +10,9 @@ import numpy as np
 
 from gspo_core import Objective
 
+from ..judge import UNIT_ROUNDOFF
 from ..words import cut
-from .claim import UNIT_ROUNDOFF, Claim
+from .claim import Claim
 from .differences import Difference, Ledger
 from .exact import Exact, NotComputable, additive, exact, metric, needs_groups
 from .shards import Broken

@@ -11,13 +11,14 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from .evidence import Evidence
 from .responses import Response, responses, tokens
 
 NEAR, CLOSE, FAR, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 0.1, 6, 0.9, 3, 1.2
 ROUGH, LEAST = 0.2, 2.0**-13
-NARROW = {"float16": 11, "bfloat16": 8}
+NARROW = ("float16", "bfloat16")
 CLIPPED_FROM = "is clipped from a ratio between"
 
 Law: TypeAlias = Callable[[Response], float]
@@ -278,7 +279,7 @@ def _rounding(found: Sequence[Response]) -> str:
     if abs(np.corrcoef(off, [one.log_ratio for one in close])[0, 1]) > MOST:
         return ""
     farthest = max(map(abs, off))
-    dtype = next((dtype for dtype, bits in NARROW.items() if farthest <= 2.0**-bits * (1 + CLOSE)), "")
+    dtype = next((dtype for dtype in NARROW if farthest <= UNIT_ROUNDOFF[dtype] * (1 + CLOSE)), "")
     told = f"the gradient is off by up to {farthest:.1%} to both sides, as rounding to {dtype} or a small term beside it does"
     return told if dtype else ""
 
