@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 COMMANDS = {
     "check": ("check", "run the conformance suite against targets"),
@@ -19,13 +22,34 @@ COMMANDS = {
     "report": ("report", "merge recorded runs into one report"),
     "new-target": ("new_target", "write the skeleton of an adapter for your implementation"),
 }
-_USAGE = 2
+_USAGE, _HARNESS = 2, 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 as expected, 1 non-conforming, 2 usage, 3 the harness failed."""
-    _print_anything()
     words = list(sys.argv[1:] if argv is None else argv)
+    name = " ".join(["gspo", *words[:1]]) if words and words[0] in COMMANDS else "gspo"
+    _print_anything()
+    try:
+        try:
+            return _main(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        code, said = 141, ""
+    except OSError as error:
+        code, said = _HARNESS, ": ".join(str(word) for word in (error.filename, error.strerror or error) if word)
+    except KeyboardInterrupt:
+        code, said = 130, "interrupted"
+    except Exception:
+        from traceback import format_exc
+
+        code, said = _HARNESS, f"a defect of gspo itself, which says nothing about what was asked\n{format_exc()}"
+    _end(f"{name}: {said}" if said else "")
+    return code
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else _USAGE
@@ -58,21 +82,27 @@ def _run(name: str, words: list[str]) -> int:
         return _USAGE
     except HarnessError as error:
         print(f"gspo {name}: {printable(str(error))}", file=sys.stderr)
-        return 3
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
-    except KeyboardInterrupt:
-        print(f"gspo {name}: interrupted", file=sys.stderr)
-        return 130
+        return _HARNESS
 
 
 def _print_anything() -> None:
-    """A terminal that lacks a character shows its number; none ends a command, whatever the locale."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+    """A terminal that lacks a character shows its number; none ends a command, whatever the locale, nor does one that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end(said: str) -> None:
+    """Last words; what a stdout that takes no more still holds would end Python with an exit code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    with suppress(OSError):
+        print(said, end="\n" * bool(said), file=sys.stderr)
 
 
 def _help() -> str:

@@ -208,6 +208,34 @@ def test_ctrl_c_elsewhere_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().err == "gspo explain: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("2>&-", 0),
+        (">&-", 0),
+        ("<&- >&- 2>&-", 0),
+        (">/dev/full", 3),
+        (">/dev/full 2>/dev/full", 3),
+        ("| sleep 0", 141),
+    ],
+)
+def test_streams_that_are_closed_or_full_make_no_target_non_conforming(words: str, code: int) -> None:
+    command = f"set -o pipefail; {sys.executable} -m gspo_conformance.cli check numpy -k ratio/sequence-ragged {words}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ("gspo check: No space left on device\n" if words == ">/dev/full" else "")
+
+
+def test_a_defect_of_the_suite_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gspo_conformance.commands.check.run", lambda arguments: 1 // 0)
+    assert main(["check", "numpy"]) == 3
+    told = capsys.readouterr().err
+    assert told.startswith("gspo check: a defect of gspo itself")
+    assert "ZeroDivisionError" in told
+
+
 LOCALES = {
     "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "ascii": {"PYTHONIOENCODING": "ascii"},
