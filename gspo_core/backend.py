@@ -27,9 +27,8 @@ from .arrays import Array, Namespace, gather, namespace_of
 
 _ENTRY_POINT_GROUP = "gspo_core.backends"
 _NEEDS_AN_ENTRY = ("torch", "jax")
-# Σ_{k>1} v^k / k! over v²: within ±_NEAR all of these leave less than a rounding in float64, _TERMS in float32.
-_NEAR, _TERMS = 1.0, 9
-_SERIES = tuple(1 / math.factorial(k) for k in range(2, 19))
+# Within ±1, Σ_{1<k<=n} v^k / k! up to these n leaves less than a rounding in float64, and in float32.
+_LAST_TERM, _LAST_TERM_OF_FLOAT32 = 18, 10
 _BACKENDS: dict[str, Backend] = {}
 
 
@@ -126,13 +125,17 @@ class _NumPy(Backend):
 
 
 def exp_series(values: Array) -> tuple[Array, Array]:
-    """v where it is small, else 0, and Σ_{k>1} v^k / k! of that."""
+    """v where it is small, else 0, and Σ_{k>1} v^k / k! of that.
+
+    The coefficients are made here: `torch.compile(dynamic=True)` takes floats of a module for inputs of its graph,
+    and confuses those that are first met inside an autograd function.
+    """
     xp = namespace_of(values)
-    near = xp.where(xp.abs(values) <= _NEAR, values, 0.0)
-    coefficients = _SERIES if values.dtype == xp.float64 else _SERIES[:_TERMS]
-    series: Any = coefficients[-1]
-    for coefficient in coefficients[-2::-1]:
-        series = coefficient + near * series
+    near = xp.where(xp.abs(values) <= 1.0, values, 0.0)
+    last = _LAST_TERM if values.dtype == xp.float64 else _LAST_TERM_OF_FLOAT32
+    series: Any = 1 / math.factorial(last)
+    for k in range(last - 1, 1, -1):
+        series = 1 / math.factorial(k) + near * series
     return near, near * near * series
 
 

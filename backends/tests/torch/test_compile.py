@@ -118,6 +118,22 @@ def test_one_graph_while_shapes_change(packs: bool) -> None:
     assert compiled.graphs == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated")
+def test_one_graph_from_logits_while_shapes_change() -> None:
+    """Floats that are symbols of the graph, as they are with dynamic shapes, serve log-probabilities and loss alike."""
+
+    def eager(logits: Tensor, tokens: Tensor, advantages: Tensor, mask: Tensor) -> gspo.PolicyLoss:
+        logp = gspo.token_logps(logits, tokens)
+        return gspo.gspo_loss(logp, logp.detach() - 1e-4, advantages, mask)
+
+    compiled = Compiled(eager, dynamic=True)
+    for lengths in ([3, 7, 5, 1], [2, 9, 4]):
+        old, _, advantages, mask = padded(lengths, max(lengths))
+        logits = torch.randn(*old.shape, 5).requires_grad_()
+        assert_same(compiled, eager, (logits, torch.randint(5, old.shape), advantages, mask))
+    assert compiled.graphs == 0
+
+
 @pytest.mark.parametrize("backend", COMPILERS)
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16], ids=str)
 def test_masks_of_any_numbers(dtype: torch.dtype, backend: str) -> None:
