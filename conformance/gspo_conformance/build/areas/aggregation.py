@@ -116,6 +116,14 @@ def _lengths(objective_: dict[str, Any], lengths: Sequence[int], advantages: Seq
     return loss(objective_, padded(source, **layout))
 
 
+def _nineteen(objective_: dict[str, Any]) -> Case:
+    means = uniform("aggregation/nineteen/means", 19, -6e-4, 6e-4).tolist()
+    lengths = [1 + 7 * i % 9 for i in range(19)]
+    advantages = uniform("aggregation/nineteen/advantages", 19, -2.0, 2.0, 2.0**-6)
+    source = responses("aggregation/nineteen", lengths, means, spread=0.03)
+    return loss(objective_, padded(source.also(advantages=advantages)))
+
+
 _BOTH = {"gspo": gspo(), "gspo-token": gspo_token()}
 for _name, _objective in _BOTH.items():
     _add(
@@ -145,6 +153,20 @@ for _name, _objective in _BOTH.items():
         "AGG-1 AGG-2",
         "shape-broadcast broadcast-loss",
         partial(_lengths, _objective, (5, 2, 4, 1, 3), (1.0, -0.5, 0.25, -2.0, 1.5), width=5),
+    )
+    _add(
+        f"nineteen-{_name}",
+        "Nineteen responses, a number that no micro-batch divides",
+        "AGG-1 AGG-2",
+        "group-count mean-of-means token-mean",
+        partial(_nineteen, _objective),
+    )
+    _add(
+        f"width-one-{_name}",
+        "Five responses of one token in a batch of width 1: the axis of tokens has size 1 and stays an axis",
+        "AGG-1 AGG-2 RATIO-2",
+        "shape-broadcast broadcast-loss",
+        partial(_lengths, _objective, (1, 1, 1, 1, 1), (1.0, -0.5, 0.25, -2.0, 1.5), width=1),
     )
     _add(
         f"one-response-{_name}",

@@ -29,6 +29,13 @@ def ragged() -> Responses:
     return responses("ratio/ragged", [5, 1, 3, 8], [0.03, -0.25, 0.125, -0.02], spread=0.5)
 
 
+def far_tokens() -> Responses:
+    """Mean log-ratios of about the paper's range from tokens beyond the caps that some trainers put on each."""
+    step = 2.0**-12
+    rows = [[16.0, -16.0 + step], [-12.5, 12.5, -8 * step], [14.0, -7.0, -7.0, 2 * step], [11.0, -11.0 - step]]
+    return explicit(rows, old=-18.0).also(advantages=[1.0, -0.75, 0.5, -1.25])
+
+
 for _kind, (_clauses, _what) in KINDS.items():
     _slug = _kind.replace("_", "-")
     _flags = "ratio-inverted padded-length" + (
@@ -88,6 +95,14 @@ _add(
     "token-clamp arithmetic-mean-ratio",
     lambda: ratio("sequence", explicit([[100.0, -100.0], [90.0, -89.0], [50.0, -25.0, -25.0], [0.5]], old=-128.0)),
 )
+for _name, _objective in {"gspo": gspo(), "gspo-token": gspo_token()}.items():
+    _add(
+        f"far-tokens-{_name}",
+        "Tokens whose probability moved by factors of e^11 to e^16 and cancel: the sequence ratio stays near 1",
+        "RATIO-2 RATIO-6",
+        "token-clamp arithmetic-mean-ratio",
+        lambda o=_objective: loss(o, padded(far_tokens())),
+    )
 _add(
     "within-band-means",
     "Mean log-ratios of a few 1e-4, tokens a hundred times as large: the scale of the paper's clip range",

@@ -100,7 +100,22 @@ _PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "luspo": ("AGG-4", objective("sequence", clip(), "sequence_mean_token_sum")),
     "vespo": ("SURR-11 AGG-3", objective("product", VESPO, "token_mean")),
 }
+
+
+def _five(objective_: dict[str, Any]) -> Case:
+    means = [d * (0.25 if objective_["ratio"] == "product" else 1.0) for d in (0.375, -0.5, 1.75, 0.0625, -0.25)]
+    made = responses("surrogate/five", [6, 3, 1, 5, 9], means, spread=0.75)
+    return loss(objective_, padded(made.also(advantages=[1.0, -0.75, -1.25, 0.5, 0.0], groups=[3, 8, 8, 3, 8])))
+
+
 for _name, (_clauses, _objective) in _PRESETS.items():
+    _add(
+        f"preset-{_name}-five",
+        f"The preset {_name} on five responses: a group of two, a group of three, one A = 0",
+        _clauses,
+        "token-mean group-order zero-advantage-clipped",
+        partial(_five, _objective),
+    )
     _add(
         f"preset-{_name}",
         f"The preset {_name} as published: ratio, surrogate and aggregation together",

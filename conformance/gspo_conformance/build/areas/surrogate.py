@@ -52,6 +52,15 @@ for _name, _objective in {"gspo": gspo(), "gspo-token": gspo_token()}.items():
         "absolute-bound dual-clip-leak",
         lambda o=_objective: loss(o, padded(paper("large-losses", BAND["inside"], (5.5, -5.0, 3.5, -12.0)))),
     )
+    _add(
+        f"far-ratios-{_name}",
+        "Ratios from e^-9.5 to e^9.5 on the sides that eq. 5 leaves open: whole value and gradient",
+        "SURR-1 SURR-2 RATIO-6",
+        "exponent-cap dual-clip-leak two-sided-gate",
+        lambda o=_objective: loss(
+            o, padded(paper("far-ratios", (9.5, -9.5, 5.5, -5.5, 2.5), (-1.0, 1.0, -0.5, 0.75, -0.25), (5, 9, 3, 6, 2)))
+        ),
+    )
 for _place in ("mixed", "asymmetric"):
     _add(
         f"paper-symmetric-{_place}",

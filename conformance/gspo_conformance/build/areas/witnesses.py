@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..cases import explicit, padded
-from ..recipe import Case, Shelf, clip, gspo_token, loss, objective, penalty
+from ..recipe import Case, Shelf, clip, gspo, gspo_token, loss, objective, penalty
 
 _MASK, _PENALTY = Shelf("mask"), Shelf("penalty")
 
@@ -22,13 +22,14 @@ _MASK.add(
     "mask-from-values",
     lambda: _certain(objective("sequence", clip(1.0, 4.0))),
 )
-_MASK.add(
-    "certain-token-gspo-token",
-    "The same with the GSPO-token ratio and the paper's range",
-    "DATA-1 RATIO-4",
-    "mask-from-values",
-    lambda: _certain(gspo_token()),
-)
+for _name, _objective in {"paper": gspo(), "gspo-token": gspo_token()}.items():
+    _MASK.add(
+        f"certain-token-{_name}",
+        "The same in the paper's range" + (" with the GSPO-token ratio" if _name == "gspo-token" else ""),
+        "DATA-1 RATIO-4",
+        "mask-from-values",
+        lambda o=_objective: _certain(o),
+    )
 
 
 def _at_reference() -> Case:

@@ -58,3 +58,51 @@ class FirstToken(Reference):
         for i in range(self.sequences.number):
             found[i] = values[self.sequences.tokens(i)[:1]].sum()
         return self.clean(self.sequences.spread(found))
+
+
+def _rescaled(centred: bool) -> type[Reference]:
+    """A reference that divides the advantages of the batch by their standard deviation, with or without their mean."""
+
+    class Rescaled(Reference):
+        def unit_advantages(self, advantages: NumPyArray) -> NumPyArray:
+            if advantages.ndim == len(self.sequences.shape) and advantages.size != self.sequences.number:
+                known = np.asarray(advantages)[self.given.reshape(self.sequences.shape)]
+            else:
+                known = np.asarray(advantages)
+            if known.size < 2:
+                return super().unit_advantages(advantages)
+            centre = known.mean() if centred else 0.0
+            return super().unit_advantages((advantages - centre) / (known.std(ddof=1) + 1e-8))
+
+    return Rescaled
+
+
+@mutant(
+    "advantage.normalised-in-loss",
+    "GSPO-SURR-1",
+    effect="what the groups measured is measured again: a batch of mostly good responses punishes some of them",
+)
+class NormalisedInLoss(_rescaled(centred=True)):
+    """Finished advantages centred and divided once more inside the loss: their signs can change.
+
+    `(a - a.mean()) / (a.std() + 1e-8)` at the top of a loss that came from PPO.
+    """
+
+
+@mutant("advantage.scaled-in-loss", "GSPO-SURR-1", effect="the learning rate depends on the batch")
+class ScaledInLoss(_rescaled(centred=False)):
+    """Finished advantages divided by the standard deviation of the batch inside the loss.
+
+    `a / (a.std() + 1e-8)`: a guard against large rewards.
+    """
+
+
+@mutant("advantage.magnitude", "GSPO-SURR-1", effect="bad responses are reinforced like good ones")
+class Magnitude(Reference):
+    """|A| in place of A: bad responses are reinforced.
+
+    A weight was meant, which is never negative.
+    """
+
+    def unit_advantages(self, advantages: NumPyArray) -> NumPyArray:
+        return super().unit_advantages(np.abs(advantages))

@@ -49,6 +49,37 @@ class TokenMean(_mode({"sequence_mean_token_mean": "token_mean"})):
     """
 
 
+@mutant("aggregation.token-mean-divided", "GSPO-AGG-3", effect="the learning rate falls with the number of responses")
+class TokenMeanDivided(Reference):
+    """The token mean divided by the number of responses as well.
+
+    `(token_losses.sum(-1) / total).mean()`: a sum was due where the mean is taken by habit.
+    """
+
+    def aggregate(self, values: Any, aggregation: Fields) -> Any:
+        found = super().aggregate(values, aggregation)
+        local = aggregation["mode"] == "token_mean" and self.normalizer is None
+        return found / max(self.sequences.number, 1) if local else found
+
+
+@mutant("aggregation.micro-batch-means", "GSPO-AGG-8", effect="a response in a smaller micro-batch weighs more")
+class MicroBatchMeans(Reference):
+    """The mean over micro-batches of two responses of their own means: the odd response weighs twice.
+
+    The batch split inside the loss to spare memory, the losses averaged.
+    """
+
+    def aggregate(self, values: Any, aggregation: Fields) -> Any:
+        mode, lengths = aggregation["mode"], self.lengths()
+        if self.normalizer is not None or mode in ("token_sum", "group_token_mean") or aggregation["count"] == "given":
+            return super().aggregate(values, aggregation)
+        counts = np.ones_like(lengths) if aggregation["count"] == "all" else (lengths > 0).astype(lengths.dtype)
+        pairs = np.arange(self.sequences.number) // 2
+        totals = np.bincount(pairs, lengths if mode == "token_mean" else counts)
+        weights = 1.0 / np.maximum(totals, 1.0)[pairs] / max(len(totals), 1)
+        return tape.total(self.omega(aggregation) * self.sum_tokens(values) * weights)
+
+
 @mutant(
     "aggregation.token-sum",
     "GSPO-AGG-1",

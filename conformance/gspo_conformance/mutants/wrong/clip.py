@@ -125,6 +125,21 @@ class SymmetricRight(Reference):
 
 
 @mutant(
+    "clip.low-added",
+    "GSPO-SURR-3",
+    effect="bad responses are held from the first step on: they train nothing",
+)
+class LowAdded(Reference):
+    """The lower bound at 1 + low: the range begins above 1.
+
+    `clamp(x, 1 + low, 1 + high)`, with a low that another trainer keeps negative.
+    """
+
+    def bounds(self, clip: Fields) -> tuple[Any, Any]:
+        return 1 + clip["low"], 1 + clip["high"]
+
+
+@mutant(
     "clip.default-range",
     "GSPO-SURR-3",
     effect="at 0.2 the clip of a sequence ratio never fires: GSPO without its clip",
@@ -211,6 +226,23 @@ class LossBounded(Reference):
     def clip_value(self, log_ratio: Any, advantages: Any, clip: Fields) -> Any:
         found = super().clip_value(log_ratio, advantages, clip)
         return where(stop(found) >= -3.0, found, -3.0)
+
+
+@mutant("clip.branch-bounded", "GSPO-SURR-1", effect="the best of many responses trains no further than A = 3")
+class BranchBounded(Reference):
+    """The clipped term held within ±3: a good response with A > 3 has its bound, and no gradient.
+
+    `min(x A, clamp(clip(x) A, -3, 3))`: a guard that the minimum lets through on one side alone.
+    """
+
+    def clip_value(self, log_ratio: Any, advantages: Any, clip: Fields) -> Any:
+        found = super().clip_value(log_ratio, advantages, clip)
+        if clip["dual"] is not None:
+            return found
+        low, high = self.bounds(clip)
+        x = self.ratio(where(stop(advantages) != 0, log_ratio, 0.0))
+        bad = tape.minimum(x * advantages, np.maximum(np.clip(stop(x), low, high) * stop(advantages), -3.0))
+        return where(stop(advantages) < -3.0, bad, where(stop(found) > 3.0, 3.0, found))
 
 
 @mutant("clip.none", "GSPO-SURR-1", effect="no trust region at all: the second mini-batch may go anywhere")

@@ -144,7 +144,7 @@ class MaskedLeak(Reference):
 class Doubled(Reference):
     """Twice the gradient under a right loss: counted once on each of two ranks, and summed.
 
-    Or, in GSPO-token's form, s not detached.
+    Or, in GSPO-token's form, s not detached: each token then has the gradient of s and that of its own ratio.
     """
 
     def gradient(self, loss: Any) -> NumPyArray:

@@ -184,6 +184,21 @@ class LengthEpsilon(Reference):
 
 
 @mutant(
+    "numerics.length-epsilon-large",
+    "GSPO-RATIO-4",
+    effect="the ratio of a short response is nearer to 1, by a part in 1e5",
+)
+class LargeLengthEpsilon(Reference):
+    """|y| + 1e-5 where |y| is due: every mean is off by 1e-5/|y|.
+
+    A guard against division by 0, large enough for float16.
+    """
+
+    def divisors(self) -> NumPyArray:
+        return self.lengths() + 1e-5
+
+
+@mutant(
     "numerics.masked-overflow",
     "GSPO-NUM-5",
     effect="one padding token turns the whole gradient into NaN, under a finite loss",

@@ -110,6 +110,19 @@ class Ignored(Reference):
         return 0.0
 
 
+@mutant("penalty.unasked", "GSPO-KL-6", effect="the step is pulled back to the policy that sampled")
+class Unasked(Reference):
+    """A penalty of 0.04 k3 towards the old policy although the objective has none.
+
+    The default coefficient of a trainer, with the old policy where no reference is loaded.
+    """
+
+    def penalty_term(self) -> Any:
+        if self.objective["penalty"] is not None:
+            return super().penalty_term()
+        return self.aggregate(self.estimate("k3", self.log_ratio()), self.objective["aggregation"]) * 0.04
+
+
 @mutant(
     "penalty.detached",
     "GSPO-KL-6",

@@ -90,6 +90,22 @@ class OfBatch(Reference):
         return where(self.lengths() > 0, whole, 0.0)
 
 
+@mutant(
+    "ratio.squeezed",
+    "GSPO-RATIO-2",
+    effect="a batch of one-token answers is trained as one response; every other batch is right",
+)
+class Squeezed(OfBatch):
+    """Axes of size 1 dropped: responses of one token in a batch of width 1 share one ratio.
+
+    `logp.squeeze()` before a sum over the last axis, which is then the axis of the responses.
+    """
+
+    def sequence_log_ratio(self) -> Any:
+        narrow = not self.sequences.packed and self.sequences.shape[1] == 1
+        return super().sequence_log_ratio() if narrow else Reference.sequence_log_ratio(self)
+
+
 @mutant("ratio.length-minus-one", "GSPO-RATIO-4", effect="short responses are stretched: twofold at two tokens")
 class LengthMinusOne(Reference):
     """The sum of log-ratios divided by |y| - 1: the ratio of a short response is too far from 1.
@@ -110,6 +126,33 @@ class Inverted(Reference):
 
     def log_ratio(self) -> Any:
         return -super().log_ratio()
+
+
+@mutant(
+    "ratio.logarithm", "GSPO-SURR-1", effect="on-policy the value of every response is 0; the gradient is almost right"
+)
+class Logarithm(Reference):
+    """The logarithm of the ratio in place of the ratio inside the range: the value is off by A, the gradient by x.
+
+    The exponential taken for the comparison with the range, and not for the value.
+    """
+
+    def held(self, open_: Any, ratio: Any, outside: Any, clip: Any) -> Any:
+        return super().held(open_, log(ratio), outside, clip)
+
+
+@mutant("ratio.old-shifted", "GSPO-DATA-5", effect="ratios of unrelated tokens: most responses are clipped at once")
+class OldShifted(Reference):
+    """The old log-probabilities one place late: each token is compared with the one before it.
+
+    One of the two was shifted by one for next-token prediction already.
+    """
+
+    def checked(self, name: str, arrays: dict[str, Any]) -> NumPyArray:
+        values = super().checked(name, arrays)
+        if name != "old_logp":
+            return values
+        return np.roll(values.reshape(self.sequences.shape), 1, axis=-1).ravel()
 
 
 @mutant("ratio.reference-as-old", "GSPO-DATA-5", effect="the range limits the distance to the reference, not the step")
@@ -206,6 +249,18 @@ class TokenClamp(Reference):
 
     def log_ratio(self) -> Any:
         return tape.clip(super().log_ratio(), -20.0, 20.0)
+
+
+@mutant(
+    "ratio.token-clamp-10",
+    "GSPO-RATIO-6",
+    effect="as a clamp at 20, and met earlier: one token that nearly vanished decides what is lost",
+)
+class TokenClampTen(Reference):
+    """Each token's log-ratio clamped to ±10 before the mean: far tokens no longer cancel."""
+
+    def log_ratio(self) -> Any:
+        return tape.clip(super().log_ratio(), -10.0, 10.0)
 
 
 @mutant(

@@ -173,6 +173,33 @@ class SapoNoAdvantage(Reference):
 
 
 @mutant(
+    "sapo.times-ratio", "GSPO-SURR-10", effect="far from the old policy the gate no longer bounds what a token weighs"
+)
+class SapoTimesRatio(Reference):
+    """SAPO's gate multiplied by the ratio: the soft gate taken for a weight of x A."""
+
+    def gated(self, value: Any) -> Any:
+        """The gate times A."""
+        return value
+
+    def sapo_value(self, log_ratio: Any, advantages: Any, fields: Fields) -> Any:
+        moves = (stop(advantages) != 0) & (stop(log_ratio) <= 30.0)
+        return self.gated(super().sapo_value(log_ratio, advantages, fields)) * self.ratio(where(moves, log_ratio, 0.0))
+
+
+@mutant(
+    "sapo.detached-gate",
+    "GSPO-SURR-10",
+    effect="tokens beyond the gate's flank are pushed on where their gradient should decay",
+)
+class SapoDetachedGate(SapoTimesRatio):
+    """SAPO's gate detached and multiplied by the ratio: as CISPO does with its weight."""
+
+    def gated(self, value: Any) -> Any:
+        return stop(value)
+
+
+@mutant(
     "vespo.normalised", "GSPO-SURR-11", effect="the kernel hardly acts: the normalised ratio never leaves its flat top"
 )
 class VespoNormalised(Reference):
