@@ -59,8 +59,8 @@ def json_text(value: Any, default: Callable[[Any], Any] | None = None) -> str:
 
 
 def read_json(text: str | bytes) -> Any:
-    """What JSON says, without NaN and infinities, which it has no numbers for: not even those that a long exponent makes."""
-    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    """What JSON says, without NaN and infinities, which it has no numbers for: not even those that a long exponent or many digits make."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
 
 
 def _no_number(word: str) -> Any:
@@ -72,6 +72,12 @@ def _finite(word: str) -> float:
     if math.isinf(value):
         raise ValueError(f'{cut(word)} is beyond every float; write "inf" or "-inf"')
     return value
+
+
+def _whole(word: str) -> int:
+    if len(word) > 300:
+        _finite(word)
+    return int(word)
 
 
 class UsageError(Exception):

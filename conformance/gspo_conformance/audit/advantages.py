@@ -15,7 +15,7 @@ from ..tensors import NumPyArray
 from .claim import Claim
 from .differences import Difference, Ledger
 from .shards import Broken
-from .trace import Part, Step
+from .trace import Part, Step, Tokens
 
 DEFAULTS: dict[str, Any] = {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-6, "eps_placement": "std"}
 _GRID: dict[str, tuple[Any, ...]] = {
@@ -69,30 +69,30 @@ class Rollouts:
 
     def add(self, step: Step, ledger: Ledger) -> None:
         """What a step adds."""
-        for part in step.rollouts:
-            self._add(part, True)
-        for part in step.parts:
+        for part in (*step.rollouts, *step.parts):
+            if not {"rewards", "groups", "advantages"} <= part.names:
+                continue
             try:
-                self._add(part, False)
+                tokens = part.tokens
             except Broken as error:
                 ledger.miss(str(error))
+            else:
+                if tokens.number:
+                    self._add(part, tokens, part.kind == "rollout")
 
-    def _add(self, part: Part, whole: bool) -> None:
-        if not {"rewards", "groups", "advantages"} <= part.names:
-            return
+    def _add(self, part: Part, tokens: Tokens, whole: bool) -> None:
         key = ("step", part.step) if part.rollout is None else ("rollout", part.rollout)
         rollout = self.found.setdefault(key, Rollout(f"{key[0]} {key[1]}", part.step))
         if rollout.whole and not whole:
             return
         if whole and not rollout.whole:
             rollout.rewards, rollout.groups, rollout.advantages, rollout.whole = [], [], [], True
-        arrays = self._responses(part, None if whole else rollout.seen)
+        arrays = self._responses(tokens, None if whole else rollout.seen)
         for name in ("rewards", "groups", "advantages"):
             getattr(rollout, name).append(arrays[name])
 
-    def _responses(self, part: Part, seen: set[tuple[Any, ...]] | None) -> dict[str, NumPyArray]:
+    def _responses(self, tokens: Tokens, seen: set[tuple[Any, ...]] | None) -> dict[str, NumPyArray]:
         """Its responses; those that an earlier epoch of the rollout showed already are left out."""
-        tokens = part.tokens
         advantages = tokens.advantages
         if advantages is not None and len(advantages) != tokens.number:
             advantages = tokens.means(advantages)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..tensors import NumPyArray
 from ..trainers.dialect import Finding
 from ..words import cut, near, plural
 from .shards import HEADER, KEY, PART, RUN, Broken
-from .trace import Step, Trace
+from .trace import Step, Tokens, Trace
 
 _MOST = 10_000
 
@@ -46,9 +47,10 @@ class Coverage:
             if part.rollout is None:
                 continue
             try:
-                groups, advantages = part.tokens.groups, part.tokens.advantages
+                tokens = part.tokens
             except Broken:
                 continue
+            groups = tokens.groups
             if part.minibatch == 0 and part.kind == "loss":
                 self.begins[part.rollout].add(step.index)
             if part.kind == "loss":
@@ -59,9 +61,9 @@ class Coverage:
                     self.trained[part.rollout].update(np.unique(groups).tolist())
             elif groups is not None:
                 known = self.generated[part.rollout]
+                alive = _alive(tokens)
                 for key in np.unique(groups).tolist():
-                    alive = advantages is None or bool(np.any(advantages[groups == key]))
-                    known[key] = known.get(key, False) or alive
+                    known[key] = known.get(key, False) or bool(alive[groups == key].any())
 
     def twice(self) -> dict[int, list[int]]:
         """Rollouts with more than one first mini-batch, and the steps of these: two rollouts under one number."""
@@ -123,6 +125,14 @@ def _unknown_fields(trace: Trace) -> Iterator[Finding]:
     for name, meant in sorted(unknown.items())[:8]:
         told = f"the format has no field {cut(name)}{f'; did you mean {meant}?' if meant else ''}"
         yield Finding("unknown-field", "warning" if meant else "note", cut(name), told, "", "what it says was not read")
+
+
+def _alive(tokens: Tokens) -> NumPyArray:
+    """Which responses have an advantage other than 0 at any token, `[S]`; all of them where none was recorded."""
+    if tokens.advantages is None:
+        return np.ones(tokens.number, bool)
+    given = tokens.advantages != 0
+    return given if len(given) == tokens.number else tokens.sums(given) > 0
 
 
 def _broken(one: Broken) -> Finding:

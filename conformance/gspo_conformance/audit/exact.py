@@ -5,7 +5,8 @@ The stages are those of the reference that mutants are made of: written apart fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,15 @@ FOREIGN = {
     "clip_ratio/low_mean": "clipped_units_low",
     "clip_ratio/high_mean": "clipped_units_high",
 }
+
+
+def total(values: Iterable[float]) -> float:
+    """Their sum, rounded once; NaN or infinite where they are, or where they are beyond every float."""
+    given = [float(value) for value in values]
+    try:
+        return math.fsum(given)
+    except (OverflowError, ValueError):
+        return sum(given)
 
 
 class NotComputable(Exception):

@@ -175,6 +175,8 @@ def _gradient_coefficient(one: Recomputed, both: Exact, precision: float) -> flo
     if not np.any(want):
         return None
     pair = np.stack([want, total - want], axis=1)
+    if not (np.isfinite(pair).all() and np.isfinite(got).all()):
+        return 0.0
     factor, term = np.linalg.lstsq(pair, got, rcond=None)[0]
     off = np.abs(got - pair @ [factor, term]).max()
     fits = factor > 0 and off <= 64 * precision * np.abs(got).max()

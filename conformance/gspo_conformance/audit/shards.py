@@ -28,7 +28,8 @@ from ..words import choices, plural, read_json
 KEY = "gspo_trace"
 VERSION = 1
 MAX_HEADER = 8_000_000
-MAX_ARRAY = 2**33
+MAX_ARRAY = 2**31
+MAX_EMPTY = 2**20
 MAX_PARTS = 16_384
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -112,7 +113,18 @@ def read_shard(path: Path) -> Shard:
     entries = _json(path, raw, "the safetensors header")
     header = _header(path, entries.pop("__metadata__", None))
     tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+    _apart(path, tensors)
     return _consistent(Shard(path, header, tensors))
+
+
+def _apart(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """No byte belongs to two tensors: a small file does not stand for many large arrays."""
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+        count = math.prod(tensor.shape)
+        if count and tensor.start < end:
+            raise Broken(path, f"{name[:80]}: expected data_offsets behind those of the tensor before, got an overlap")
+        end = max(end, tensor.start + count * _DTYPES[tensor.dtype].itemsize)
 
 
 def _json(path: Path, raw: bytes | str, what: str) -> dict[str, Any]:
@@ -176,6 +188,11 @@ def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
         raise Broken(
             path, f"{name[:80]}: shape {str(shape)[:60]} of {kind} does not fill data_offsets [{start}, {end}]"
         )
+    if 0 in shape and max(shape) > MAX_EMPTY:
+        raise Broken(
+            path,
+            f"{name[:80]}: expected sizes of at most {MAX_EMPTY} where there are no elements, got shape {str(shape)[:60]}",
+        )
     if end - start > MAX_ARRAY:
         raise Broken(path, f"{name[:80]}: expected at most {MAX_ARRAY} bytes, got {end - start}")
     if base + end > size:
@@ -208,10 +225,11 @@ def _misfit(tensors: Mapping[str, Tensor]) -> str:
         if (tensor.dtype in STORED) != (name in FLOATS):
             return f"{name}: expected {'floating' if name in FLOATS else 'integers or booleans'}, got {tensor.dtype}"
     tokens = {name: tensors[name].shape for name in TOKEN_ARRAYS if name in tensors}
-    if not tokens:
+    if not tokens and not {"mask", "offsets"} & tensors.keys():
         lengths = {tensors[name].shape for name in ("rewards", "groups", "advantages") if name in tensors}
-        return "" if len(lengths) < 2 else f"expected rewards, groups and advantages of one length, got {lengths}"
-    shape = next(iter(tokens.values()))
+        fit = len(lengths) < 2 and all(len(one) == 1 for one in lengths)
+        return "" if fit else f"expected rewards, groups and advantages of one length, got {lengths}"
+    shape = next(iter(tokens.values()), tensors["mask"].shape if "mask" in tensors else (0,))
     if any(other != shape for other in tokens.values()):
         return f"expected log-probabilities of one shape, got {tokens}"
     if "offsets" not in tensors and ("mask" not in tensors or len(shape) != 2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +13,7 @@ from ..judge import UNIT_ROUNDOFF
 from ..words import cut
 from .claim import Claim
 from .differences import Difference, Ledger
-from .exact import Exact, NotComputable, additive, exact, metric, needs_groups
+from .exact import Exact, NotComputable, additive, exact, metric, needs_groups, total
 from .shards import Broken
 from .trace import Part, Step, joined
 
@@ -139,12 +138,12 @@ def _union(found: StepAudit, claim: Claim) -> None:
         truths = [one.truth for one in found.parts]
     else:
         truths = [exact(claim.objective, joined([one.part.tokens for one in found.parts]))]
-    found.numerator = math.fsum(one.numerator for one in truths)
+    found.numerator = total(one.numerator for one in truths)
     # Where the caller gives M there is one, for the step as for its parts.
     aggregation = claim.objective.aggregation
     given = aggregation.count == "given" or aggregation.mode == "token_sum"
-    found.count = max(one.count for one in truths) if given else math.fsum(one.count for one in truths)
-    found.scale = math.fsum(one.scale for one in truths)
+    found.count = max(one.count for one in truths) if given else total(one.count for one in truths)
+    found.scale = total(one.scale for one in truths)
 
 
 def _with_normalizers(found: StepAudit, claim: Claim, ledger: Ledger) -> list[Recomputed]:
@@ -175,7 +174,7 @@ def _unsaid(one: Recomputed, found: StepAudit) -> bool:
 
 def _choices(one: Recomputed, found: StepAudit) -> dict[str, float | None]:
     mine = _of_rank(one, found)
-    rank = math.fsum(other.truth.count for other in mine)
+    rank = total(other.truth.count for other in mine)
     return {"own": None, "rank": rank, "step": found.count, "mean": len(mine) * one.truth.count}
 
 
@@ -352,7 +351,5 @@ def _reductions(claim: Claim, micro_batches: int, ranks: int) -> Iterator[tuple[
 
 def reduce_losses(losses: dict[int, list[float | None]], micro_batches: str, ranks: str) -> float:
     """One loss of those of all parts."""
-    each = [
-        math.fsum(map(float, values)) / (len(values) if micro_batches == "mean" else 1) for values in losses.values()
-    ]  # pyright: ignore
-    return math.fsum(each) / (len(each) if ranks == "mean" else 1)
+    each = [total(map(float, values)) / (len(values) if micro_batches == "mean" else 1) for values in losses.values()]  # pyright: ignore
+    return total(each) / (len(each) if ranks == "mean" else 1)

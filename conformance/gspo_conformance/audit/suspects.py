@@ -127,7 +127,7 @@ def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanati
 
 def _less_likely(parts: Sequence[Recomputed]) -> str:
     """Of the two aggregations that differ in what they divide by alone, the one whose count is further from what the run divides by."""
-    first = [one for one in parts if one.part.step == parts[0].part.step and one.normalizer]
+    first = [one for one in parts if one.part.step == parts[0].part.step and (one.normalizer or 0.0) > 0]
     if not first:
         return ""
     tokens, responses = (sum(count(one) for one in first) for count in (_tokens, _responses))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from .claim import Claim
 from .differences import Ledger, Series
+from .exact import total
 from .steps import StepAudit, audit_step, claim_tolerance, reduce_losses
 from .suspects import Explanation
 from .trace import Trace
@@ -64,8 +65,8 @@ def _ways(name: str, one: StepAudit) -> Iterator[float]:
     own = _own_losses(one)
     ranks, parts = len(own), len(one.parts)
     if name == "step.rank-local-normaliser" and ranks > 1:
-        yield math.fsum(_by_rank(one)) / ranks
-        yield math.fsum(_by_rank(one))
+        yield total(_by_rank(one)) / ranks
+        yield total(_by_rank(one))
     elif name == "distribution.mean-of-means" and parts > ranks:
         yield reduce_losses(own, "mean", "mean")
         yield reduce_losses(own, "mean", "sum")
@@ -98,5 +99,5 @@ def _by_rank(one: StepAudit) -> Iterator[float]:
     """The loss of every rank, divided by the rank's M."""
     for rank in sorted({part.part.rank for part in one.parts}):
         mine = [part.truth for part in one.parts if part.part.rank == rank]
-        count = math.fsum(truth.count for truth in mine)
-        yield math.fsum(truth.numerator for truth in mine) / count if count else 0.0
+        count = total(truth.count for truth in mine)
+        yield total(truth.numerator for truth in mine) / count if count else 0.0

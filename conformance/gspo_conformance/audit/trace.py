@@ -179,7 +179,7 @@ class Part:
 
     def _packed(self, offsets: NumPyArray, mask: NumPyArray | None) -> Tokens:
         size = (self.shape or (0,))[0]
-        if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > size:
+        if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any() or offsets[-1] > size:
             raise Broken(self.shard.path, f"part {self.at}: offsets: expected to rise from 0 to at most {size}")
         counted = np.ones(size, bool) if mask is None else mask.copy()
         counted[offsets[-1] :] = False

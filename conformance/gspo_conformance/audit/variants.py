@@ -223,7 +223,7 @@ def by_definitions(few: Sequence[Recomputed], name: str) -> Iterator[Explanation
 
 def _outside(one: Recomputed) -> float:
     clip, tokens = one.objective.surrogate, one.part.tokens
-    if getattr(clip, "low", None) is None or tokens.logp is None or tokens.old_logp is None:
+    if getattr(clip, "low", None) is None or tokens.logp is None or tokens.old_logp is None or not tokens.number:
         return float("nan")
     s = np.exp(tokens.means(np.asarray(tokens.logp, np.float64) - tokens.old_logp))
     return float(np.mean((s < 1 - clip.low) | (s > 1 + clip.high)))

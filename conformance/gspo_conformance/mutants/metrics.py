@@ -75,7 +75,7 @@ class Metrics:
         if self.objective["ratio"] == "token":
             return ratio[self.sequences.counted]
         firsts = [self.sequences.tokens(i)[:1] for i in range(self.sequences.number)]
-        return ratio[np.concatenate(firsts)]
+        return ratio[np.concatenate([*firsts, np.zeros(0, np.int64)])]
 
     def metric_ratio_mean(self) -> Any:
         """Mean ratio; 1 of none."""

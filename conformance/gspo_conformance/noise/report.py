@@ -71,8 +71,8 @@ def _run_head(trace: Trace, run: Analysis) -> str:
     rows, gate = run.rows, run.gate
     range_ = f"{gate.ratio} ratio, clip range {gate.clip.low:g} / {gate.clip.high:g}" if gate else "no clip range"
     size = f"{plural(len(trace.indices), 'step')}, {rows.number:,} responses, {int(rows.length.sum()):,} tokens"
-    broken = f"; {plural(len(trace.broken), 'file')} could not be read" * bool(trace.broken)
-    return f"{size}; {range_}{broken}"
+    lost = [plural(n, noun) for n, noun in ((len(trace.broken), "file"), (run.reading.broken, "part")) if n]
+    return f"{size}; {range_}" + f"; {' and '.join(lost)} could not be read" * bool(lost)
 
 
 def _minibatches(run: Analysis) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gspo_core import Clip
 
+from ..audit.shards import Broken
 from ..audit.trace import Part, Tokens, Trace
 from ..tensors import NumPyArray
 from .precision import quantisation_std, stored_dtype
@@ -105,33 +106,39 @@ class Responses:
 class Reading:
     """A trace, read: its rows, the gate, and the dtypes that bits of log-probabilities betray (name: (dtype, σ_q)).
 
-    `signals` are the rewards of all responses, each with its rollout and group: `[3, n]`.
+    `signals` are the rewards of all responses, each with its rollout and group: `[3, n]`. `broken` counts the parts that cannot be read.
     """
 
     responses: Responses
     gate: Gate | None
     rounded: Mapping[str, tuple[str, float]]
     signals: NumPyArray
+    broken: int = 0
 
 
 def read_responses(trace: Trace, gate: Gate | None = None) -> Reading:
     """The table of a trace; `gate` instead of that of the objective which the run claims."""
     gate = gate or gate_of(trace.objective)
     rows: list[dict[str, NumPyArray]] = []
-    rounding, signals = _Rounding(), [np.zeros((3, 0))]
-    for step in trace.steps():
-        signals += [_signal(part) for part in (*step.parts, *step.rollouts)]
-        for part in step.parts:
-            tokens = part.tokens
-            rounding.see(tokens)
-            if tokens.logp is not None and tokens.old_logp is not None and tokens.count:
-                with np.errstate(all="ignore"):  # a NaN or an infinity is a finding, not an accident
-                    rows.append(_rows(part, tokens, gate))
+    rounding, signals, broken = _Rounding(), [np.zeros((3, 0))], 0
+    for part in (part for step in trace.steps() for part in (*step.parts, *step.rollouts)):
+        try:
+            signals.append(_signal(part))
+            tokens = part.tokens if part.kind == "loss" else None
+        except Broken:
+            broken += 1
+            continue
+        if tokens is None:
+            continue
+        rounding.see(tokens)
+        if tokens.logp is not None and tokens.old_logp is not None and tokens.count:
+            with np.errstate(all="ignore"):  # a NaN or an infinity is a finding, not an accident
+                rows.append(_rows(part, tokens, gate))
     names = [one.name for one in fields(Responses)]
     columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in names}
     counted = columns["length"] > 0
     responses = Responses(**{name: column[counted] for name, column in columns.items()})
-    return Reading(responses, gate, rounding.found, np.concatenate(signals, axis=1))
+    return Reading(responses, gate, rounding.found, np.concatenate(signals, axis=1), broken)
 
 
 def _signal(part: Part) -> NumPyArray:

@@ -25,12 +25,12 @@ from ..tensors import NumPyArray
 from ..words import UsageError, cut, read_json
 from .record import COPIED, SCHEMA
 
-MAX_BYTES = 2**28
+MAX_BYTES, MAX_BRACKETS = 2**27, 2**22
 
 
 def read(path: Path) -> Run:
     """The run of a record. One that was cut short is incomplete, and says so."""
-    entries = [_entry(line) for line in read_text(path, "the record of a run", MAX_BYTES).splitlines() if line]
+    entries = _entries(path)
     first = entries[0] if entries else None
     if not first or first.get("type") != "header":
         raise UsageError(f"{path}: expected the record of a run, whose first line is its header")
@@ -50,13 +50,22 @@ def read(path: Path) -> Run:
     return run
 
 
-def _entry(line: str) -> dict[str, Any] | None:
-    """The object of a line; None for the line in whose middle a record was cut."""
-    try:
-        found = read_json(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+def _entries(path: Path) -> list[dict[str, Any] | None]:
+    """The objects of the lines; None for the last one where a record was cut in its middle."""
+    text = read_text(path, "the record of a run", MAX_BYTES)
+    if text.count("[") + text.count("{") > MAX_BRACKETS:
+        raise UsageError(f"{path}: expected the record of a run, of at most {MAX_BRACKETS} lists and objects")
+    lines = [line for line in text.splitlines() if line]
+    found: list[dict[str, Any] | None] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = read_json(line)
+        except (ValueError, RecursionError) as error:
+            if 1 < number < len(lines):
+                raise UsageError(f"{path}: line {number}: not JSON: {cut(str(error), 160)}") from None
+            entry = None
+        found.append(entry if isinstance(entry, dict) else None)
+    return found
 
 
 def _obeys(path: Path, line: int, kind: str, entry: Mapping[str, Any]) -> None:

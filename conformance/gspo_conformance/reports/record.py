@@ -18,7 +18,7 @@ from ..run import Result, Run
 from ..words import UsageError
 
 SCHEMA = 1
-_LARGE = 4096
+_LARGE = 512
 COPIED = ("id", "dtype", "level", "operation", "verdict", "reason", "url", "detail")
 
 

@@ -160,7 +160,7 @@ def test_a_sparse_file_of_tensors_is_not_read(tmp_path: Path) -> None:
     ).encode()
     with path.open("r+b") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(Broken, match="expected at most 8589934592 bytes"):
+    with pytest.raises(Broken, match="expected at most 2147483648 bytes"):
         read_shard(path)
 
 
@@ -244,6 +244,19 @@ def test_a_record_is_checked_before_it_is_believed(kind: str, record: list[dict[
         read(path)
     assert "line " in str(error.value)
     assert len(str(error.value)) < 500 + len(str(path))
+
+
+def test_a_record_is_cut_at_its_end_or_not_at_all(record: list[dict[str, Any]], tmp_path: Path) -> None:
+    lines = [json.dumps(line) for line in record]
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join([*lines[:-1], lines[-1][:9]]), encoding="utf-8")
+    assert read(path).failure == "the record is cut short"
+    path.write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]), encoding="utf-8")
+    with pytest.raises(UsageError, match="line 2: not JSON"):
+        read(path)
+    path.write_text("\n".join([lines[0], "[" + "[]," * 2**22 + "[]]", *lines[1:]]), encoding="utf-8")
+    with pytest.raises(UsageError, match="at most 4194304 lists and objects"):
+        read(path)
 
 
 @pytest.mark.parametrize(
