@@ -1,6 +1,6 @@
 """The primitives of `gspo_core` in JAX: sg[·], segment sums, sums over a mesh axis.
 
-Loading this module also registers `Padded` and `Packed` as pytrees.
+Loading this module registers the backend, and `Padded` and `Packed` as pytrees.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gspo_core
+from gspo_core.backend import register_backend
 
 from . import pytrees as pytrees
 
@@ -128,3 +129,4 @@ def _staging() -> bool:
 
 
 backend = JaxBackend()
+register_backend("jax", backend)

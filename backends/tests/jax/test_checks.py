@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -71,3 +73,13 @@ def test_a_segment_sum_of_one_block_or_of_many_stays_within_its_segment(size: in
     found = gspo.backend.segment_sum(jnp.asarray(values), jnp.asarray(offsets), size)
     expected = [values[start:end].sum(dtype=np.float64) for start, end in pairwise(offsets)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_importing_the_package_is_enough() -> None:
+    """A copy of the source tree on the path has no entry point."""
+    program = (
+        "import importlib.metadata as metadata; metadata.entry_points = lambda **_: (); import jax, gspo_jax as gspo; "
+        "values = jax.numpy.zeros((1, 2)); print(gspo.gspo_loss(values, values, values[:, 0] - 1, values == 0).loss)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.stdout == "1.0\n", found.stderr
