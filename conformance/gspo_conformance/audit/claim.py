@@ -20,7 +20,7 @@ from ..lint.configuration import MAX_BYTES, read_configuration
 from ..lint.detection import recognised
 from ..trainers.dialect import Finding, Inexpressible, Reading
 from ..trainers.room import find_room, rooms
-from ..words import UsageError, choices
+from ..words import UsageError, choices, cut
 from .trace import Trace
 
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -154,7 +154,7 @@ def _read(name: str, settings: Mapping[str, Any], version: str | None) -> Readin
     try:
         return room.dialect.read(settings, version if version in known else room.default)
     except Inexpressible as reason:
-        raise UsageError(f"{name}: {reason}") from None
+        raise UsageError(f"{name}: {cut(str(reason), 400)}") from None
 
 
 def _from_reading(reading: Reading, source: str) -> Claim:

@@ -65,6 +65,11 @@ def read_configuration(words: Iterable[str]) -> Configuration:
 
 def _without_references(whole: Configuration) -> Configuration:
     """References replaced by what they refer to; those that refer to nothing here are computed elsewhere."""
+    for key, value in whole.settings.items():
+        try:
+            str(value)
+        except ValueError:  # a number that Python does not write out
+            raise UsageError(f"{whole.places.get(key, '')}: {cut(key)}: a number beyond every float") from None
     settings, unknown = resolved(whole.settings)
     computed = [f"{whole.places.get(key, '')}: {key}" for key in unknown]
     return Configuration(settings, whole.places, (*whole.computed, *computed))

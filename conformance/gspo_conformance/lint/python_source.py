@@ -55,9 +55,10 @@ def notebook_commands(text: str) -> str:
 
 def _cells(text: str) -> list[str]:
     tree = json.loads(text)
-    cells = tree.get("cells", []) if isinstance(tree, dict) else []
-    code = [cell.get("source", "") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
-    return [source if isinstance(source, str) else "".join(map(str, source)) for source in code]
+    cells = tree.get("cells") if isinstance(tree, dict) else None
+    some = [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
+    code = [cell.get("source") for cell in some if cell.get("cell_type") == "code"]
+    return ["".join(map(str, source)) if isinstance(source, list) else str(source or "") for source in code]
 
 
 def _readable(cell: str) -> bool:
