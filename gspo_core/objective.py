@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -122,14 +123,15 @@ class Objective:
         return cls.from_dict(fields)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Objective:
-        """The inverse of `to_dict`; an unknown or missing field is an error."""
+    def from_dict(cls, fields: Mapping[str, Any]) -> Objective:
+        """The inverse of `to_dict`; what may be left out has its default, an unknown or missing field is an error.
+
+        Short forms are those of the constructor: the name of an aggregation's mode, one correction without a list.
+        """
         values = _known("objective", cls, fields)
         aggregation, penalty = values.get("aggregation"), values.get("penalty")
         values["surrogate"] = _surrogate(values.get("surrogate"))
-        values["aggregation"] = (
-            Aggregation() if aggregation is None else _build("aggregation", Aggregation, aggregation)
-        )
+        values["aggregation"] = Aggregation() if aggregation is None else _aggregation(aggregation)
         values["penalty"] = None if penalty is None else _penalty(penalty)
         values["correction"] = tuple(_build("correction", Correction, item) for item in _corrections(values))
         return cls(**values)
@@ -237,20 +239,26 @@ def _as_tuple(corrections: Any) -> tuple[Correction, ...]:
 
 
 def _corrections(values: dict[str, Any]) -> list[Any]:
-    found = values.get("correction", ())
-    if not isinstance(found, (list, tuple)):
+    found = values.get("correction")
+    if found is None or isinstance(found, Mapping):
+        return [] if found is None else [found]
+    if isinstance(found, str) or not isinstance(found, Sequence):
         raise TypeError(f"correction: expected a list, got {type(found).__name__}")
-    return list(cast("list[Any]", found))
+    return list(cast("Sequence[Any]", found))
 
 
 def _object(name: str, fields: Any) -> dict[str, Any]:
-    if not isinstance(fields, dict):
+    if not isinstance(fields, Mapping):
         raise TypeError(f"{name}: expected a JSON object, got {type(fields).__name__}")
-    return dict(cast("dict[str, Any]", fields))
+    return dict(cast("Mapping[str, Any]", fields))
 
 
 def _build(name: str, cls: type[Any], fields: Any) -> Any:
     return cls(**_known(name, cls, fields))
+
+
+def _aggregation(fields: Any) -> Aggregation:
+    return as_aggregation(fields) if isinstance(fields, str) else _build("aggregation", Aggregation, fields)
 
 
 def _surrogate(fields: Any) -> Any:
@@ -265,5 +273,5 @@ def _surrogate(fields: Any) -> Any:
 def _penalty(fields: Any) -> Penalty:
     values = _known("penalty", Penalty, fields)
     if values.get("aggregation") is not None:
-        values["aggregation"] = _build("aggregation", Aggregation, values["aggregation"])
+        values["aggregation"] = _aggregation(values["aggregation"])
     return Penalty(**values)

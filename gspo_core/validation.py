@@ -163,7 +163,9 @@ def check_number(name: str, value: Any, *, low: float | None = None, strict: boo
     A scalar of NumPy is one, but would widen arrays that a Python number leaves as they are.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+        # YAML reads 3e-4 as text, and 3.0e-4 as a number.
+        text = f" {value[:60]!r}" if isinstance(value, str) else ""
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}{text}")
     number = int(value) if isinstance(value, Integral) else float(value)
     if not -_LARGEST <= number <= _LARGEST:
         raise ValueError(f"{name}: expected a finite number, got {repr(number)[:60]}")

@@ -93,7 +93,7 @@ def test_flags_are_booleans_or_zero_and_one() -> None:
         (-float("inf"), {}, "a finite number, got -inf"),
         (float("nan"), {}, "a finite number, got nan"),
         (True, {}, "a number, got bool"),
-        ("1", {}, "a number, got str"),
+        ("3e-4", {}, "a number, got str '3e-4'"),
     ],
 )
 def test_numbers(value: Any, options: dict[str, Any], told: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -151,8 +152,8 @@ def test_what_is_wrong_in_a_part_is_said_of_that_part(path: tuple[str | int, ...
         inner = holder
         for step in path[:-1]:
             inner = inner[step]
-        inner[path[-1]] = "text"
-        with pytest.raises(TypeError, match=f"^{name}: expected a JSON object, got str$"):
+        inner[path[-1]] = 3
+        with pytest.raises(TypeError, match=f"^{name}: expected a JSON object, got int$"):
             gspo.Objective.from_dict(holder)
 
 
@@ -162,11 +163,30 @@ def test_what_a_part_leaves_out_is_its_default() -> None:
     for name in ("aggregation", "penalty"):
         assert gspo.Objective.from_dict(short | {name: None}) == gspo.Objective("token", gspo.Sapo())
     assert gspo.Objective.from_dict(short | {"penalty": {}, "aggregation": {}}).penalty == gspo.Penalty()
+    assert gspo.Objective.from_dict(short | {"correction": None}).correction == ()
     for missing, kind in (("low", "clip"), ("high", "clip")):
         fields = {"kind": kind, "low": 0.1, "high": 0.1}
         del fields[missing]
         with pytest.raises(ValueError, match=f"^surrogate field: expected '{missing}', which is missing$"):
             gspo.Objective.from_dict(short | {"surrogate": fields})
+
+
+def test_what_a_person_writes_is_read() -> None:
+    """Short forms are those of the constructor, and any mapping will do: configuration libraries have their own."""
+    written = MappingProxyType({
+        "ratio": "sequence",
+        "surrogate": MappingProxyType({"kind": "clip", "low": 3e-4, "high": 4e-4}),
+        "aggregation": "token_mean",
+        "penalty": {"aggregation": "token_sum"},
+        "correction": {"high": 2.0},
+    })  # fmt: skip
+    penalty = gspo.Penalty(aggregation="token_sum")
+    expected = gspo.Objective.gspo().replace(
+        aggregation="token_mean", penalty=penalty, correction=gspo.Correction(high=2.0)
+    )
+    assert gspo.Objective.from_dict(written) == expected
+    with pytest.raises(ValueError, match=r"^mode: expected one of 'sequence_mean_token_mean', .*, got 'mean'$"):
+        gspo.Objective.from_dict({**written, "aggregation": "mean"})
 
 
 def test_a_surrogate_without_a_kind_is_none() -> None:
