@@ -51,7 +51,7 @@ class Asker:
             return
         self.breakdowns += 1
         if self.breakdowns >= self.patience:
-            self.lost = f"the target broke down {self.breakdowns} times in a row"
+            self.lost = f"the target broke down {self.breakdowns} times in a row, at last: {cut(reply.reason, 200)}"
             return
         try:
             self.connection.stop()

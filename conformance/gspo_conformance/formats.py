@@ -11,7 +11,6 @@ that `refuses` has no truth: the right answer to it is an error about the argume
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .tensors import NumPyArray, decode_array, repeated, size_of
-from .words import cut
+from .words import cut, read_json
 
 ROOT = Path(__file__).resolve().parent
 VECTORS = ROOT / "vectors"
@@ -195,7 +194,7 @@ def read_vector(path: Path) -> Vector:
     if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: expected a vector, a file of at most {MAX_BYTES} bytes")
     try:
-        return vector_from_json(json.loads(path.read_text(encoding="utf-8")), path.parent)
+        return vector_from_json(read_json(path.read_text(encoding="utf-8")), path.parent)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a vector: {type(error).__name__}: {cut(str(error), 200)}") from None
 

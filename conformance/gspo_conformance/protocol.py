@@ -27,7 +27,7 @@ from .words import cut, read_json
 VERSION = 1
 MAX_LINE = 16 * 2**20
 MAX_HELLO = 2**20
-MAX_BRACKETS = 2**20
+MAX_VALUES = 2**19
 MAX_AXES, MAX_SIZE = 32, 2**40
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _DTYPES = ("bool", "int64", "float32", "float64")
@@ -45,8 +45,8 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 def decode(line: bytes) -> dict[str, Any]:
     """The object of a line."""
-    if line.count(b"[") + line.count(b"{") > MAX_BRACKETS:
-        raise ProtocolError(f"more than {MAX_BRACKETS} lists and objects on one line: {excerpt(line)}")
+    if sum(map(line.count, (b"[", b"{", b","))) > MAX_VALUES:
+        raise ProtocolError(f"more than {MAX_VALUES} numbers, lists and objects on one line: {excerpt(line)}")
     try:
         found = read_json(line)
     except (ValueError, RecursionError) as error:

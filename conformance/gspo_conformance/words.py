@@ -59,8 +59,20 @@ def json_text(value: Any, default: Callable[[Any], Any] | None = None) -> str:
 
 
 def read_json(text: str | bytes) -> Any:
-    """What JSON says, without NaN and infinities, which it has no numbers for: not even those that a long exponent or many digits make."""
-    return json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+    """What JSON says, without NaN and infinities, which it has no numbers for: not even those that a long exponent or many digits make.
+
+    A name that stands twice in an object is refused: others would read the other value.
+    """
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{cut(twice)!r} stands twice in one object")
+    return found
 
 
 def _no_number(word: str) -> Any:

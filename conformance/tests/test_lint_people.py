@@ -187,3 +187,12 @@ def test_a_value_that_was_meant_for_gspo(
 ) -> None:
     assert main(["lint", setting, "--dialect", dialect]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_key_that_stands_twice_is_said_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("epsilon: 3e-4\nmore:\n  beta: 1\nepsilon: 0.2\nmore: {x: {y: 1, y: 2}}\nbeta: 0.0\n", "utf-8")
+    main(["lint", str(path), "--dialect", "trl", "--format", "json"])
+    found = [one for one in json.loads(capsys.readouterr().out)["findings"] if one["rule"] == "repeated-key"]
+    assert [one["key"] for one in found] == ["epsilon", "more", "more.x.y"]
+    assert "the key epsilon stands in line 1 too" in found[0]["message"]

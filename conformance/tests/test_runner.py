@@ -18,6 +18,7 @@ from gspo_conformance import run as verdicts
 from gspo_conformance.connection import InProcess
 from gspo_conformance.formats import Vector, load_vectors
 from gspo_conformance.known import KnownFailure, KnownFailures, read_known
+from gspo_conformance.reports import render
 from gspo_conformance.run import ERROR, EXPECTED_FAILURE, FAIL, PASS, SKIPPED, UNEXPECTED_PASS, UNSUPPORTED, Run
 from gspo_conformance.runner import Options, run_vectors, select
 from gspo_conformance.smoke import easiest, form, report
@@ -153,6 +154,15 @@ def test_no_applicable_vector_is_an_error_never_green() -> None:
     for found in (run(capabilities=Capabilities.everything(operations={"whiten"})), run(vectors=[])):
         assert found.exit_code == 3
         assert found.verdict == "nothing tested"
+
+
+def test_a_target_that_skips_all_is_told_its_own_reason_and_not_that_it_claims_too_little() -> None:
+    def skip(case: Case) -> Any:
+        raise Skip("no GPU here")
+
+    found = run(skip)
+    assert found.exit_code == 3
+    assert "it skips every vector that applies: no GPU here" in render([found], "text")
 
 
 def test_a_skip_has_its_reason_and_is_not_a_pass() -> None:

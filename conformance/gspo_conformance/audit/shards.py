@@ -131,8 +131,8 @@ def _json(path: Path, raw: bytes | str, what: str) -> dict[str, Any]:
     try:
         found = read_json(raw)
     except (ValueError, RecursionError) as error:
-        number = f": {error}" if "; write" in str(error) else ""
-        raise Broken(path, f"{what} is not JSON{number}") from None
+        own = f": {error}" if type(error) is ValueError else ""
+        raise Broken(path, f"{what} is not JSON{own}") from None
     if not isinstance(found, dict):
         raise Broken(path, f"{what}: expected a JSON object")
     return found

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..lint.detection import recognised
     from ..lint.reading import read_settings
     from ..lint.sections import unnested
-    from ..lint.spelling import misspelt
+    from ..lint.spelling import misspelt, repeated
     from ..lint.uncertain import doubted, unset
 
     configuration = read_configuration(arguments.configuration)
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         reading, found = read_settings(room.dialect, configuration.settings, version)
         found = [*misspelt(configuration.settings, reading), *doubted(found, configuration.unread, reading)]
-        found += unset(reading, configuration.unread, arguments.configuration)
+        found += [*repeated(configuration), *unset(reading, configuration.unread, arguments.configuration)]
         found.sort(key=lambda one: SEVERITIES.index(one.severity))
     except Inexpressible as reason:
         switch = getattr(room.dialect, "fixes", {}).get("ratio", "")

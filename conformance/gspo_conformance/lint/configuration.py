@@ -27,11 +27,12 @@ _NUMBER = re.compile(r"^[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 @dataclass(frozen=True)
 class Configuration:
-    """Flat settings, dots for nesting; where each came from; and what could not be read because it is computed."""
+    """Flat settings, dots for nesting; where each came from; what could not be read because it is computed; where a key stood before."""
 
     settings: Mapping[str, Any]
     places: Mapping[str, str] = field(default_factory=dict)
     computed: tuple[str, ...] = ()
+    repeated: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unread(self) -> frozenset[str]:
@@ -41,7 +42,10 @@ class Configuration:
     def merged(self, other: Configuration) -> Configuration:
         """Both, `other` winning."""
         return Configuration(
-            {**self.settings, **other.settings}, {**self.places, **other.places}, self.computed + other.computed
+            {**self.settings, **other.settings},
+            {**self.places, **other.places},
+            self.computed + other.computed,
+            {**self.repeated, **other.repeated},
         )
 
 
@@ -72,7 +76,7 @@ def _without_references(whole: Configuration) -> Configuration:
             raise UsageError(f"{whole.places.get(key, '')}: {cut(key)}: a number beyond every float") from None
     settings, unknown = resolved(whole.settings)
     computed = [f"{whole.places.get(key, '')}: {key}" for key in unknown]
-    return Configuration(settings, whole.places, (*whole.computed, *computed))
+    return replace(whole, settings=settings, computed=(*whole.computed, *computed))
 
 
 def _exists(word: str) -> bool:
@@ -109,8 +113,9 @@ def _read_alone(path: Path) -> tuple[Configuration, list[str]]:
     try:
         if kind in (".yaml", ".yml"):
             lines: dict[str, int] = {}
-            tree = _from_tree(_yaml(text, lines), str(path), lines)
-            return tree, tree_bases(tree.settings)
+            repeated: dict[str, int] = {}
+            tree = _from_tree(_yaml(text, lines, repeated), str(path), lines)
+            return replace(tree, repeated=repeated), tree_bases(tree.settings)
         if kind == ".json":
             return _from_tree(read_json(text), str(path)), []
         if kind == ".toml":
@@ -155,8 +160,8 @@ def _short_lines(text: str) -> str:
     return text
 
 
-def _yaml(text: str, lines: dict[str, int]) -> Any:
-    """One document with plain values alone, and the `lines` of its keys; its size with every alias written out is looked at before it is made."""
+def _yaml(text: str, lines: dict[str, int], repeated: dict[str, int]) -> Any:
+    """One document with plain values alone, and the `lines` of its keys, the first of those that are `repeated`; its size with every alias written out is looked at before it is made."""
     import yaml
 
     try:
@@ -166,7 +171,7 @@ def _yaml(text: str, lines: dict[str, int]) -> Any:
             return None
         if not _fits(node, [MAX_SETTINGS]):
             raise ValueError(f"expected at most {MAX_SETTINGS} values, repetitions by aliases counted")
-        _note_lines(node, "", lines)
+        _note_lines(node, "", lines, repeated)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
@@ -181,12 +186,16 @@ def _fits(node: Any, left: list[int]) -> bool:
     return all(_fits(item, left) for item in items)
 
 
-def _note_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
+def _note_lines(node: Any, prefix: str, lines: dict[str, int], repeated: dict[str, int]) -> None:
     """The line of every key of a YAML node, flat."""
+    own: set[str] = set()
     for key, value in node.value if node.id == "mapping" else ():
         name = f"{prefix}{key.value}"
+        if name in own and key.value != "<<":
+            repeated.setdefault(name, lines[name])
+        own.add(name)
         lines[name] = key.start_mark.line + 1
-        _note_lines(value, f"{name}.", lines)
+        _note_lines(value, f"{name}.", lines, repeated)
 
 
 def _from_tree(tree: Any, place: str, lines: Mapping[str, int] | None = None) -> Configuration:

@@ -9,6 +9,8 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from ..trainers.dialect import Finding, Reading
+from ..words import cut
+from .configuration import Configuration
 
 ALIKE = 0.8
 MOST = 2_000
@@ -55,6 +57,20 @@ def misspelt(settings: Mapping[str, Any], reading: Reading) -> list[Finding]:
     unknown = [key for key in settings if key not in told and not _known(_plain(key), known, given)]
     pairs = ((key, _meant(_plain(key), free)) for key in unknown[:MOST])
     return [_finding(key, known[meant], settings[key], reading) for key, meant in pairs if meant]
+
+
+def repeated(configuration: Configuration) -> list[Finding]:
+    """A finding for every key of a YAML file that stands twice: readers take one of the values and say nothing."""
+    return [
+        Finding(
+            rule="repeated-key",
+            severity="warning",
+            key=key,
+            message=f"the key {cut(key)} stands in line {line} too; most readers take the last value without a word, some refuse the file",
+            fix="keep one of them",
+        )
+        for key, line in list(configuration.repeated.items())[:MOST]
+    ]
 
 
 def _plain(key: str) -> str:

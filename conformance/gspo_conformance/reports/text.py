@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from textwrap import shorten, wrap
 from typing import Any, TypeAlias
 
-from ..run import BAD, EXPECTED_FAILURE, PASS, Result, Run, by_vector, clauses_of, show_k
-from ..words import plural
+from ..run import BAD, EXPECTED_FAILURE, PASS, SKIPPED, Result, Run, by_vector, clauses_of, show_k
+from ..words import cut, plural
 from .markup import printable
 from .untested import more, why
 
@@ -75,7 +75,15 @@ def _verdict(run: Run) -> list[str]:
     used = f"worst K {show_k(run.k)}" if run.k is not None else ""
     lines = [f"  {run.verdict}: {'; '.join(filter(None, (counts, used, f'{run.seconds:.1f} s')))}"]
     lines += [f"  {line}" for line in run.failure.splitlines()]
-    advice = "" if run.failure else more(run.capabilities) if run.answered else why(run.capabilities)
+    skipped = next((result.reason for result in run.results if result.verdict == SKIPPED), None)
+    if run.failure:
+        advice = ""
+    elif run.answered:
+        advice = more(run.capabilities)
+    else:
+        advice = (
+            why(run.capabilities) if skipped is None else f"it skips every vector that applies: {cut(skipped, 400)}"
+        )
     lines += [f"  {line}" for line in wrap(advice, _WIDTH - 2)]
     return [*lines, *(f"  stale known failure, nothing it names fails: {pattern}" for pattern in run.stale), ""]
 

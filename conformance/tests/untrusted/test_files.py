@@ -57,6 +57,7 @@ CONFIGURATIONS = {
     "nul.py": ("GRPOConfig(a=1)\0", "not readable as py"),
     "digits.sh": ("beta=" + "9" * 5000, "not readable as sh"),
     "long.sh": ("--a" * 300_000, "expected lines of at most"),
+    "twice.json": ('{"a": {"beta": 1, "beta": 2}}', "'beta' stands twice in one object"),
     "hex.py": ("GRPOConfig(beta=0x" + "f" * 5000 + ")", "hex.py:1: beta: a number beyond every float"),
     "hex.yaml": ("a: [{b: 0x" + "f" * 5000 + "}]", "hex.yaml:1: a: a number beyond every float"),
     "cells.ipynb": ('{"cells": [1, {"cell_type": "code", "source": 7}]}', "no call such as GRPOConfig(...) in it"),

@@ -87,6 +87,8 @@ MODES: dict[str, Callable[[int], None]] = {
     "deep objects": lambda seq: write(b'{"a":' * 100_000 + b"\n"),
     "a deep answer": lambda seq: write(b'{"seq":%d,"outputs":{"loss":' % seq + b"[" * 900 + b"]" * 900 + b"}}\n"),
     "a million lists": lambda seq: write(b"[" + b"[]," * (2**20 + 1) + b"[]]\n"),
+    "half a million numbers": lambda seq: write(b"[" + b"0," * (2**19 + 1) + b"0]\n"),
+    "two answers in one": lambda seq: write(b'{"seq":%d,"outputs":{"loss":0,"loss":1}}\n' % seq),
     "NaN": literal("NaN"),
     "Infinity": literal("-Infinity"),
     "a number beyond float64": literal("1e999"),
