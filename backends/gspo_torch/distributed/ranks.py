@@ -49,6 +49,12 @@ def process_group(name: str, group: Any) -> dist.ProcessGroup:
     return group
 
 
+def data_group(data: Any) -> Any:
+    """The ranks that hold responses: a process without a process group, which is asked for none, holds them all."""
+    alone = data is None and not (dist.is_available() and dist.is_initialized())
+    return ALONE if alone else process_group("data", data)
+
+
 def check_disjoint(data: dist.ProcessGroup, context: Any) -> None:
     """Ranks that hold parts of the same sequences are no data-parallel ranks: their union would count twice."""
     if context is None or data is ALONE:

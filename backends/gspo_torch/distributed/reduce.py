@@ -19,7 +19,7 @@ from gspo_core.validation import check_number
 
 from ..observers import OBSERVERS, tell
 from .dtensor import localise
-from .ranks import check_disjoint, process_group
+from .ranks import check_disjoint, data_group
 from .reports import Report, result_of
 from .share import share
 from .union import Part, normalizer_of, totals_of, weights_of
@@ -39,7 +39,8 @@ class Union:
     Args:
         objective: an `Objective`.
         parts: the `sequences` of each of this rank's micro-batches, or pairs of `sequences` and `groups`.
-        data: the ranks that hold other responses, a `ProcessGroup` or a one-dimensional `DeviceMesh`; all where None.
+        data: the ranks that hold other responses, a `ProcessGroup` or a one-dimensional `DeviceMesh`. None: all, which
+            without `torch.distributed.init_process_group` is this process.
         world_scale: the number of ranks over which the framework averages gradients (DDP, FSDP: all that
             share the parameters, context-parallel ranks too), or 1 where it adds them.
         normalizer: replaces M.
@@ -62,7 +63,7 @@ class Union:
         if normalizer is None and any(aggregation.count == "given" for aggregation in _aggregations(objective)):
             raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
         self._objective, self._scale, self._normalizer = objective, world_scale, normalizer
-        self._data = process_group("data", data)
+        self._data = data_group(data)
         self._reports: list[Report] = []
         found = [_part(part, self._data) for part in parts]
         self._like = torch.zeros((), device=device if device is not None or not found else found[0].lengths.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import gspo_core
 
-from .ranks import gather_uneven, process_group
+from .ranks import data_group, gather_uneven
 
 
 def group_advantages(
@@ -50,7 +50,7 @@ def _of_union(
     settings: dict[str, Any],
 ) -> Tensor:
     _check(rewards, groups, valid)
-    group = process_group("data", data)
+    group = data_group(data)
     valid = torch.ones_like(groups, dtype=torch.bool) if valid is None else valid.bool()
     parts = [gather_uneven(values, group, name) for name, values in _named(rewards, groups, valid)]
     everyone = [torch.cat(part) for part in parts]

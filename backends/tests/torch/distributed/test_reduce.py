@@ -162,6 +162,19 @@ def test_what_is_refused(world: World) -> None:
     world.run(refusals)
 
 
-def test_without_a_process_group_the_error_says_so() -> None:
+@pytest.mark.parametrize("name", ["gspo", "dapo", "penalty-token"])
+def test_micro_batches_of_one_process_need_no_process_group(name: str) -> None:
+    whole, objective = batch(dtype=torch.float64), objectives()[name]
+    truth, gradient = single(objective, whole)
+    parts = [rows(whole, list(owned), False) for owned in OWNERS if owned]
+    union = distributed.Union(objective, [(part["sequences"], part["groups"]) for part in parts], world_scale=1)
+    for part, owned in zip(parts, filter(None, OWNERS), strict=True):
+        logp = part["logp"].clone().requires_grad_()
+        (found,) = torch.autograd.grad(union.loss(**(part | {"logp": logp})), logp)
+        close(found, gradient[list(owned)], "gradient")
+    _check(union.result(), truth, name)
+
+
+def test_a_named_group_needs_a_process_group() -> None:
     with pytest.raises(RuntimeError, match="data: expected an initialised process group"):
-        distributed.reduce(gspo.Objective.gspo(), **batch(), world_scale=1)
+        distributed.reduce(gspo.Objective.gspo(), **batch(), data="dp", world_scale=1)
