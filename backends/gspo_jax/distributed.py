@@ -20,6 +20,7 @@ from gspo_core.responses import Responses
 from gspo_core.step import Step, prepare, unit_log_ratio
 
 from .mesh import run_automatically
+from .results import PolicyLoss
 
 Axes: TypeAlias = str | tuple[str, ...]
 
@@ -38,7 +39,7 @@ def policy_loss(
     groups: jax.Array | None = None,
     normalizer: Any = None,
     axis_name: Axes | None = None,
-) -> gspo_core.PolicyLoss:
+) -> PolicyLoss:
     """`gspo_core.policy_loss`, of the union of the responses along the mesh axis `axis_name`. Clause GSPO-DIST-2.
 
     Arguments as in `gspo_core.policy_loss`. Inside `jax.shard_map` each device holds its own responses,
@@ -69,7 +70,7 @@ def policy_loss(
     step = _of_union(prepare(objective, **arguments), groups, normalizer, axis_name)
     share = step_loss(step)
     loss = jax.lax.psum(share.loss, axis_name)
-    return gspo_core.PolicyLoss(loss, _shares(share.metrics, axis_name) | _ratios(step, axis_name))
+    return PolicyLoss(loss, _shares(share.metrics, axis_name) | _ratios(step, axis_name))
 
 
 def _of_union(step: Step, groups: jax.Array | None, normalizer: Any, axes: Axes) -> Step:

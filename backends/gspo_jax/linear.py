@@ -16,6 +16,7 @@ from .chunks import strides
 from .distributed import policy_loss
 from .head import Head, accumulator, head_logps
 from .mesh import check_vocab_axis, is_one_piece, run_automatically, vary_like
+from .results import PolicyLoss
 from .selection import Normalised, logit_gradient, normalise, row_sums
 
 # Float32 logits that one chunk may hold by default, in bytes: what a CPU's caches and a device's matrix units like.
@@ -103,7 +104,7 @@ def linear_policy_loss(
     chunk_size: int | None = None,
     vocab_axis: str | None = None,
     axis_name: Any = None,
-) -> gspo_core.PolicyLoss:
+) -> PolicyLoss:
     """`policy_loss` from hidden states: log π_θ by `linear_token_logps`, at the counted tokens only.
 
     Work is proportional to the number of counted tokens forward, and to the number of tokens whose

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from gspo_core import Objective, PolicyLoss
+from gspo_core import Objective
 from gspo_core.sequences import Sequences, bind_sequences
 from gspo_core.validation import check_choice
 
@@ -17,6 +17,7 @@ from .linear import autocast, check_layer
 from .linear_designs import DESIGNS, FusedCall
 from .logps import check_tokens
 from .once import once
+from .results import PolicyLoss
 
 
 # Chunks are counted on the host and sums are kept in place: a trace of that would be wrong, so callers' graphs break here.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import gspo_core
-from gspo_core import Clip, Objective, PolicyLoss
+from gspo_core import Clip, Objective
 from gspo_core.objective import PAPER_CLIP
 from gspo_core.sequences import Sequences
 
@@ -22,6 +22,7 @@ from .backend import transformed
 from .closed_form import Solution, solve
 from .inference import keepable
 from .observers import OBSERVERS, tell
+from .results import PolicyLoss
 
 
 def policy_loss(

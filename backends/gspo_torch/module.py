@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from gspo_core import Clip, Objective, PolicyLoss
+from gspo_core import Clip, Objective
 from gspo_core.objective import PAPER_CLIP
 from gspo_core.sequences import Sequences
 
 from .loss import policy_loss
+from .results import PolicyLoss
 
 
 class GSPOLoss(nn.Module):
@@ -54,6 +56,9 @@ class GSPOLoss(nn.Module):
             groups=groups,
             normalizer=normalizer,
         )
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., PolicyLoss]
 
     def extra_repr(self) -> str:
         """The axes of the objective; those that the paper leaves out only where they are used."""

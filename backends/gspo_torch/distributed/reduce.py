@@ -11,13 +11,14 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.distributed.tensor import DTensor
 
-from gspo_core import Objective, Packed, Padded, PolicyLoss
+from gspo_core import Objective, Packed, Padded
 from gspo_core.aggregation import Aggregation, check_groups
 from gspo_core.sequences import Layout, bind_sequences
 from gspo_core.step import Step
 from gspo_core.validation import check_number
 
 from ..observers import OBSERVERS, tell
+from ..results import PolicyLoss
 from .dtensor import localise
 from .ranks import check_disjoint, data_group
 from .reports import Report, result_of

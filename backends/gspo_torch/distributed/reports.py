@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gspo_core import PolicyLoss
 from gspo_core.metrics import RatioSums, ratio_statistics, ratio_sums
 from gspo_core.step import Step, unit_log_ratio
 
+from ..results import PolicyLoss
 from .ranks import gather
 
 
