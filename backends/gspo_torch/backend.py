@@ -131,10 +131,15 @@ def _has_graph(values: Tensor) -> bool:
 
 
 def _all_reduce(values: Tensor, operation: str, group: Any) -> Tensor:
-    from torch.distributed._functional_collectives import all_reduce
+    from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
-    # Reading the result once makes a plain tensor of the asynchronous one.
-    return all_reduce(values.contiguous(), operation, group).view_as(values)
+    from .distributed.ranks import process_group, taking_part
+
+    if torch.compiler.is_compiling():
+        # Reading the result once makes a plain tensor of the asynchronous one.
+        return all_reduce(values.contiguous(), operation, group).view_as(values)
+    with taking_part("the sums over a context group", process_group("context", group)):
+        return wait_tensor(all_reduce(values.contiguous(), operation, group)).view_as(values)
 
 
 class _Sum(torch.autograd.Function):

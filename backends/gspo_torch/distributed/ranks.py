@@ -13,6 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh
 
 # How collectives fail when a rank is gone or late: RuntimeError covers DistBackendError and DistNetworkError.
 _FAILURES = (RuntimeError, TimeoutError)
+_DTYPES = (
+    *(torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
 
 
 class _Alone:
@@ -94,9 +98,12 @@ def gather(values: Tensor, group: dist.ProcessGroup, what: str) -> Tensor:
 
 
 def gather_uneven(values: Tensor, group: dist.ProcessGroup, what: str) -> list[Tensor]:
-    """`values` of every rank, which may differ in their first dimension; the sizes are exchanged first."""
-    size = torch.tensor([values.shape[0]], device=values.device)
-    sizes = [int(found) for found in gather(size, group, what).flatten()]
+    """`values` of every rank, which may differ in their first dimension; the sizes are exchanged first, and what they are numbers of."""
+    own = torch.tensor([values.shape[0], _DTYPES.index(values.dtype)], device=values.device)
+    sizes, kinds = gather(own, group, what).T.tolist()
+    if len(set(kinds)) > 1:
+        ranks, dtypes = dist.get_process_group_ranks(group), [_DTYPES[kind] for kind in kinds]
+        raise TypeError(f"{what}: expected one dtype on all of the ranks {ranks}, got {', '.join(map(str, dtypes))}")
     padded = values.new_zeros((max(sizes), *values.shape[1:]))
     padded[: values.shape[0]] = values.detach()
     return [part[:size] for part, size in zip(gather(padded, group, what), sizes, strict=True)]

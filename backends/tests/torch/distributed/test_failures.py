@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import gspo_torch as gspo
@@ -40,6 +41,23 @@ def dead() -> float:
     return _seconds_to_the_error()
 
 
+def dead_along_sequences() -> None:
+    split = distributed.ContextSplit(torch.ones(2, 4))
+    logp = split.shard(-torch.ones(2, 4))
+    if dist.get_rank() == 1:
+        os._exit(3)
+    expected = "the sums over a context group: expected all of the ranks [0, 1] to take part"
+    with pytest.raises(RuntimeError, match=re.escape(expected)):
+        gspo.gspo_loss(logp, logp, torch.ones(2), split.sequences)
+
+
+def several_dtypes() -> None:
+    kind = (torch.int32, torch.int64)[dist.get_rank()]
+    expected = r"groups: expected one dtype on all of the ranks \[0, 1\], got torch.int32, torch.int64"
+    with pytest.raises(TypeError, match=expected):
+        distributed.group_advantages(torch.ones(2), torch.zeros(2, dtype=kind))
+
+
 def _seconds_to_the_error() -> float:
     begin = time.monotonic()
     expected = "the normaliser: expected all of the ranks [0, 1] to take part; one is gone, late, or called something"
@@ -53,6 +71,16 @@ def test_a_rank_that_died(pair: World) -> None:
     assert casualty.failure == "the process ended with 3"
     assert survivor.failure is None
     assert survivor.value < 2 * LIMIT
+
+
+def test_a_rank_that_died_with_its_part_of_the_sequences(pair: World) -> None:
+    survivor, casualty = pair.answers(dead_along_sequences, grace=4 * LIMIT)
+    assert casualty.failure == "the process ended with 3"
+    assert survivor.failure is None
+
+
+def test_a_dtype_of_its_own_is_said_on_every_rank(pair: World) -> None:
+    pair.run(several_dtypes)
 
 
 def test_a_rank_that_is_late(pair: World) -> None:
