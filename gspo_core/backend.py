@@ -42,7 +42,7 @@ class Backend:
         return values
 
     def check_dtype(self, name: str, dtype: Any) -> None:
-        """Raises where the framework, as it is configured, would narrow values of `dtype` silently."""
+        """Raises where the framework, as it is configured, lacks arithmetic for `dtype`, or would narrow its values silently."""
 
     def segment_sum(self, values: Array, offsets: Array, max_length: int) -> Array:
         """Σ_{t in segment i} v_t for `values` `[N]` and `offsets` `[S+1]`, by gathering to `[S, max_length]`."""

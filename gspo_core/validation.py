@@ -88,10 +88,11 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -
 
 
 def check_floating(name: str, array: Array) -> None:
-    """A real floating-point dtype up to float64; bfloat16 and float16 count, although the standard does not list them."""
+    """A real floating-point dtype of 16 to 64 bits; bfloat16 and float16 count, although the standard does not list them."""
     xp = check_array(name, array)
     dtype = array.dtype
-    if not (xp.isdtype(dtype, "real floating") or str(dtype) == "bfloat16") or getattr(dtype, "itemsize", 8) > 8:
+    real = xp.isdtype(dtype, "real floating") or str(dtype) == "bfloat16"
+    if not real or not 2 <= getattr(dtype, "itemsize", 8) <= 8:
         raise TypeError(f"{name}: expected a real floating-point dtype, got {dtype}")
     backend_of(array).check_dtype(name, dtype)
 
@@ -101,6 +102,7 @@ def check_integer(name: str, array: Array) -> None:
     xp = check_array(name, array)
     if not xp.isdtype(array.dtype, "integral"):
         raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
+    backend_of(array).check_dtype(name, array.dtype)
 
 
 def check_no_nan(name: str, array: Array, counted: Array | None = None) -> None:

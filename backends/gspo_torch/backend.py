@@ -28,6 +28,11 @@ class TorchBackend(Backend):
 
     name = "torch"
 
+    def check_dtype(self, name: str, dtype: torch.dtype) -> None:
+        """PyTorch stores wide unsigned integers, and has no arithmetic for them."""
+        if dtype in (torch.uint16, torch.uint32, torch.uint64):
+            raise TypeError(f"{name}: expected integers that PyTorch computes with, such as torch.int64, got {dtype}")
+
     def stop_gradient(self, values: Tensor) -> Tensor:
         """sg[x] is `detach`."""
         return values.detach()
@@ -38,7 +43,7 @@ class TorchBackend(Backend):
         In host memory the bits of v, as an integer, times 0 or 1: as exact as `where`, in a sixth of its time.
         """
         bits = BITS.get(values.dtype)
-        if bits is None or not self.can_inspect(values) or _has_graph(values):
+        if bits is None or not self.can_inspect(values) or values.is_neg() or _has_graph(values):
             return torch.where(condition, values, values.new_zeros(()))
         kept = condition.view(torch.int8).to(bits)
         return torch.mul(kept, values.view(bits), out=kept if kept.shape == values.shape else None).view(values.dtype)

@@ -63,7 +63,7 @@ class Head:
     def rows(self, positions: Tensor) -> Tensor:
         """h at flat positions, `[tokens, D]`; a gather, so that slices of a larger array are not copied whole."""
         index = torch.unravel_index(positions, self.hidden.shape[:-1])
-        return self.hidden[index].to(self.weight.dtype)
+        return self.hidden[index].to(self.weight.dtype).view(positions.shape[0], self.hidden.shape[-1])
 
     def logits(self, rows: Tensor) -> Tensor:
         """z, in the buffer."""

@@ -244,3 +244,11 @@ def test_memory_does_not_grow_with_the_number_of_tokens() -> None:
             )
         largest.append(watch.largest)
     assert largest == [8 * 128, 8 * 128]
+
+
+def test_one_token_without_a_batch() -> None:
+    hidden, weight = torch.randn(8, requires_grad=True), torch.randn(5, 8)
+    value = gspo.linear_token_logps(hidden, weight, torch.tensor(3))
+    expected = torch.log_softmax(hidden @ weight.T, -1)[3]
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(one, hidden)[0] for one in (value, expected)))

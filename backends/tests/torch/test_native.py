@@ -301,3 +301,28 @@ def test_arrays_are_dense(name: str) -> None:
     for kind, convert in kinds.items():
         with pytest.raises(TypeError, match=rf"^{name}: expected a dense array, got a {kind} one$"):
             gspo.policy_loss(gspo.Objective.gspo(), **(good | {name: convert(good[name])}))
+
+
+def test_dtypes_that_pytorch_only_stores_are_refused() -> None:
+    logp, mask, advantages = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), torch.ones(2)
+    for loss in (gspo_core.gspo_loss, gspo.gspo_loss):
+        narrow = logp.to(torch.float8_e4m3fn)
+        with pytest.raises(TypeError, match=r"^logp: expected a real floating-point dtype, got torch.float8_e4m3fn"):
+            loss(narrow, narrow, advantages, mask)
+        for dtype in (torch.uint16, torch.uint32, torch.uint64):
+            offsets = torch.tensor([0, 1, 3]).to(dtype)
+            with pytest.raises(
+                TypeError, match=rf"^offsets: expected integers that PyTorch computes with.*got {dtype}"
+            ):
+                loss(logp[0], logp[0], advantages, gspo.Packed(offsets))
+
+
+def test_a_view_that_is_stored_with_the_other_sign() -> None:
+    old_logp, mask = tensor([[-1.0, -2.0], [-0.5, 0.0]]), tensor([[True, True], [True, False]])
+    turned = torch.complex(torch.zeros_like(old_logp), -old_logp).conj().imag
+    assert turned.is_neg()
+    for loss in (gspo_core.gspo_loss, gspo.gspo_loss):
+        assert (
+            loss(turned, old_logp - 0.1, torch.ones(2), mask).loss
+            == loss(old_logp, old_logp - 0.1, torch.ones(2), mask).loss
+        )
