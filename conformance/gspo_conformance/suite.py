@@ -22,7 +22,10 @@ def vectors(*patterns: str) -> list[Vector]:
     @pytest.mark.parametrize("vector", vectors("gradient/*"), ids=lambda vector: vector.id)
     def test_gradient(vector):
         verify(target, vector)
+
+    Raises `HarnessError` where a file of the suite has not the SHA-256 of its manifest.
     """
+    _check_manifest()
     everything = load_vectors()
     found = select(everything, patterns)
     if not found:
@@ -30,13 +33,12 @@ def vectors(*patterns: str) -> list[Vector]:
     return found
 
 
-def sound(chosen: list[Vector]) -> list[Vector]:
-    """`chosen`, where every file of the suite has the SHA-256 of its manifest; else a `HarnessError`."""
+def _check_manifest() -> None:
     wrong = verify_manifest()
     if wrong:
         first = "\n".join(f"  {line}" for line in wrong[:5])
-        raise HarnessError(f"the vectors are not those of {MANIFEST}, {plural(len(wrong), 'file')} differ:\n{first}")
-    return chosen
+        number = f"{plural(len(wrong), 'file')} {'differs' if len(wrong) == 1 else 'differ'}"
+        raise HarnessError(f"the vectors are not those of {MANIFEST}, {number}:\n{first}")
 
 
 def check(
@@ -52,7 +54,7 @@ def check(
 
     `check(target).conforming` says whether it went as expected, `print(render([run], "text"))` what happened.
     """
-    chosen = sound(vectors(*patterns))
+    chosen = vectors(*patterns)
     options = Options(tuple(dtypes) if dtypes else None, level, timeout, known_failures(known))
     return checked(run_vectors(_connections(target), chosen, options, progress), chosen)
 

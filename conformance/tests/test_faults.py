@@ -297,6 +297,15 @@ def test_a_flipped_byte_of_a_vector_is_found_before_it_judges(
         told = capsys.readouterr().err
         assert "the vectors are not those of MANIFEST, 1 file differ" in told
         assert "ratio/x.json: its SHA-256 is not the one in MANIFEST" in told
+    file.write_bytes(b'{"id":\n "ratio/x"}')
+    (tmp_path / "MANIFEST").write_text(manifest.manifest_text({"ratio/x.json": file.read_bytes()}), encoding="ascii")
+    file.write_bytes(b'{"id":\r\n "ratio/x"}')
+    assert "its lines end in CRLF" in manifest.verify_manifest(tmp_path)[0]
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert main(["check", "numpy", "-k", "no-such-vector"]) == 3
+    assert "ratio/x.json: expected a file, got something else" in capsys.readouterr().err
+    (tmp_path / "MANIFEST").write_bytes(b"\xff\n")
     with pytest.raises(HarnessError, match="MANIFEST"):
         suite.check("numpy", "ratio/sequence-ragged")
 
