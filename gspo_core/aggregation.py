@@ -42,7 +42,8 @@ COUNTS = ("all", "non_empty", "given")
 class Aggregation:
     """How token losses become the loss: a mode, which responses (or groups) count in M, and a length constant.
 
-    `constant` divides token sums (`sequence_mean_token_sum`, `token_sum`). `count` "given" demands a
+    `mode`: "sequence_mean_token_mean" (GSPO), "sequence_mean_token_sum", "token_mean", "token_sum" or "group_token_mean".
+    `count`: "all", "non_empty" or "given". `constant` divides token sums (`sequence_mean_token_sum`, `token_sum`). `count` "given" demands a
     `normalizer` from the caller.
     """
 

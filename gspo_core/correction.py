@@ -21,8 +21,8 @@ NUMERATORS = ("old", "current")
 class Correction:
     """w = π_num/μ per token, as a product over the response, or as its geometric mean; then cut.
 
-    `clamp` truncates w to [low, high]; `mask` keeps w inside and puts 0 outside; `reject` puts 1 inside
-    and 0 outside. `numerator` "old" is the old (proximal) policy, "current" the policy being trained,
+    `level`: "token", "sequence" (the product) or "geometric". `action`: "clamp" truncates w to [low, high]; "mask" keeps
+    w inside and puts 0 outside; "reject" puts 1 inside and 0 outside. `numerator` "old" is the old (proximal) policy, "current" the policy being trained,
     detached. `negative_only` leaves responses with A >= 0 at weight 1 (off-policy sequence masking).
     Clauses GSPO-CORR-1 to GSPO-CORR-7.
     """

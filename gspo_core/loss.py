@@ -124,7 +124,18 @@ def gspo_loss(
     clip: Clip = PAPER_CLIP,
     normalizer: Any = None,
 ) -> PolicyLoss:
-    """L = -(1/G) Σ_i min(s_i A_i, clip(s_i, 1-low, 1+high) A_i). Eq. 5; `Objective.gspo`."""
+    """L = -(1/G) Σ_i min(s_i A_i, clip(s_i, 1-low, 1+high) A_i). Eq. 5; `Objective.gspo`.
+
+    Args:
+        logp: log π_θ of the sampled tokens, `[B, T]` (padded) or `[N]` (packed); the only argument with a gradient.
+        old_logp: log π_old, of the policy before the first update, like `logp`.
+        advantages: `[num_sequences]`.
+        sequences: which tokens are those of responses: a `[B, T]` mask, `Padded(mask)` or `Packed(offsets)`.
+        clip: ε_low and ε_high.
+        normalizer: replaces G, so that micro-batches and ranks add up to the loss of the whole step.
+
+    Returns: `PolicyLoss(loss, metrics)`.
+    """
     return _preset(Objective.gspo, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
@@ -137,7 +148,10 @@ def gspo_token_loss(
     clip: Clip = PAPER_CLIP,
     normalizer: Any = None,
 ) -> PolicyLoss:
-    """L = -(1/G) Σ_i (1/|y_i|) Σ_t min(s_{i,t} A_{i,t}, clip(s_{i,t}) A_{i,t}). Eq. 13; `Objective.gspo_token`."""
+    """L = -(1/G) Σ_i (1/|y_i|) Σ_t min(s_{i,t} A_{i,t}, clip(s_{i,t}) A_{i,t}). Eq. 13; `Objective.gspo_token`.
+
+    Arguments as in `gspo_loss`; `advantages` may also have the shape of `logp`.
+    """
     return _preset(Objective.gspo_token, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
@@ -150,7 +164,10 @@ def grpo_loss(
     clip: Clip = Clip(0.2, 0.27),
     normalizer: Any = None,
 ) -> PolicyLoss:
-    """L = -(1/G) Σ_i (1/|y_i|) Σ_t min(w_{i,t} A_{i,t}, clip(w_{i,t}) A_{i,t}). Eq. 2; `Objective.grpo`."""
+    """L = -(1/G) Σ_i (1/|y_i|) Σ_t min(w_{i,t} A_{i,t}, clip(w_{i,t}) A_{i,t}). Eq. 2; `Objective.grpo`.
+
+    Arguments as in `gspo_token_loss`.
+    """
     return _preset(Objective.grpo, clip, logp, old_logp, advantages, sequences, normalizer)
 
 
@@ -163,7 +180,10 @@ def ppo_loss(
     clip: Clip = Clip(0.2, 0.2),
     normalizer: Any = None,
 ) -> PolicyLoss:
-    """GRPO's form with PPO's range; eq. 1 is one response. `Objective.ppo`."""
+    """GRPO's form with PPO's range; eq. 1 is one response. `Objective.ppo`.
+
+    Arguments as in `gspo_token_loss`.
+    """
     return _preset(Objective.ppo, clip, logp, old_logp, advantages, sequences, normalizer)
 
 

@@ -22,7 +22,8 @@ IMPORTANCE = (None, "token", "sequence")
 class Penalty:
     """+ coefficient · aggregate(KL_t), in the loss. Clauses GSPO-KL-1 to GSPO-KL-8.
 
-    `importance` multiplies each token's KL by the differentiable token ratio or sequence ratio.
+    `estimator`: "k1", "k2", "k3", "k3_plus" or "abs", as in `kl_penalty`. `importance`, "token" or "sequence",
+    multiplies each token's KL by that differentiable ratio.
     `aggregation`, or the name of its mode; None is the objective's own. Clamps hold the value and cut the gradient outside.
     """
 

@@ -164,9 +164,10 @@ def unit_advantages(objective: Objective, layout: Layout, advantages: Array, dty
         return values if objective.per_sequence else layout.clean(layout.spread(values))
     expected = f"({layout.num_sequences},) (one per sequence)"
     if not objective.allows_token_advantages:
+        per_token = " (GSPO with one per token is Objective.gspo_token)" if objective.ratio == "sequence" else ""
         raise ValueError(
             f"advantages: expected shape {expected}, since {objective.ratio} ratio and "
-            f"{type(objective.surrogate).__name__} have one value per response, got {tuple(advantages.shape)}"
+            f"{type(objective.surrogate).__name__} have one value per response{per_token}, got {tuple(advantages.shape)}"
         )
     if tuple(advantages.shape) != layout.token_shape:
         raise ValueError(
