@@ -114,3 +114,14 @@ def test_make_fx_traces_the_core() -> None:
     function, logp = loss(AXES["gspo"])
     traced: Any = make_fx(function)(logp)
     torch.testing.assert_close(traced(logp + 0.01), function(logp + 0.01))
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("name", ["gspo", "grpo", "cispo"])
+def test_many_factors_at_once(name: str, layout: str) -> None:
+    """`is_grads_batched`, which vectorised Jacobians use, brings one factor that stands for many."""
+    function, logp = loss(AXES[name], layout)
+    value = function(logp.requires_grad_())
+    (gradient,) = torch.autograd.grad(value, logp, retain_graph=True)
+    (found,) = torch.autograd.grad(value, logp, torch.tensor([1.0, -2.0, 0.0]).to(value), is_grads_batched=True)
+    torch.testing.assert_close(found, torch.stack([gradient, -2 * gradient, 0 * gradient]))
