@@ -67,6 +67,7 @@ class Union:
         self._data = data_group(data)
         self._reports: list[Report] = []
         found = [_part(part, self._data) for part in parts]
+        self._parts = len(found)
         self._like = torch.zeros((), device=device if device is not None or not found else found[0].lengths.device)
         self._totals = totals_of(found, _aggregations(objective), self._data, self._like)
 
@@ -101,6 +102,11 @@ class Union:
     @_disable_dynamo
     def result(self) -> PolicyLoss:
         """The loss and the metrics of the union of what `loss` was given on all ranks; no gradient."""
+        if self._normalizer is None and len(self._reports) != self._parts:
+            raise RuntimeError(
+                f"result: expected one loss of each of the {self._parts} parts that the union was made with, got "
+                f"{len(self._reports)} losses"
+            )
         return result_of(self._reports, self._like, self._data)
 
     def _weigh(self, step: Step, groups: Tensor | None) -> Step:

@@ -175,6 +175,16 @@ def test_micro_batches_of_one_process_need_no_process_group(name: str) -> None:
     _check(union.result(), truth, name)
 
 
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_a_micro_batch_that_is_left_out_or_comes_twice_is_an_error(times: int) -> None:
+    part = batch(dtype=torch.float64)
+    union = distributed.Union(gspo.Objective.gspo(), [(part["sequences"], part["groups"])] * 2, world_scale=1)
+    for _ in range(times):
+        union.loss(**part)
+    with pytest.raises(RuntimeError, match=f"result: expected one loss of each of the 2 parts .*, got {times} losses"):
+        union.result()
+
+
 def test_a_named_group_needs_a_process_group() -> None:
     with pytest.raises(RuntimeError, match="data: expected an initialised process group"):
         distributed.reduce(gspo.Objective.gspo(), **batch(), data="dp", world_scale=1)
