@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import gspo_core
 from gspo_core.sequences import bind_sequences
-from gspo_core.validation import check_floating, check_integer, check_number, check_shape
+from gspo_core.validation import check_floating, check_integer, check_number, check_shape, reads_values, seen
 
 from .chunks import strides
 from .distributed import policy_loss
@@ -116,6 +116,8 @@ def linear_policy_loss(
     """
     _check_jax(hidden=hidden, weight=weight, tokens=tokens, bias=bias)
     counted = bind_sequences(sequences, tuple(tokens.shape), "tokens").counted
+    if vocab_axis is None:
+        _check_known(tokens, counted, weight)
     return policy_loss(
         objective,
         logp=_logps(hidden, weight, tokens, counted, bias, temperature, chunk_size, vocab_axis),
@@ -181,6 +183,19 @@ def _check_head(hidden: jax.Array, weight: jax.Array, tokens: jax.Array, bias: j
     if bias is not None:
         check_floating("bias", bias)
         check_shape("bias", bias, (weight.shape[0],), "one per row of weight")
+
+
+def _check_known(tokens: jax.Array, counted: jax.Array, weight: jax.Array) -> None:
+    """Counted tokens are rows of W; their NaN would be said of log-probabilities that the caller never saw."""
+    check_integer("tokens", tokens)
+    if weight.ndim != 2 or not (reads_values(tokens) and reads_values(counted)):
+        return
+    ids, size = seen(tokens), weight.shape[0]
+    wrong = ids[seen(counted) & ((ids < 0) | (ids >= size))]
+    if wrong.size:
+        raise ValueError(
+            f"tokens: expected ids in [0, {size}) at counted positions, got {wrong.size} others, such as {wrong[0]}"
+        )
 
 
 def _default_chunk(vocabulary: int) -> int:

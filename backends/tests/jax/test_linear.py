@@ -277,6 +277,16 @@ def test_bad_input_gets_one_clear_error(changes: dict[str, Any], message: str) -
         gspo.linear_token_logps(**(good | changes))
 
 
+def test_counted_tokens_are_in_the_vocabulary() -> None:
+    """Said of the tokens, not of a log-probability that is NaN; -100 is no matter where nothing counts."""
+    arguments = problem("padded", "float32")
+    tokens = jnp.where(counted(arguments), arguments["tokens"], -100)
+    assert jnp.isfinite(gspo.linear_policy_loss(gspo.Objective.gspo(), **(arguments | {"tokens": tokens})).loss)
+    message = r"^tokens: expected ids in \[0, \d+\) at counted positions, got \d+ others, such as \d+"
+    with pytest.raises(ValueError, match=message):
+        gspo.linear_policy_loss(gspo.Objective.gspo(), **(arguments | {"tokens": arguments["tokens"] + 99}))
+
+
 def test_float32_products_are_not_narrowed() -> None:
     """By itself JAX rounds the operands on a GPU or TPU; nothing on a processor would show it but the program."""
     hidden, weight, tokens = jnp.ones((3, 4)), jnp.ones((5, 4)), jnp.zeros(3, int)
