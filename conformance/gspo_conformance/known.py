@@ -19,6 +19,8 @@ from re import compile as compile_pattern
 from .run import ERROR, EXPECTED_FAILURE, FAIL, PASS, UNEXPECTED_PASS, Result
 from .words import UsageError, near
 
+MAX_BYTES = 1_000_000
+
 
 @dataclass(frozen=True)
 class KnownFailure:
@@ -64,9 +66,15 @@ class KnownFailures:
 def read_known(path: Path, ids: Iterable[str]) -> KnownFailures:
     """The known failures in a file; a line that names no vector of the suite is an error."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:  # which may be /dev/null, or what a shell puts in the place of <(...)
+            raw = file.read(MAX_BYTES + 1)
+        lines = raw.decode("utf-8").splitlines()
     except OSError as error:
         raise UsageError(f"--known {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--known {path}: expected a list of known failures, in UTF-8") from None
+    if len(raw) > MAX_BYTES:
+        raise UsageError(f"--known {path}: expected a list of known failures of at most {MAX_BYTES} bytes")
     entries = tuple(entry for line in lines if (entry := _entry(line)) is not None)
     known = list(ids)
     for entry in entries:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .commands import seconds
+
 if TYPE_CHECKING:
     from .asking import Asker
     from .formats import Vector
@@ -34,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--gspo-level", choices=_LEVELS, default="MUST", help="the levels up to this one can fail (MUST)")
     group.addoption("--gspo-known", type=Path, metavar="FILE", help="failures that are expected, strict both ways")
-    group.addoption("--gspo-timeout", type=float, default=20.0, metavar="SECONDS", help="for one answer (20)")
+    group.addoption("--gspo-timeout", type=seconds, default=20.0, metavar="SECONDS", help="for one answer (20)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

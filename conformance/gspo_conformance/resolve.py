@@ -36,7 +36,7 @@ def connections(spec: str, *, jobs: int | None = None, isolate: bool = True) -> 
 def connect(spec: str, *, isolate: bool = True) -> Connection:
     """A connection to the target that `spec` names. `isolate`: `module:attribute` runs in a process of its own."""
     if spec.startswith("cmd:"):
-        return _program(spec, shlex.split(spec.removeprefix("cmd:")))
+        return _program(spec, _words(spec))
     if spec in BUILT_IN or spec.startswith(MUTANT):
         return InProcess(load(spec), spec)
     if is_trainer(spec):
@@ -51,6 +51,13 @@ def _served(spec: str, variables: Mapping[str, str] | None = None) -> Connection
     from .program import Program
 
     return Program(spec, [sys.executable, "-m", "gspo_conformance.serve", spec], variables=variables)
+
+
+def _words(spec: str) -> list[str]:
+    try:
+        return shlex.split(spec.removeprefix("cmd:"))
+    except ValueError as error:
+        raise UsageError(f"target {spec!r}: expected a command line as a shell reads it: {error}") from None
 
 
 def _program(spec: str, words: list[str]) -> Connection:

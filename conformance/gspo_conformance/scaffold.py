@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import PathFinder
+from keyword import iskeyword
 from pathlib import Path
 
+from .files import write_whole
 from .formats import ROOT
 from .words import UsageError
 
@@ -16,11 +20,19 @@ def scaffold(name: str, language: str = "python", framework: str = "torch", *, f
     if not Path(name).name.isidentifier():
         raise UsageError(f"NAME: expected a name that can be imported, got {Path(name).name!r}")
     path, content = _written(Path(name), language, framework)
+    if language == "python" and not path.exists() and _taken(path.stem):
+        raise UsageError(f"NAME: expected a name of its own, got {path.stem!r}, which Python has already")
     if path.exists() and not force:
         raise UsageError(f"{path} exists; --force overwrites it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
+    write_whole(path, content)
     return path, _target(path, language)
+
+
+def _taken(name: str) -> bool:
+    """Whether a file of that name would hide a module, or cannot be imported at all."""
+    installed = [place for place in sys.path if place not in ("", str(Path.cwd()))]
+    return iskeyword(name) or name in sys.stdlib_module_names or PathFinder.find_spec(name, installed) is not None
 
 
 def _written(path: Path, language: str, framework: str) -> tuple[Path, str]:

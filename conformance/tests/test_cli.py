@@ -76,6 +76,11 @@ def test_a_wrong_implementation_is_named_and_explained(output) -> None:
         ),
         (["explain", "token-maen"], "did you mean 'token-mean'?"),
         (["report", "absent.jsonl"], "absent.jsonl: No such file"),
+        (["new-target", "below/numpy"], "expected a name of its own, got 'numpy', which Python has already"),
+        (["new-target", "import"], "expected a name of its own, got 'import', which Python has already"),
+        (["check", "cmd:node 'mine.js"], "expected a command line as a shell reads it: No closing quotation"),
+        (["check", "numpy", "--known", "/dev/zero"], "expected a list of known failures of at most 1000000 bytes"),
+        (["check", "numpy", "--known", sys.executable], "expected a list of known failures, in UTF-8"),
         (["new-target", "not-a-name"], "expected a name that can be imported, got 'not-a-name'"),
     ],
 )
@@ -89,6 +94,16 @@ def test_a_harness_that_fails_is_exit_code_3_and_the_other_targets_are_checked(o
     found = output("check", f"{SPEAKER} banner", "numpy", *FEW, code=3)
     assert "harness failed" in found
     assert "conforming: " in found
+
+
+@pytest.mark.parametrize(
+    "words", [("--timeout", "0"), ("--timeout", "nan"), ("--timeout", "inf"), ("--jobs", "0"), ("--jobs", "9999")]
+)
+def test_numbers_that_no_clock_and_no_machine_has_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        gspo("check", "numpy", *words)
+    assert stop.value.code == 2
+    assert f"argument {words[0]}: expected " in capsys.readouterr().err
 
 
 def test_exit_code_2_comes_from_the_parser_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..reports import FORMATS, prepare, render, write
 from ..run import AS_EXPECTED, HARNESS, INTERRUPTED, LEVELS, Run
+from . import processes, seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the report and the record of each run there")
     parser.add_argument("--smoke", action="store_true", help="a few easy vectors: is the adapter itself right?")
-    parser.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS", help="for one answer (20)")
+    parser.add_argument("--timeout", type=seconds, default=20.0, metavar="SECONDS", help="for one answer (20)")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="processes that share the work (jax: one per core, 2 to 8; others: 1)"
+        "--jobs",
+        type=processes,
+        metavar="N",
+        help="processes that share the work (jax: one per core, 2 to 8; others: 1)",
     )
     parser.add_argument(
         "--in-process", action="store_true", help="run module:attribute in this process, for a debugger"

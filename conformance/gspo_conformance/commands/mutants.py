@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..words import UsageError, near, plural
+from . import processes
 
 if TYPE_CHECKING:
     from ..diagnosis.census import Progress
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vectors", action="store_true", help="also which mutants each vector kills")
     parser.add_argument("--pairs", type=int, metavar="N", help="diagnose N pairs of mutants instead")
     parser.add_argument("--seed", type=int, default=SEED, help="which pairs")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), metavar="N", help="processes")
+    parser.add_argument("--jobs", type=processes, default=min(os.cpu_count() or 1, 4), metavar="N", help="processes")
 
 
 def run(arguments: argparse.Namespace) -> int:

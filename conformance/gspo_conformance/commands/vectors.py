@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..formats import VECTORS, Vector, load_vectors
 from ..words import UsageError, choices, plural
+from . import processes
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_regen_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gspo vectors regen`."""
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file differs in a byte")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
+    parser.add_argument("--jobs", type=processes, default=2, metavar="N", help="processes (2)")
 
 
 def run(arguments: argparse.Namespace) -> int:
