@@ -93,7 +93,11 @@ def test_the_range_that_is_asked_for_does_what_it_promises(noise) -> None:
     [
         ((), "nothing to forecast: give --std"),
         (("--std", "-1"), "--std: expected a finite number of at least 0, got -1.0"),
-        (("--std", "0.05", "--length", "0"), "--length: expected whole numbers of at least 1, got [0.0]"),
+        (("--std", "0.05", "--length", "0"), "--length: expected whole numbers from 1 to 1e+12, got [0.0]"),
+        (("--std", "0.05", "--length", "1e18"), "--length: expected whole numbers from 1 to 1e+12, got [1e+18]"),
+        (("--std", "1e308"), "--std: expected 0, or a size from 1e-12 to 100, got 1e+308"),
+        (("--std", "1e-200"), "--std: expected 0, or a size from 1e-12 to 100, got 1e-200"),
+        (("--std", "0.05", "--bias", "1e9"), "--bias: expected 0, or a size from 1e-12 to 100, got 1e+09"),
         (("--std", "0.05", "--length", "many"), "--length: expected numbers, got 'many'"),
         (("--std", "0.05", "--bias", "small"), "--bias: expected numbers, got 'small'"),
         (("--std", "0.05", "--clip", "1,2,3"), "--clip: expected LOW,HIGH such as 3e-4,4e-4, got '1,2,3'"),

@@ -85,6 +85,7 @@ def _claimed(trace: Trace) -> Gate | None:
 
 
 _MOST = 64_000_000
+_SMALL, _LARGE = 1e-12, 100.0
 _MODEL = {
     "std": 0.0,
     "bias": "0",
@@ -108,6 +109,9 @@ def _forecast(arguments: argparse.Namespace) -> Forecast:
     try:
         noise = Mismatch(arguments.std, 0.0, arguments.correlation, arguments.between)
         bias = noise.implied_bias if arguments.bias == "sampled" else _numbers("--bias", arguments.bias)[0]
+        for name, value in (("std", noise.std), ("between", noise.between), ("bias", bias)):
+            if value and not _SMALL <= abs(value) <= _LARGE:
+                raise ValueError(f"{name}: expected 0, or a size from {_SMALL:g} to {_LARGE:g}, got {value:g}")
         clip = _clip(arguments.clip or "3e-4,4e-4")
         lengths = lengths_of(_lengths(arguments))
         return Forecast(

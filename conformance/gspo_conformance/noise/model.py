@@ -179,8 +179,8 @@ def _quantile(mean: NumPyArray, std: NumPyArray, weights: NumPyArray, share: flo
 def lengths_of(values: Sequence[float]) -> NumPyArray:
     """Response lengths as an array: at least one, each a whole number of tokens of at least 1."""
     lengths = np.asarray(values, dtype=np.float64)
-    if lengths.size == 0 or not np.all((lengths >= 1) & (lengths == np.floor(lengths))):
-        raise ValueError(f"length: expected whole numbers of at least 1, got {list(values)[:5]}")
+    if lengths.size == 0 or not np.all((lengths >= 1) & (lengths <= _LONGEST) & (lengths == np.floor(lengths))):
+        raise ValueError(f"length: expected whole numbers from 1 to {_LONGEST:.0e}, got {list(values)[:5]}")
     return lengths
 
 
