@@ -27,7 +27,7 @@ FILES = (
     "relatives",
     "aggregation",
     "advantage",
-    "advantage_shape",
+    "advantage_use",
     "returns",
     "reward",
     "mask",

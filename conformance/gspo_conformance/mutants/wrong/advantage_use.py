@@ -1,4 +1,4 @@
-"""Wrong shapes of advantages: one per token where one per response is due, and the other way round."""
+"""Wrong uses of finished advantages: in the wrong shape, scaled once more, without their sign."""
 
 from __future__ import annotations
 
