@@ -66,7 +66,7 @@ class Union:
         self._objective, self._scale, self._normalizer = objective, world_scale, normalizer
         self._data = data_group(data)
         self._reports: list[Report] = []
-        found = [_part(part, self._data) for part in parts]
+        found = [_part(part, self._data) for part in _listed(parts)]
         self._parts = len(found)
         self._like = torch.zeros((), device=device if device is not None or not found else found[0].lengths.device)
         self._totals = totals_of(found, _aggregations(objective), self._data, self._like)
@@ -79,20 +79,30 @@ class Union:
         return normalizer_of(self._objective.aggregation, self._totals).to(self._like.dtype)
 
     @_disable_dynamo
-    def loss(self, *, logp: Tensor, sequences: Any, **arguments: Any) -> Tensor:
+    def loss(
+        self,
+        *,
+        logp: Tensor,
+        sequences: Any,
+        old_logp: Tensor | None = None,
+        advantages: Tensor | None = None,
+        ref_logp: Tensor | None = None,
+        behavior_logp: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
         """This rank's share of the union's loss, times `world_scale`, to be differentiated.
 
         Arguments as in `policy_loss`, without `normalizer`. `sequences` None is a micro-batch without
         responses: `logp`, of any shape, gets a gradient of 0, so that this rank takes part in the
-        framework's own exchanges.
+        framework's own exchanges; it alone needs no `old_logp` and no `advantages`.
         """
         if logp.dtype == torch.float64:
             self._like = self._like.double()
         if sequences is None:
             return torch.where(torch.zeros_like(logp, dtype=torch.bool), logp, 0.0).sum()
-        optional = dict.fromkeys(("ref_logp", "behavior_logp", "groups"))
-        given = {"logp": logp, "sequences": sequences} | optional | arguments
-        weigh = partial(self._weigh, groups=given["groups"])
+        given = {"logp": logp, "old_logp": old_logp, "advantages": advantages, "sequences": sequences}
+        given |= {"ref_logp": ref_logp, "behavior_logp": behavior_logp, "groups": groups}
+        weigh = partial(self._weigh, groups=groups)
         loss, report = share(self._objective, weigh, given)
         self._reports.append(report)
         if OBSERVERS:
@@ -178,6 +188,13 @@ def _aggregations(objective: Objective) -> list[Aggregation]:
         raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
     own = None if objective.penalty is None else objective.penalty.aggregation
     return [objective.aggregation] if own in (None, objective.aggregation) else [objective.aggregation, own]
+
+
+def _listed(parts: Any) -> Iterable[Any]:
+    """One entry for each micro-batch; a mask alone would be taken for its rows."""
+    if isinstance(parts, (Tensor, Padded, Packed)):
+        raise TypeError(f"parts: expected a list, the sequences of each micro-batch, got one {type(parts).__name__}")
+    return parts
 
 
 def _part(part: Any, data: Any) -> Part:

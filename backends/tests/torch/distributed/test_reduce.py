@@ -185,6 +185,20 @@ def test_a_micro_batch_that_is_left_out_or_comes_twice_is_an_error(times: int) -
         union.result()
 
 
+def test_a_union_takes_what_it_knows() -> None:
+    """An argument under another name would be left out of the loss without a word."""
+    whole, objective = rows(batch(), range(8)), gspo.Objective.gspo()
+    union = distributed.Union(objective, [whole["sequences"]], world_scale=1)
+    for name, value in (("normalizer", 3), ("ref_logps", whole["ref_logp"])):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            union.loss(**whole, **{name: value})
+    with pytest.raises(TypeError, match=r"^old_logp: expected an array, got NoneType"):
+        union.loss(logp=whole["logp"], sequences=whole["sequences"])
+    for parts in (whole["sequences"], gspo.Padded(whole["sequences"])):
+        with pytest.raises(TypeError, match=r"^parts: expected a list, the sequences of each micro-batch, got one"):
+            distributed.Union(objective, parts, world_scale=1)
+
+
 def test_a_named_group_needs_a_process_group() -> None:
     with pytest.raises(RuntimeError, match="data: expected an initialised process group"):
         distributed.reduce(gspo.Objective.gspo(), **batch(), data="dp", world_scale=1)
