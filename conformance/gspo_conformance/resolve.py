@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from inspect import Parameter, signature
 from pathlib import Path
@@ -88,8 +89,9 @@ def _check_spelling(spec: str) -> None:
 
 
 def _absent(module: str) -> bool:
-    _see_working_directory()
-    return find_spec(module.partition(".")[0]) is None
+    """Looked for without a change of `sys.path`: what lies in a stranger's folder is for the process of the target alone."""
+    root = module.partition(".")[0]
+    return find_spec(root) is None and PathFinder.find_spec(root, [str(Path.cwd())]) is None
 
 
 def _see_working_directory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,15 @@ def test_under_a_trace_only_what_reading_values_could_refuse_is_skipped() -> Non
             assert vector.refuses, vector.id
     assert {vector.id for vector in skipped} >= {v.id for v in load_vectors() if "GSPO-NUM-6" in v.clauses}
     assert all(vector.refuses and vector.level != "MUST" for vector in skipped)
+
+
+def test_the_folder_where_one_stands_is_for_the_process_of_the_target_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+    with pytest.raises(UsageError, match="did you mean 'torch'"):
+        connect("torhc:target")
+    (tmp_path / "torhc.py").write_text(SUBJECT, encoding="utf-8")
+    assert isinstance(connect("torhc:target"), Program)
+    assert str(tmp_path) not in sys.path
