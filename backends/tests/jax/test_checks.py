@@ -79,7 +79,7 @@ def test_importing_the_package_is_enough() -> None:
     """A copy of the source tree on the path has no entry point."""
     program = (
         "import importlib.metadata as metadata; metadata.entry_points = lambda **_: (); import jax, gspo_jax as gspo; "
-        "values = jax.numpy.zeros((1, 2)); print(gspo.gspo_loss(values, values, values[:, 0] - 1, values == 0).loss)"
+        "print(gspo.backend_of(jax.numpy.zeros(())).name)"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert found.stdout == "1.0\n", found.stderr
+    assert found.stdout == "jax\n", found.stderr

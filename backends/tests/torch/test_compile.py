@@ -126,7 +126,7 @@ def test_one_graph_from_logits_while_shapes_change() -> None:
         logp = gspo.token_logps(logits, tokens)
         return gspo.gspo_loss(logp, logp.detach() - 1e-4, advantages, mask)
 
-    compiled = Compiled(eager, dynamic=True)
+    compiled = Compiled(eager, "eager", dynamic=True)
     for lengths in ([3, 7, 5, 1], [2, 9, 4]):
         old, _, advantages, mask = padded(lengths, max(lengths))
         logits = torch.randn(*old.shape, 5).requires_grad_()
