@@ -88,7 +88,7 @@ def run_vectors(
     run.results.sort(key=lambda result: (result.id, result.dtype))
     run.stale = options.known.stale(run.results) if run.complete else ()
     run.seconds = time.perf_counter() - begin
-    return _timeless(run) if _epoch() is not None else run
+    return _timeless(run) if epoch() is not None else run
 
 
 Question = tuple[Vector, str]
@@ -180,7 +180,7 @@ def _suite(vectors: Sequence[Vector]) -> dict[str, Any]:
     return {"version": number, "digest": digest, "vectors": len(vectors)}
 
 
-def _epoch() -> int | None:
+def epoch() -> int | None:
     """SOURCE_DATE_EPOCH, by which reproducible builds ask for the same bytes every time."""
     text = os.environ.get("SOURCE_DATE_EPOCH", "")
     return int(text) if text.isdecimal() and len(text) < 12 else None
@@ -193,6 +193,6 @@ def _timeless(run: Run) -> Run:
 
 
 def _now() -> str:
-    epoch = _epoch()
-    moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
+    given = epoch()
+    moment = datetime.now(UTC) if given is None else datetime.fromtimestamp(given, UTC)
     return moment.isoformat(timespec="seconds")

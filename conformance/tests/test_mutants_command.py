@@ -93,3 +93,13 @@ def test_globs_choose_by_name_family_and_clause() -> None:
     assert all(mutant.clause == "GSPO-KL-5" for mutant in choose(["GSPO-KL-5"]))
     with pytest.raises(UsageError):
         choose(["nothing.like-it"])
+
+
+def test_a_report_that_is_to_be_reproduced_has_no_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    found = {"clip.two-sided": Examined("clip.two-sided", {})}
+    monkeypatch.setattr("gspo_conformance.diagnosis.census.census", lambda *_, **__: found)
+    main(["mutants", "clip.two-sided", "--format", "json"])
+    assert json.loads(capsys.readouterr().out)["seconds"] == 0.0

@@ -40,13 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
     from ..diagnosis.census import census
     from ..diagnosis.report import Report
     from ..formats import load_vectors
+    from ..runner import epoch
 
     chosen, vectors, begin = choose(arguments.patterns), load_vectors(), time.perf_counter()
     if arguments.pairs:
         return _pairs(arguments, chosen)
     with _progress("mutants") as progress:
         found = census(vectors, [mutant.name for mutant in chosen], workers=arguments.jobs, progress=progress)
-    report = Report(chosen, vectors, found, whole=not arguments.patterns, seconds=time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin if epoch() is None else 0.0
+    report = Report(chosen, vectors, found, whole=not arguments.patterns, seconds=seconds)
     print(report.render(arguments.format, vectors=arguments.vectors), end="")
     return 0 if report.complete else 1
 
