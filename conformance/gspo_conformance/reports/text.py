@@ -81,9 +81,8 @@ def _verdict(run: Run) -> list[str]:
     elif run.answered:
         advice = more(run.capabilities)
     else:
-        advice = (
-            why(run.capabilities) if skipped is None else f"it skips every vector that applies: {cut(skipped, 400)}"
-        )
+        told = f"it skips every vector that applies: {cut(skipped or 'without a reason', 400)}"
+        advice = why(run.capabilities) if skipped is None else told
     lines += [f"  {line}" for line in wrap(advice, _WIDTH - 2)]
     return [*lines, *(f"  stale known failure, nothing it names fails: {pattern}" for pattern in run.stale), ""]
 
