@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from gspo_conformance.run import Run
 from gspo_conformance.runner import run_vectors
 from gspo_core.tests.repository import ROOT
 
+from .public import FILE, public
 from .small import small_suite
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -103,6 +105,12 @@ def test_the_page_states_the_numbers_that_hold() -> None:
     ):
         assert f"{title} from {bounds[name]}" in VERSIONS
     assert f"Python from {PROJECT['project']['requires-python'].removeprefix('>=')}" in VERSIONS
+
+
+def test_what_people_write_down_is_what_is_pinned() -> None:
+    pinned, found = FILE.read_text(encoding="utf-8").splitlines(), public().splitlines()
+    changed = "\n".join(difflib.unified_diff(pinned, found, "public.txt", "here", lineterm="", n=0))
+    assert not changed, f"{changed}\nOn purpose? python conformance/tests/public.py"
 
 
 def test_records_of_other_vectors_are_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
