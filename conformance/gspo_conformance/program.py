@@ -187,10 +187,12 @@ class _Process:
     def close(self, farewell: bytes) -> None:
         self.send(farewell)
         self._outbox.put(None)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(0 if self.broken else _GRACE)
-        self._kill()
-        self._popen.wait()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(0 if self.broken else _GRACE)
+        finally:  # a second Ctrl-C ends the waiting, and leaves nothing behind
+            self._kill()
+            self._popen.wait()
         for thread in self._threads:
             thread.join(_GRACE)
 

@@ -84,7 +84,10 @@ def run_vectors(
         run.failure = INTERRUPTED
     finally:
         for one in connections:
-            one.stop()
+            try:
+                one.stop()
+            except KeyboardInterrupt:
+                run.complete, run.failure = False, INTERRUPTED
     run.results.sort(key=lambda result: (result.id, result.dtype))
     run.stale = options.known.stale(run.results) if run.complete else ()
     run.seconds = time.perf_counter() - begin

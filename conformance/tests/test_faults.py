@@ -329,3 +329,23 @@ def test_the_same_run_twice_is_the_same_bytes(
     first, *rest = record.read_text(encoding="utf-8").splitlines()
     assert json.loads(first)["started"] == "2023-11-14T22:13:20+00:00"
     assert {json.loads(line)["seconds"] for line in rest} == {0.0}
+
+
+def test_a_second_ctrl_c_ends_the_waiting_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(self: Program, *_: Any) -> Any:
+        assert self._process is not None
+        popen = self._process._popen
+        started.append(popen)
+        plain, again = popen.wait, iter([True])
+        monkeypatch.setattr(popen, "wait", lambda *limit: interrupted() if next(again, False) else plain(*limit))
+        return interrupted()
+
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Program, "ask", interrupt)
+    found = run_vectors(Program("speaker", [sys.executable, "-S", "-E", str(SPEAKER)]), SUITE)
+    assert (found.complete, found.failure, found.exit_code) == (False, "interrupted", 3)
+    assert started[0].returncode is not None
