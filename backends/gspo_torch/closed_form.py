@@ -22,7 +22,7 @@ from gspo_core.step import bind, prepare
 from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy, numpy_of
-from .clipped_tokens import covers, finish, scan
+from .token_surrogates import covers, finish, scan
 from .tokens import LogRatioSums, log_ratio_sums, spread
 
 
@@ -72,8 +72,8 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
 
 def _by_row(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
     dtype = compute_dtype(logp, rest["old_logp"])
-    interval = objective.surrogate.interval(rest["advantages"].detach().to(dtype))
-    scanned = scan(logp, rest["old_logp"], layout.counted, *interval)
+    advantages = rest["advantages"].detach().to(dtype)
+    scanned = scan(objective.surrogate, logp, rest["old_logp"], layout.counted, advantages)
     if scanned is None:
         return None
     sums, slopes = scanned

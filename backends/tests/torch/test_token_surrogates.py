@@ -1,4 +1,4 @@
-"""The clip per token in one pass over rows: the core's loss, metrics and gradient, and the long way where it must."""
+"""Surrogates per token in one pass over rows: the core's loss, metrics and gradient, and the long way where it must."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ OBJECTIVES = {
     "reinforce_pp": gspo.Objective.reinforce_pp(),
     "dual": gspo.Objective("token", gspo.Clip(0.1, 0.2, 1.3)),
     "no room": gspo.Objective("token", gspo.Clip(0.0, 0.0)),
+    "unclipped": gspo.Objective("token", gspo.Unclipped()),
+    "cispo": gspo.Objective("token", gspo.Cispo(None, 0.2), gspo.Aggregation("token_mean")),
+    "cispo on both sides": gspo.Objective("token", gspo.Cispo(0.1, 0.2)),
+    "sapo": gspo.Objective.sapo(),
+    "sapo, steep": gspo.Objective("token", gspo.Sapo(3.0, 20.0)),
 }
 
 
@@ -60,9 +65,9 @@ def test_it_is_the_core(monkeypatch: pytest.MonkeyPatch, found: list[bool], name
     assert found == [True, True]
 
 
-@pytest.mark.parametrize("name", ["grpo", "dual"])
+@pytest.mark.parametrize("name", ["grpo", "dual", "cispo", "sapo", "sapo, steep"])
 def test_in_float32(found: list[bool], name: str) -> None:
-    assert_equal(both(OBJECTIVES[name], batch(dtype=torch.float32)), 2e-6, 1e-8)
+    assert_equal(both(OBJECTIVES[name], batch(dtype=torch.float32)), 2e-6, 5e-8)
     assert found == [True]
 
 
@@ -98,7 +103,7 @@ def test_where_something_overflows_the_core_takes_over(difference: float) -> Non
     arguments = batch(dtype=torch.float32)
     arguments["logp"][4, :2] = arguments["old_logp"][4, :2] + difference
     arguments["logp"][6, arguments["sequences"][6]] = arguments["old_logp"][6, arguments["sequences"][6]] + difference
-    for name in ("grpo", "dual"):
+    for name in ("grpo", "dual", "cispo on both sides", "sapo", "unclipped"):
         assert_equal(both(OBJECTIVES[name], arguments), 2e-6, 1e-8)
 
 
