@@ -81,7 +81,7 @@ def prepare(
         advantages=units,
         effective=_corrected(objective, layout, clean, units),
         weights=weights,
-        penalty_weights=_penalty_weights(objective, layout, groups, dtype, weights),
+        penalty_weights=penalty_weights(objective, layout, groups, dtype, weights),
     )
 
 
@@ -187,7 +187,8 @@ def _corrected(objective: Objective, layout: Layout, clean: dict[str, Array], un
     return times(units, layout.mean_tokens(weights) if objective.per_sequence else weights)
 
 
-def _penalty_weights(objective: Objective, layout: Layout, groups: Array | None, dtype: Any, own: Weights) -> Weights:
+def penalty_weights(objective: Objective, layout: Layout, groups: Array | None, dtype: Any, own: Weights) -> Weights:
+    """ω and M of the penalty: its own where it has an aggregation of its own, without the caller's normaliser (GSPO-KL-6)."""
     penalty = objective.penalty
     if penalty is None or penalty.aggregation in (None, objective.aggregation):
         return own

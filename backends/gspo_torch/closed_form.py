@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,37 +22,37 @@ from gspo_core.step import bind, prepare
 from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy, numpy_of
+from .penalised import add_penalty
+from .penalised import covers as covers_penalty
+from .solution import Solution
 from .token_surrogates import covers, finish, scan
 from .tokens import LogRatioSums, log_ratio_sums, spread
-
-
-class Solution(NamedTuple):
-    """A loss, its metrics, and its gradient as a function of the factor that comes back; the mask that reads."""
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    gradient: Callable[[Tensor], Tensor]
-    counted: Tensor
 
 
 def solve(objective: Objective, logp: Tensor, rest: dict[str, Any]) -> Solution:
     """`rest`: the other arguments of `policy_loss`."""
     tokens = {name: rest[name] for name in ("old_logp", "ref_logp", "behavior_logp")}
     layout = bind(objective, rest["sequences"], rest["advantages"], rest["groups"], logp=logp, **tokens)
-    if logp.numel() and needs_no_tokens(objective, rest["advantages"], layout.num_sequences):
-        return _by_response(objective, layout, logp, rest)
-    if (
-        logp.numel()
-        and numpy is not None
-        and backend.can_inspect(logp)
-        and covers(objective, layout, rest["advantages"])
-    ):
-        found = _by_row(objective, layout, logp, rest)
-        if found is not None:
-            return found
+    found = _at_once(objective, layout, logp, rest) if logp.numel() else None
+    if found is not None:
+        return found
     step = prepare(objective, logp=logp, **rest)
     (loss, metrics), gradient = step_solution(step)
     return Solution(loss, metrics, gradient.mul, layout.counted)
+
+
+def _at_once(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
+    """Where one reading of the tokens is enough."""
+    if needs_no_tokens(objective, rest["advantages"], layout.num_sequences):
+        return _by_response(objective, layout, logp, rest)
+    if numpy is None or not backend.can_inspect(logp):
+        return None
+    if covers(objective, layout, rest["advantages"]):
+        return _by_row(objective, layout, logp, rest)
+    if not covers_penalty(objective.penalty, layout):
+        return None
+    found = _at_once(objective.replace(penalty=None), layout, logp, rest)
+    return None if found is None else add_penalty(found, objective, layout, logp, rest)
 
 
 def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution:

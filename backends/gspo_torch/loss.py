@@ -20,10 +20,11 @@ from gspo_core.objective import PAPER_CLIP
 from gspo_core.sequences import Sequences
 
 from .backend import transformed
-from .closed_form import Solution, solve
+from .closed_form import solve
 from .inference import keepable
 from .observers import OBSERVERS, tell
 from .results import PolicyLoss
+from .solution import Solution
 
 
 def policy_loss(

@@ -86,12 +86,16 @@ def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) 
 
 def sum_of_divergence(d: Tensor, scratch: Tensor) -> float:
     """Σ (e^d - 1 - d), the core's `divergence`. It is positive wherever a d is not 0, but for underflow."""
-    if _NUMPY_IS_WIDE and torch.get_num_threads() < _CORES_OF_TORCH:
-        with numpy.errstate(all="ignore"):
-            numpy.expm1(d.numpy(), out=scratch.numpy())
-    else:
-        torch.expm1(d, out=scratch)
-    return scratch.sub_(d).sum().item()
+    return exp_minus_one(d, scratch).sub_(d).sum().item()
+
+
+def exp_minus_one(values: Tensor, out: Tensor) -> Tensor:
+    """e^v - 1, into `out`, which may be `values`."""
+    if not _NUMPY_IS_WIDE or torch.get_num_threads() >= _CORES_OF_TORCH:
+        return torch.expm1(values, out=out)
+    with numpy.errstate(all="ignore"):
+        numpy.expm1(values.numpy(), out=out.numpy())
+    return out
 
 
 def subtract(new: Tensor, old: Tensor, out: Tensor) -> Tensor:
