@@ -69,7 +69,7 @@ def prepare(
     tokens = {"logp": logp, "old_logp": old_logp, "ref_logp": ref_logp, "behavior_logp": behavior_logp}
     layout = bind(objective, sequences, advantages, groups, **tokens)
     dtype = compute_dtype(logp, old_logp)
-    clean = {name: _token_array(layout, name, values, dtype) for name, values in tokens.items()}
+    clean = {name: token_array(layout, name, values, dtype) for name, values in tokens.items()}
     units = unit_advantages(objective, layout, advantages, dtype)
     weights = token_weights(objective.aggregation, layout, groups, normalizer, dtype)
     return Step(
@@ -146,7 +146,8 @@ def _check_needed(objective: Objective, ref_logp: Array | None, behavior_logp: A
         raise ValueError("behavior_logp: expected an array, since the objective has a correction, got None")
 
 
-def _token_array(layout: Layout, name: str, values: Array | None, dtype: Any) -> Array | None:
+def token_array(layout: Layout, name: str, values: Array | None, dtype: Any) -> Array | None:
+    """A token argument, finite where it counts: a constant but for `logp`, in `dtype`, 0 at uncounted positions."""
     if values is None:
         return None
     check_finite(name, values, layout.counted)

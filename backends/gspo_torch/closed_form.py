@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from gspo_core import Objective, PolicyLoss
-from gspo_core.arrays import compute_dtype
+from gspo_core.arrays import compute_dtype, times
+from gspo_core.correction import correction_weights
 from gspo_core.loss import step_solution
 from gspo_core.responses import needs_no_tokens, response_step
 from gspo_core.sequences import Layout
-from gspo_core.step import bind, prepare
+from gspo_core.step import bind, prepare, token_array
 from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy, numpy_of
@@ -49,6 +50,10 @@ def _at_once(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str,
         return None
     if covers(objective, layout, rest["advantages"]):
         return _by_row(objective, layout, logp, rest)
+    if objective.correction and objective.per_sequence:
+        uncorrected = objective.replace(correction=())
+        if needs_no_tokens(uncorrected, rest["advantages"], layout.num_sequences):
+            return _by_response(objective, layout, logp, rest)
     if not covers_penalty(objective.penalty, layout):
         return None
     found = _at_once(objective.replace(penalty=None), layout, logp, rest)
@@ -62,18 +67,21 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
         # A log-probability is not finite, or only e^d is not: the slow check tells.
         check_finite("logp", logp, layout.counted)
         check_finite("old_logp", old_logp, layout.counted)
+    weights = _weights(objective, layout, logp, rest)
+    weight = None if weights is None else layout.mean_tokens(weights)
     if numpy is not None and backend.can_inspect(logp):
-        (loss, metrics), coefficient = _in_numpy(_entries, objective, sums, rest)
+        (loss, metrics), coefficient = _in_numpy(_entries, objective, sums, rest, weight)
     else:
         options = (rest[name] for name in ("advantages", "groups", "normalizer"))
-        (loss, metrics), coefficient = _entries(objective, sums, *options)
+        (loss, metrics), coefficient = _entries(objective, sums, *options, weight)
     return Solution(loss, metrics, lambda factor: spread(coefficient * factor, layout), layout.counted)
 
 
 def _by_row(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
     dtype = compute_dtype(logp, rest["old_logp"])
     advantages = rest["advantages"].detach().to(dtype)
-    scanned = scan(objective.surrogate, logp, rest["old_logp"], layout.counted, advantages)
+    weights = _weights(objective, layout, logp, rest)
+    scanned = scan(objective.surrogate, logp, rest["old_logp"], layout.counted, advantages, weights)
     if scanned is None:
         return None
     sums, slopes = scanned
@@ -81,20 +89,33 @@ def _by_row(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, 
     return Solution(loss, metrics, lambda factor: slopes * (scale * factor)[:, None], layout.counted)
 
 
+def _weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor | None:
+    """The correction's weight of each token, 0 at uncounted positions."""
+    if not objective.correction:
+        return None
+    dtype = compute_dtype(logp, rest["old_logp"])
+    names = ("logp", "old_logp", "behavior_logp")
+    tokens = [token_array(layout, name, (rest | {"logp": logp})[name], dtype) for name in names]
+    advantages = layout.clean(layout.spread(rest["advantages"].detach().to(dtype)))
+    return correction_weights(objective.correction, layout, *tokens, advantages)
+
+
 def _entries(
-    objective: Objective, sums: LogRatioSums, advantages: Any, groups: Any, normalizer: Any
+    objective: Objective, sums: LogRatioSums, advantages: Any, groups: Any, normalizer: Any, weight: Any
 ) -> tuple[PolicyLoss, Any]:
-    """The loss, and d loss / d log π_θ at each token of each response."""
+    """The loss, and d loss / d log π_θ at each token of each response; `weight` is that of its correction."""
     options = {"advantages": advantages, "groups": groups, "normalizer": normalizer}
     step = response_step(objective, log_ratio=sums.log_ratio, lengths=sums.lengths, **options)
+    if weight is not None:
+        step = step.replace(effective=times(step.advantages, weight))
     return step_solution(step, sums.tokens)
 
 
 def _in_numpy(
-    function: Callable[..., tuple[PolicyLoss, Any]], objective: Objective, sums: Any, rest: dict[str, Any]
+    function: Callable[..., tuple[PolicyLoss, Any]], objective: Objective, sums: Any, rest: dict[str, Any], *more: Any
 ) -> tuple[PolicyLoss, Tensor]:
     """The same through NumPy views: on `[S]` entries a call is all overhead, and NumPy has a third of it."""
-    options = [_view(rest[name]) for name in ("advantages", "groups", "normalizer")]
+    options = map(_view, (rest["advantages"], rest["groups"], rest["normalizer"], *more))
     with numpy.errstate(all="ignore"):
         found, coefficient = function(objective, _view(sums), *options)
     names, values = found.metrics.keys(), [found.loss, *found.metrics.values()]

@@ -35,6 +35,7 @@ class _Rows(NamedTuple):
     old_logp: Tensor
     counted: Tensor
     advantages: Tensor
+    weight: Tensor | None
     low: Tensor
     high: Tensor
 
@@ -52,20 +53,26 @@ class Sums(NamedTuple):
 
 def covers(objective: Objective, layout: Any, advantages: Any) -> bool:
     """Whether `objective` is this, with one advantage per response of a padded batch."""
-    plain = objective.penalty is None and not objective.correction and objective.log_ratio_cap is None
+    plain = objective.penalty is None and objective.log_ratio_cap is None
     whole = layout.counted.ndim == 2 and tuple(advantages.shape) == (layout.num_sequences,)
     return plain and whole and objective.ratio == "token" and type(objective.surrogate) in _APPLY
 
 
 def scan(
-    surrogate: Any, logp: Tensor, old_logp: Tensor, counted: Tensor, advantages: Tensor
+    surrogate: Any, logp: Tensor, old_logp: Tensor, counted: Tensor, advantages: Tensor, weights: Tensor | None
 ) -> tuple[Sums, Tensor] | None:
-    """The sums over rows with `advantages` `[S]`, in whose dtype it computes, and g of every token; None on overflow."""
+    """The sums over rows with `advantages` `[S]`, in whose dtype it computes, and g of every token; None on overflow.
+
+    `weights` of tokens, those of a correction, multiply v and g.
+    """
     low, high = _interval(surrogate, advantages)
     slopes = low.new_empty(counted.shape)
     found = []
     for b in blocks_of(counted):
-        rows = _Rows(surrogate, logp[b], old_logp[b], counted[b], advantages[b, None], low[b, None], high[b, None])
+        weight = None if weights is None else weights[b]
+        rows = _Rows(
+            surrogate, logp[b], old_logp[b], counted[b], advantages[b, None], weight, low[b, None], high[b, None]
+        )
         found.append(_scan_rows(rows, slopes[b]))
     sums, parts = zip(*found, strict=True)
     values, lengths, inside, above = (torch.cat(column) for column in zip(*sums, strict=True))
@@ -138,6 +145,9 @@ def _scan_rows(rows: _Rows, slopes: Tensor) -> tuple[tuple[Tensor, ...], _Part]:
     ratio.view(bits).mul_(keep)
     total, squares = ratio.sum().item(), ratio.view(-1).dot(ratio.view(-1)).item()
     _APPLY[type(rows.surrogate)](rows, inside, keep, clipped, ratio)
+    if rows.weight is not None:
+        clipped.mul_(rows.weight)
+        ratio.mul_(rows.weight)
     clipped.view(bits).mul_(keep)
     sums = clipped.sum(1), keep.sum(1, dtype=bits), inside.sum(1), above.sum(1)
     kl = sum_of_divergence(d, clipped)
