@@ -189,10 +189,10 @@ def test_rounding_is_nobodys_mistake() -> None:
 
 def test_the_little_that_a_culprit_leaves_over_is_listed() -> None:
     def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
-        return (paper(logp, old_logp, advantages, mask).clamp(min=-15) * mask.sum(1)).sum() / mask.sum().clamp(min=1)
+        return (paper(logp, old_logp, advantages, mask).clamp(-15, 15) * mask.sum(1)).sum() / mask.sum().clamp(min=1)
 
     sentence = found(loss_target(loss), "surrogate/paper-*", "gradient/*")["sentence"]
-    assert sentence.startswith("returns the loss of `aggregation.token-mean`")
+    assert "`aggregation.token-mean` (GSPO-AGG-1): the loss of a response held at 3" in sentence
     assert "29 of 30 answers, not gradient/large-advantages" in sentence
 
 

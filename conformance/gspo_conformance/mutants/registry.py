@@ -128,10 +128,9 @@ def mutant(
 
 @cache
 def mutants() -> tuple[Mutant, ...]:
-    """Every mutant, in the order of the files and within each as written."""
-    for file in FILES:
-        import_module(f"{__package__}.wrong.{file}")
-    return tuple(_FOUND.values())
+    """Every mutant, in the order of the files and within each as written, whichever was imported first."""
+    modules = [import_module(f"{__package__}.wrong.{file}").__name__ for file in FILES]
+    return tuple(sorted(_FOUND.values(), key=lambda one: modules.index(one.kind.__module__)))
 
 
 def find(name: str) -> Mutant:
