@@ -51,13 +51,13 @@ def _reads_both(array: Array, counted: Array | None) -> bool:
 
 def check_array(name: str, value: Any) -> Namespace:
     """The namespace of `value`, or a TypeError where it is not an array."""
+    if type(value).__name__ in _OWN_ARITHMETIC:
+        raise TypeError(f"{name}: expected a plain array, got {type(value).__name__}")
     for flag, kind in _NOT_DENSE.items():
         if getattr(value, flag, False):
             raise TypeError(f"{name}: expected a dense array, got a {kind} one")
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
-    if type(value).__name__ in _OWN_ARITHMETIC:
-        raise TypeError(f"{name}: expected a plain array, got {type(value).__name__}")
     try:
         return namespace_of(value)
     except TypeError:

@@ -101,6 +101,27 @@ def test_frameworks_do_not_mix() -> None:
         gspo.gspo_loss(GOOD["logp"], torch.zeros(2, 3), GOOD["advantages"], GOOD["sequences"])
 
 
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API")
+@pytest.mark.parametrize("kind", ["sparse", "csr", "nested", "masked", "wide", "small"])
+def test_tensors_of_other_kinds_are_named(kind: str) -> None:
+    import torch
+
+    ones = torch.ones(2, 3)
+    convert, told = {
+        "sparse": (torch.Tensor.to_sparse, "expected a dense array, got a sparse one"),
+        "csr": (torch.Tensor.to_sparse_csr, "expected a dense array, got a sparse one"),
+        "nested": (lambda values: torch.nested.nested_tensor(list(values)), "expected a dense array, got a nested one"),
+        "masked": (lambda values: torch.masked.masked_tensor(values, values > 0), "expected a plain array, got MaskedTensor"),
+        "wide": (lambda values: values.to(torch.uint16), "expected a real floating-point dtype, got torch.uint16"),
+        "small": (lambda values: values.to(torch.float8_e5m2), "expected a real floating-point dtype, got torch.float8_e5m2"),
+    }[kind]  # fmt: skip
+    with pytest.raises(TypeError, match=f"^logp: {told}$"):
+        gspo.gspo_loss(convert(ones), ones, ones[:, 0], ones.bool())
+    if kind == "wide":
+        with pytest.raises(TypeError, match=r"^offsets: expected integers that PyTorch computes with"):
+            gspo.Packed(torch.tensor([0, 6]).to(torch.uint32))
+
+
 def test_what_an_objective_needs_is_asked_for() -> None:
     for objective, name in (
         (gspo.Objective.gspo().replace(penalty=gspo.Penalty()), "ref_logp"),
