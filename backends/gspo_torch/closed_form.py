@@ -17,7 +17,7 @@ from gspo_core import Objective, PolicyLoss
 from gspo_core.arrays import compute_dtype, times
 from gspo_core.correction import correction_weights
 from gspo_core.loss import step_solution
-from gspo_core.responses import needs_no_tokens, response_step
+from gspo_core.responses import Responses, needs_no_tokens, response_step
 from gspo_core.sequences import Layout
 from gspo_core.step import bind, prepare, token_array
 from gspo_core.validation import check_finite, reads_values
@@ -67,8 +67,7 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
         # A log-probability is not finite, or only e^d is not: the slow check tells.
         check_finite("logp", logp, layout.counted)
         check_finite("old_logp", old_logp, layout.counted)
-    weights = _weights(objective, layout, logp, rest)
-    weight = None if weights is None else layout.mean_tokens(weights)
+    weight = _response_weights(objective, layout, logp, rest)
     if numpy is not None and backend.can_inspect(logp):
         (loss, metrics), coefficient = _in_numpy(_entries, objective, sums, rest, weight)
     else:
@@ -80,7 +79,8 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
 def _by_row(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
     dtype = compute_dtype(logp, rest["old_logp"])
     advantages = rest["advantages"].detach().to(dtype)
-    weights = _weights(objective, layout, logp, rest)
+    by_token = any(one.level == "token" for one in objective.correction)
+    weights = (_token_weights if by_token else _response_weights)(objective, layout, logp, rest)
     scanned = scan(objective.surrogate, logp, rest["old_logp"], layout.counted, advantages, weights)
     if scanned is None:
         return None
@@ -89,15 +89,28 @@ def _by_row(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, 
     return Solution(loss, metrics, lambda factor: slopes * (scale * factor)[:, None], layout.counted)
 
 
-def _weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor | None:
+def _token_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor:
     """The correction's weight of each token, 0 at uncounted positions."""
-    if not objective.correction:
-        return None
     dtype = compute_dtype(logp, rest["old_logp"])
     names = ("logp", "old_logp", "behavior_logp")
     tokens = [token_array(layout, name, (rest | {"logp": logp})[name], dtype) for name in names]
-    advantages = layout.clean(layout.spread(rest["advantages"].detach().to(dtype)))
-    return correction_weights(objective.correction, layout, *tokens, advantages)
+    units = layout.clean(layout.spread(rest["advantages"].detach().to(dtype)))
+    return correction_weights(objective.correction, layout, *tokens, units)
+
+
+def _response_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor | None:
+    """The correction's mean weight of each response, `[S]`: of one alike at all of its tokens, log-ratios are summed alone."""
+    if not objective.correction:
+        return None
+    if any(one.level == "token" for one in objective.correction):
+        return layout.mean_tokens(_token_weights(objective, layout, logp, rest))
+    dtype, behavior_logp = compute_dtype(logp, rest["old_logp"]), rest["behavior_logp"]
+    check_finite("behavior_logp", behavior_logp, layout.counted)
+    new, old = (log_ratio_sums(one, behavior_logp, layout, dtype) for one in (logp, rest["old_logp"]))
+    responses = Responses(old.lengths)
+    means = [responses.clean(one.log_ratio / old.lengths) for one in (new, old)]
+    units = rest["advantages"].detach().to(dtype)
+    return correction_weights(objective.correction, responses, *means, torch.zeros_like(units), units)
 
 
 def _entries(

@@ -63,13 +63,13 @@ def scan(
 ) -> tuple[Sums, Tensor] | None:
     """The sums over rows with `advantages` `[S]`, in whose dtype it computes, and g of every token; None on overflow.
 
-    `weights` of tokens, those of a correction, multiply v and g.
+    `weights` of tokens or of responses, those of a correction, multiply v and g.
     """
     low, high = _interval(surrogate, advantages)
     slopes = low.new_empty(counted.shape)
     found = []
     for b in blocks_of(counted):
-        weight = None if weights is None else weights[b]
+        weight = None if weights is None else weights[b].view(len(advantages[b]), -1)
         rows = _Rows(
             surrogate, logp[b], old_logp[b], counted[b], advantages[b, None], weight, low[b, None], high[b, None]
         )
@@ -102,7 +102,7 @@ def _interval(surrogate: Any, advantages: Tensor) -> tuple[Tensor, Tensor]:
 
 def _held(rows: _Rows, inside: Tensor, keep: Tensor, clipped: Tensor, ratio: Tensor) -> None:  # noqa: ARG001
     """v = clip(x), g = x inside the interval."""
-    ratio.view(keep.dtype).mul_(inside.view(torch.int8))
+    ratio.view(keep.dtype).mul_(inside.view(torch.int8).to(keep.dtype))
 
 
 def _weighted(rows: _Rows, inside: Tensor, keep: Tensor, clipped: Tensor, ratio: Tensor) -> None:  # noqa: ARG001
