@@ -106,11 +106,14 @@ def _response_weights(objective: Objective, layout: Layout, logp: Tensor, rest: 
         return layout.mean_tokens(_token_weights(objective, layout, logp, rest))
     dtype, behavior_logp = compute_dtype(logp, rest["old_logp"]), rest["behavior_logp"]
     check_finite("behavior_logp", behavior_logp, layout.counted)
-    new, old = (log_ratio_sums(one, behavior_logp, layout, dtype) for one in (logp, rest["old_logp"]))
-    responses = Responses(old.lengths)
-    means = [responses.clean(one.log_ratio / old.lengths) for one in (new, old)]
+    numerators, read = {"current": logp, "old": rest["old_logp"]}, {one.numerator for one in objective.correction}
+    sums = {name: log_ratio_sums(numerators[name], behavior_logp, layout, dtype) for name in read}
+    responses = Responses(next(iter(sums.values())).lengths)
+    means = {name: responses.clean(one.log_ratio / one.lengths) for name, one in sums.items()}
     units = rest["advantages"].detach().to(dtype)
-    return correction_weights(objective.correction, responses, *means, torch.zeros_like(units), units)
+    zeros = torch.zeros_like(units)
+    new, old = (means.get(name, zeros) for name in ("current", "old"))
+    return correction_weights(objective.correction, responses, new, old, zeros, units)
 
 
 def _entries(

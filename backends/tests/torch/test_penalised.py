@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import gspo_torch as gspo
-from gspo_torch import closed_form, tokens
+from gspo_torch import tokens
 
 from .test_native import assert_equal, both
-from .test_token_surrogates import batch
+from .test_token_surrogates import answers_of, batch
 
 OBJECTIVES = {
     "gspo": gspo.Objective.gspo(gspo.Clip(0.1, 0.2)),
@@ -23,16 +23,7 @@ OBJECTIVES = {
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each penalty could be added."""
-    seen: list[bool] = []
-
-    def add(*arguments: Any) -> Any:
-        result = whole(*arguments)
-        seen.append(result is not None)
-        return result
-
-    whole = closed_form.add_penalty
-    monkeypatch.setattr(closed_form, "add_penalty", add)
-    return seen
+    return answers_of("add_penalty", monkeypatch)
 
 
 def referred(dtype: torch.dtype = torch.float64) -> dict[str, Any]:

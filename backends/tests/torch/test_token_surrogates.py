@@ -28,19 +28,24 @@ OBJECTIVES = {
 }
 
 
-@pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each scan found something."""
+def answers_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each call of that function of `closed_form` found something, as they are made."""
     seen: list[bool] = []
 
-    def scan(*arguments: Any) -> Any:
+    def asked(*arguments: Any) -> Any:
         result = whole(*arguments)
         seen.append(result is not None)
         return result
 
-    whole = closed_form.scan
-    monkeypatch.setattr(closed_form, "scan", scan)
+    whole = getattr(closed_form, name)
+    monkeypatch.setattr(closed_form, name, asked)
     return seen
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each scan found something."""
+    return answers_of("scan", monkeypatch)
 
 
 def batch(spread: float = 0.3, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
