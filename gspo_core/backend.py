@@ -19,6 +19,7 @@ Backends are found by the root module of the array's namespace, through the entr
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat
@@ -110,6 +111,10 @@ class Backend:
     def dense(self, values: Array) -> Array:
         """`values` in one piece of memory, for searches that complain of strides."""
         return values
+
+    def apart(self, *arrays: Any) -> AbstractContextManager[None]:  # noqa: ARG002
+        """For what is made of `arrays` alone, which have no derivative: operations that a framework need not follow."""
+        return nullcontext()
 
     def can_inspect(self, values: Array) -> bool:  # noqa: ARG002
         """Whether `values` may be read here without a device synchronisation or a broken trace."""

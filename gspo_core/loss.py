@@ -216,10 +216,10 @@ def step_loss(step: Step, tokens: TokenSums | None = None) -> PolicyLoss:
     log_ratio = unit_log_ratio(step)
     loss = -divide(_surrogate_sum(step, log_ratio), step.weights.count)
     kl = _penalty_sum(step)
-    if kl is None:
-        return PolicyLoss(loss, step_metrics(step, log_ratio, None, tokens))
-    kl = divide(kl, step.penalty_weights.count)
-    return PolicyLoss(loss + _coefficient(step) * kl, step_metrics(step, log_ratio, kl, tokens))
+    if kl is not None:
+        kl = divide(kl, step.penalty_weights.count)
+        loss = loss + _coefficient(step) * kl
+    return PolicyLoss(loss, step_metrics(step, log_ratio, kl, tokens))
 
 
 def step_solution(step: Step, tokens: TokenSums | None = None) -> tuple[PolicyLoss, Array]:

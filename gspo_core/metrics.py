@@ -23,9 +23,9 @@ class TokenSums(NamedTuple):
 
 
 def token_sums(step: Step) -> TokenSums:
-    """The sums over the counted tokens of a step."""
+    """The sums over the counted tokens of a step that nothing differentiates."""
     xp, total = step.xp, step.layout.total
-    token = step.stop(step.logp) - step.old_logp
+    token = step.logp - step.old_logp
     return TokenSums(total(divergence(token)), total(xp.astype(token != 0, token.dtype)))
 
 
@@ -45,14 +45,13 @@ def step_metrics(
 
     `tokens` where the step does not hold every token; `clipped` where it is known already.
     """
-    log_ratio, tokens, clipped = (
-        step.stop(log_ratio),
-        tokens or token_sums(step),
-        clipped or _clipped(step, step.stop(log_ratio)),
-    )
-    causes = Clipped(*(_count(step, cause) for cause in clipped))
-    kl = None if kl is None else step.stop(kl)
-    return metrics_of(step.weights.lengths, causes, ratio_sums(step, log_ratio), tokens, kl)
+    log_ratio, kl = step.stop(log_ratio), None if kl is None else step.stop(kl)
+    step = step.replace(logp=step.stop(step.logp))
+    known = (*(tokens or ()), *(clipped or ()))
+    with step.layout.backend.apart(log_ratio, kl, *known, step.logp, step.old_logp, step.advantages, *step.weights):
+        causes = Clipped(*(_count(step, cause) for cause in clipped or _clipped(step, log_ratio)))
+        ratios = ratio_sums(step, log_ratio)
+        return metrics_of(step.weights.lengths, causes, ratios, tokens or token_sums(step), kl)
 
 
 def metrics_of(

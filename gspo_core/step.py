@@ -68,21 +68,26 @@ def prepare(
     """Checks every argument, detaches all but `logp` (GSPO-DATA-6), cleans and widens."""
     tokens = {"logp": logp, "old_logp": old_logp, "ref_logp": ref_logp, "behavior_logp": behavior_logp}
     layout = bind(objective, sequences, advantages, groups, **tokens)
-    dtype = compute_dtype(logp, old_logp)
-    clean = {name: token_array(layout, name, values, dtype) for name, values in tokens.items()}
-    units = unit_advantages(objective, layout, advantages, dtype)
-    weights = token_weights(objective.aggregation, layout, groups, normalizer, dtype)
-    return Step(
-        objective=objective,
-        layout=layout,
-        logp=clean["logp"],
-        old_logp=clean["old_logp"],
-        ref_logp=clean["ref_logp"],
-        advantages=units,
-        effective=_corrected(objective, layout, clean, units),
-        weights=weights,
-        penalty_weights=penalty_weights(objective, layout, groups, dtype, weights),
-    )
+    dtype, stop = compute_dtype(logp, old_logp), layout.backend.stop_gradient
+    live = token_array(layout, "logp", logp, dtype)
+    tokens = {name: None if values is None else stop(values) for name, values in tokens.items()} | {"logp": stop(live)}
+    advantages = stop(advantages)
+    with layout.backend.apart(*tokens.values(), advantages, layout.counted, groups, normalizer):
+        for name in ("old_logp", "ref_logp", "behavior_logp"):
+            tokens[name] = token_array(layout, name, tokens[name], dtype)
+        units = unit_advantages(objective, layout, advantages, dtype)
+        weights = token_weights(objective.aggregation, layout, groups, normalizer, dtype)
+        return Step(
+            objective=objective,
+            layout=layout,
+            logp=live,
+            old_logp=tokens["old_logp"],
+            ref_logp=tokens["ref_logp"],
+            advantages=units,
+            effective=_corrected(objective, layout, tokens, units),
+            weights=weights,
+            penalty_weights=penalty_weights(objective, layout, groups, dtype, weights),
+        )
 
 
 def bind(objective: Objective, sequences: Sequences | Array, advantages: Array, groups: Any, **tokens: Any) -> Layout:
@@ -178,7 +183,7 @@ def unit_advantages(objective: Objective, layout: Layout, advantages: Array, dty
     return layout.clean(values)
 
 
-def _corrected(objective: Objective, layout: Layout, clean: dict[str, Array], units: Array) -> Array:
+def _corrected(objective: Objective, layout: Layout, clean: dict[str, Any], units: Array) -> Array:
     if not objective.correction:
         return units
     per_token = layout.spread(units) if objective.per_sequence else units

@@ -5,6 +5,7 @@ Loading this module registers the backend, and `Padded` and `Packed` as pytrees.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -82,6 +83,12 @@ class JaxBackend(gspo_core.Backend):
 
     def device(self, values: jax.Array) -> None:
         """None: JAX moves what it makes here to where it is used; a device by name would tie results to it."""
+
+    def apart(self, *arrays: Any) -> AbstractContextManager[None]:
+        """Outside the trace of `jax.grad` where every array is concrete: operation by operation it follows all that is done."""
+        if any(isinstance(array, jax.core.Tracer) for array in arrays) or _staging():
+            return nullcontext()
+        return jax.core.eval_context()
 
     def can_inspect(self, values: jax.Array) -> bool:
         """True for a concrete array on one CPU device, outside `jit`, under `grad` too; a GPU would have to synchronise."""
