@@ -22,10 +22,10 @@ class TokenSums(NamedTuple):
     moved: Array
 
 
-def token_sums(step: Step) -> TokenSums:
-    """The sums over the counted tokens of a step that nothing differentiates."""
+def token_sums(step: Step, logp: Array) -> TokenSums:
+    """The sums over the counted tokens of a step; `logp` is the step's, detached."""
     xp, total = step.xp, step.layout.total
-    token = step.logp - step.old_logp
+    token = logp - step.old_logp
     return TokenSums(total(divergence(token)), total(xp.astype(token != 0, token.dtype)))
 
 
@@ -45,13 +45,12 @@ def step_metrics(
 
     `tokens` where the step does not hold every token; `clipped` where it is known already.
     """
-    log_ratio, kl = step.stop(log_ratio), None if kl is None else step.stop(kl)
-    step = step.replace(logp=step.stop(step.logp))
-    known = (*(tokens or ()), *(clipped or ()))
-    with step.layout.backend.apart(log_ratio, kl, *known, step.logp, step.old_logp, step.advantages, *step.weights):
+    logp, log_ratio, kl = step.stop(step.logp), step.stop(log_ratio), None if kl is None else step.stop(kl)
+    known = (*(tokens or ()), *(clipped or ()), *step.weights)
+    with step.layout.backend.apart(logp, log_ratio, kl, step.old_logp, step.advantages, *known):
         causes = Clipped(*(_count(step, cause) for cause in clipped or _clipped(step, log_ratio)))
         ratios = ratio_sums(step, log_ratio)
-        return metrics_of(step.weights.lengths, causes, ratios, tokens or token_sums(step), kl)
+        return metrics_of(step.weights.lengths, causes, ratios, tokens or token_sums(step, logp), kl)
 
 
 def metrics_of(

@@ -129,7 +129,7 @@ def test_parts_carry_the_metrics_of_their_loss(objective: gspo.Objective) -> Non
 def test_sums_over_tokens_that_are_elsewhere_are_taken_as_they_are_given(name: str) -> None:
     """Whoever holds the tokens says what Σ (e^d - 1 - d) and the number of moved tokens are."""
     step = prepare(AXES[name], **Batch().padded(_arrays))
-    mine, tokens = step_loss(step), token_sums(step)
+    mine, tokens = step_loss(step), token_sums(step, step.logp)
     for given in (TokenSums(tokens.divergence * 3, tokens.moved), TokenSums(tokens.divergence, tokens.moved * 0)):
         for found in (step_loss(step, given), step_solution(step, given)[0]):
             ratio = float(given.divergence / tokens.divergence)

@@ -42,7 +42,7 @@ def test_responses_stand_for_their_tokens(xp: Any, name: str, mode: str) -> None
         advantages=arguments["advantages"],
         groups=arguments["groups"],
     )
-    expected, found = step_loss(step), step_loss(entries, token_sums(step))
+    expected, found = step_loss(step), step_loss(entries, token_sums(step, step.logp))
     np.testing.assert_allclose(float(found.loss), float(expected.loss), rtol=1e-12)
     for metric, value in expected.metrics.items():
         np.testing.assert_allclose(float(found.metrics[metric]), float(value), rtol=1e-12, err_msg=metric)
