@@ -11,7 +11,7 @@ from .applicability import Unsupported, case_of
 from .connection import Broken, Connection, Hello, Outputs, Reply, Skipped
 from .formats import Vector
 from .judge import judge
-from .run import ERROR, FAIL, NO_ERROR, PASS, SKIPPED, UNSUPPORTED, Result
+from .run import ERROR, FAIL, NO_ERROR, NO_NAME, PASS, SKIPPED, UNSUPPORTED, Result
 from .target import Capabilities, Case
 from .words import HarnessError, cut
 
@@ -81,7 +81,7 @@ def _refusal(argument: str, reply: Outputs | Broken) -> dict[str, Any]:
         return {"verdict": FAIL, "reason": f"{NO_ERROR} about `{argument}`, got an answer"}
     if re.search(rf"\b{re.escape(argument)}\b", reply.reason):
         return {"verdict": PASS}
-    reason = f"{NO_ERROR} that names `{argument}`, got {reply.reason}"
+    reason = f"{NO_NAME} `{argument}`, got {reply.reason}"
     return {"verdict": FAIL, "reason": reason, "detail": reply.detail}
 
 

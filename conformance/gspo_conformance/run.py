@@ -18,6 +18,7 @@ BAD = (FAIL, ERROR, UNEXPECTED_PASS)
 LEVELS = ("MUST", "SHOULD", "MAY")
 INTERRUPTED = "interrupted"
 NO_ERROR = "expected an error"
+NO_NAME = f"{NO_ERROR} that names"
 AS_EXPECTED, NON_CONFORMING, USAGE, HARNESS = 0, 1, 2, 3
 # No tolerance for rounding is wider.
 _STRICT = 64.0
@@ -55,6 +56,11 @@ class Result:
     def accepted(self) -> bool:
         """Whether all that is wrong is that an input was accepted, or refused in other words, that is to be refused."""
         return self.verdict in BAD and self.reason.startswith(NO_ERROR)
+
+    @property
+    def nameless(self) -> bool:
+        """Whether an input that is to be refused was, by an error that does not name it."""
+        return self.reason.startswith(NO_NAME)
 
     @property
     def worst(self) -> Judged | None:

@@ -154,6 +154,28 @@ def test_a_dtype_that_is_too_narrow_is_said() -> None:
     assert "outputs come in float32 where float64 is due; the gradient is right, the loss is not" in sentence
 
 
+def test_of_wrong_metrics_it_is_said_that_they_alone_are_wrong() -> None:
+    def run(case: Case) -> dict[str, Any]:
+        return {name: value * 1.3 if name == "metrics.ratio_mean" else value for name, value in CORE.run(case).items()}
+
+    target = FunctionTarget("deviant", run, Capabilities.everything(operations={"policy_loss"}))
+    sentence = found(target, "metrics/ratio-*", "numerics/float64-gspo-token")["sentence"]
+    assert "only metrics are wrong: ratio_mean" in sentence
+    assert "the gradient is not" not in sentence
+
+
+def test_an_error_that_does_not_name_the_input_is_no_answer() -> None:
+    def run(case: Case) -> Any:
+        if "refuses" in case.id:
+            raise ValueError("no")
+        return CORE.run(case)
+
+    target = FunctionTarget("nameless", run, Capabilities.everything(operations={"policy_loss"}))
+    sentence = found(target, "gradient/*")["sentence"]
+    assert "10 errors do not name the input that is to be refused" in sentence
+    assert "accepted" not in sentence
+
+
 def test_two_signs_that_are_wrong_are_found_apart() -> None:
     diagnosis = found(deviant(lambda name, value, case: -value if name == "loss" else value), "aggregation/*")
     assert set(diagnosis["mutants"]) == {"loss.sign", "gradient.negated"}

@@ -11,6 +11,7 @@ from ..mutants.atlas import Atlas, Row, row_of
 from ..run import ERROR, EXPECTED_FAILURE, FAIL, PASS, Result, Run
 
 REFUSED = Row(np.zeros(0), np.zeros(0, bool), "refused")
+NAMELESS = Row(np.zeros(0), np.zeros(0, bool), "refused without a name")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def evidence_of(run: Run, atlas: Atlas) -> list[Evidence]:
 
 def _row(result: Result, question: int, atlas: Atlas) -> Row | None:
     asked = atlas.bench.questions[question]
+    if result.nameless:
+        return NAMELESS
     if result.verdict in (PASS, FAIL, EXPECTED_FAILURE) and (result.answer or asked.vector.refuses):
         return row_of(asked, result.answer)
     return REFUSED if result.verdict in (ERROR, FAIL) else None

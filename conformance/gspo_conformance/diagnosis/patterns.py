@@ -14,7 +14,7 @@ from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
 from ..words import cut, uncapitalised
-from .evidence import REFUSED, Evidence
+from .evidence import NAMELESS, REFUSED, Evidence
 from .laws import of_responses, of_tokens
 
 PAPER_RATIOS, TOKENS = ("sequence", "gspo_token"), ("token",)
@@ -110,13 +110,15 @@ def _of_errors(wrong: Sequence[Evidence]) -> list[str]:
 
 
 def _of_forms(wrong: Sequence[Evidence]) -> list[str]:
-    """Answers of another shape or a narrower dtype, and answers to what is to be refused."""
+    """Answers of another shape or a narrower dtype, and inputs that are refused without their name, or not at all."""
     shaped = [item for item in wrong if " of shape " in item.row.odd]
     answered = [item for item in wrong if item.row.odd == "answered"]
+    nameless = [item for item in wrong if item.row is NAMELESS]
     reasons = [judged.reason for item in wrong if item.result for judged in item.result.judged]
     narrow = Counter(match.groups() for match in map(_NARROW.fullmatch, reasons) if match)
     texts = [f"{len(shaped)} of {len(wrong)} wrong answers have the wrong shape" if shaped else ""]
     texts += [f"{count} outputs come in {got} where {due} is due" for (due, got), count in narrow.most_common()]
+    texts += [f"{len(nameless)} errors do not name the input that is to be refused" if nameless else ""]
     return [*texts, f"{len(answered)} inputs are accepted that are to be refused" if answered else ""]
 
 
@@ -172,12 +174,16 @@ def _within(arrays: Sequence[NumPyArray], bits: int) -> bool:
 
 
 def _of_outputs(wrong: Sequence[Evidence]) -> list[str]:
-    """Whether the loss alone, or the gradient alone, is wrong, over the answers that have both."""
+    """Whether metrics alone are wrong; else whether the loss, or the gradient, is right wherever an answer has both."""
     judged = [{one.output: one.ok for one in item.result.judged} for item in wrong if item.result]
+    missed = list(dict.fromkeys(name for one in judged for name, ok in one.items() if not ok))
+    if missed and all(name.startswith("metrics.") for name in missed):
+        return [f"only metrics are wrong: {', '.join(name.removeprefix('metrics.') for name in missed[:FEW])}"]
     both = [one for one in judged if {"loss", "gradient"} <= set(one)]
-    if both and all(one["loss"] for one in both):
-        return ["the loss is right, the gradient is not"]
-    return ["the gradient is right, the loss is not"] if both and all(one["gradient"] for one in both) else []
+    right = [name for name in ("loss", "gradient") if all(one[name] for one in both)]
+    if not both or len(right) != 1:
+        return []
+    return [f"the {right[0]} is right, the {'gradient' if right == ['loss'] else 'loss'} is not"]
 
 
 def _of_numbers(wrong: Sequence[Evidence], of: int) -> list[str]:

@@ -273,6 +273,22 @@ _add(
     partial(_modes, "group_token_mean", "token", (0, 1, 2, 3)),
 )
 _add(
+    "empty-group",
+    "Two groups of two, one of them without a counted token: it contributes 0 and stays in the number of groups",
+    "AGG-6 AGG-7 DATA-3",
+    "empty-response empty-nan group-count",
+    partial(_aggregate, "group_token_mean", (3, 0, 2, 0), (1, 2, 1, 2), name="empty-group"),
+    level="SHOULD",
+    note="The paper has no empty group. Convention: it contributes 0 and counts in the number of groups.",
+)
+_add(
+    "token-mean-one-token",
+    "One counted token in a batch of four responses: its mean is itself",
+    "AGG-3 DATA-3",
+    "empty-nan modes-identical",
+    partial(_aggregate, "token_mean", (0, 1, 0, 0), None, name="one-token"),
+)
+_add(
     "all-empty",
     "Not one counted token in the batch: loss 0 and gradient 0, not NaN",
     "DATA-3 AGG-8",

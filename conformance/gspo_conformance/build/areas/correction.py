@@ -241,6 +241,25 @@ def _same_sampler() -> Case:
     return _case(made, source.tokens(behavior_logp=source.rows["old_logp"]))
 
 
+def _at_the_bound(level: str, action: str, **bounds: float) -> Case:
+    """Two responses that the old policy itself sampled, and two that it did not: weights of exactly 1 beside others."""
+    source = batch()
+    near, far = source.rows["old_logp"], source.rows["behavior_logp"]
+    source = source.tokens(behavior_logp=[near[0], far[1], far[2], near[3]])
+    return _case(objective("token", clip(0.2, 0.2), correction=[correction(level, action, **bounds)]), source)
+
+
+for _level, _action, _bound in (("token", "mask", "low"), ("sequence", "mask", "high"), ("geometric", "reject", "low")):
+    _add(
+        f"at-the-{_bound}-bound-{_level}",
+        f"Two responses sampled by the old policy, a {_bound} bound of 1 on {_level} weights: what is at the bound is inside",
+        "CORR-3" if _action == "reject" else "CORR-2",
+        "bounds-ignored boundary",
+        partial(_at_the_bound, _level, _action, **{_bound: 1.0}),
+        level="SHOULD",
+        note="Corrections are not the paper's. Convention: bounds are closed, as GSPO-CORR-2 writes them.",
+    )
+
 _METRICS = ("loss", "gradient", "metrics.clip_fraction", "metrics.ratio_mean", "metrics.num_tokens")
 _add(
     "metrics-uncorrected",

@@ -76,6 +76,17 @@ class UpperIgnored(Reference):
         return super().cut(weight, {**fields, "high": None})
 
 
+@mutant("correction.bounds-open", "GSPO-CORR-2", effect="on-policy tokens, of weight 1, are dropped by a bound of 1")
+class BoundsOpen(Reference):
+    """The band without its ends: < where <= belongs."""
+
+    def cut(self, weight: Any, fields: Fields) -> Any:
+        ends = [end for end in (fields["low"], fields["high"]) if end is not None]
+        at_an_end = np.isin(stop(weight), ends)
+        cut = super().cut(weight, fields)
+        return cut if fields["action"] == "clamp" else where(at_an_end, 0.0, cut)
+
+
 @mutant("correction.band-inverted", "GSPO-CORR-2", effect="a band of 0.5 to 1.2 drops 0.6 and keeps 1.8")
 class BandInverted(Reference):
     """The band compared with 1/w: it is right only where its ends are reciprocal."""
