@@ -24,10 +24,9 @@ from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy, numpy_of
 from .penalised import add_penalty
-from .penalised import covers as covers_penalty
 from .solution import Solution
 from .token_surrogates import covers, finish, scan
-from .tokens import LogRatioSums, log_ratio_sums, spread
+from .tokens import LogRatioSums, log_ratio_sums, scaled, spread
 
 
 def solve(objective: Objective, logp: Tensor, rest: dict[str, Any]) -> Solution:
@@ -49,12 +48,12 @@ def _at_once(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str,
     if numpy is None or not backend.can_inspect(logp):
         return None
     if covers(objective, layout, rest["advantages"]):
-        return _by_row(objective, layout, logp, rest)
+        return _by_token(objective, layout, logp, rest)
     if objective.correction and objective.per_sequence:
         uncorrected = objective.replace(correction=())
         if needs_no_tokens(uncorrected, rest["advantages"], layout.num_sequences):
             return _by_response(objective, layout, logp, rest)
-    if not covers_penalty(objective.penalty, layout):
+    if objective.penalty is None:
         return None
     found = _at_once(objective.replace(penalty=None), layout, logp, rest)
     return None if found is None else add_penalty(found, objective, layout, logp, rest)
@@ -76,17 +75,17 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
     return Solution(loss, metrics, lambda factor: spread(coefficient * factor, layout), layout.counted)
 
 
-def _by_row(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
-    dtype = compute_dtype(logp, rest["old_logp"])
-    advantages = rest["advantages"].detach().to(dtype)
-    by_token = any(one.level == "token" for one in objective.correction)
-    weights = (_token_weights if by_token else _response_weights)(objective, layout, logp, rest)
-    scanned = scan(objective.surrogate, logp, rest["old_logp"], layout.counted, advantages, weights)
-    if scanned is None:
+def _by_token(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
+    advantages = rest["advantages"].detach().to(compute_dtype(logp, rest["old_logp"]))
+    own = not objective.per_sequence and any(one.level == "token" for one in objective.correction)
+    weights = _token_weights(objective, layout, logp, rest) if own else None
+    weight = None if own else _response_weights(objective, layout, logp, rest)
+    scanned = scan(objective, logp, rest["old_logp"], layout, advantages, weights)
+    if scanned is None or not (weight is None or weight.isfinite().all()):
         return None
     sums, slopes = scanned
-    (loss, metrics), scale = _in_numpy(finish, objective, sums, rest)
-    return Solution(loss, metrics, lambda factor: slopes * (scale * factor)[:, None], layout.counted)
+    (loss, metrics), scale = _in_numpy(finish, objective, sums, rest, weight)
+    return Solution(loss, metrics, lambda factor: scaled(slopes, scale * factor, layout), layout.counted)
 
 
 def _token_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A KL penalty beside a loss in closed form, in host memory: one pass over rows, added to loss, metrics and gradient.
+"""A KL penalty beside a loss in closed form, in host memory: one pass over blocks of tokens, added to loss, metrics and gradient.
 
 Σ_t KL_t of each response and the slopes dKL_t / d log π_θ are all that the penalty adds (GSPO-KL-6), whatever the surrogate is.
 """
@@ -16,16 +16,9 @@ from gspo_core.aggregation import divide, token_weights
 from gspo_core.arrays import compute_dtype
 from gspo_core.step import penalty_weights
 
-from .backend import BITS
+from .backend import BITS, numpy
 from .solution import Solution
-from .tokens import blocks_of, exp_minus_one, subtract
-
-
-def covers(penalty: Penalty | None, layout: Any) -> bool:
-    """Whether `penalty` is a plain estimator over a padded batch."""
-    if penalty is None or layout.counted.ndim != 2:
-        return False
-    return penalty.importance is None and penalty.log_ratio_clamp is None and penalty.value_clamp is None
+from .tokens import blocks_of, exp_minus_one, log_ratio_sums, subtract
 
 
 def add_penalty(
@@ -34,43 +27,90 @@ def add_penalty(
     """The solution of `objective` from that of its policy term; None where something overflows or is not finite."""
     penalty, groups, dtype = objective.penalty, rest["groups"], compute_dtype(logp, rest["old_logp"])
     assert penalty is not None
-    slopes = logp.new_empty(logp.shape, dtype=dtype)
-    sums = [
-        _fill(penalty.estimator, logp[b], rest["ref_logp"][b], layout.counted[b], slopes[b])
-        for b in blocks_of(layout.counted)
-    ]
-    per_response = torch.cat(sums)
+    slopes, blocks = logp.new_empty(logp.shape, dtype=dtype), blocks_of(layout)
+    sums = slopes.new_zeros(layout.num_sequences, dtype=torch.float64)
+    for block in blocks:
+        b = block.tokens
+        tokens = (logp[b], rest["old_logp"][b], rest["ref_logp"][b], layout.counted[b])
+        sums[block.responses] += block.sums(_fill(penalty, *tokens, slopes[b]))
+    per_response, ratio = sums.to(dtype), 1.0
+    if penalty.importance == "sequence":
+        ratio = _through_ratios(per_response, slopes, layout, logp, rest["old_logp"])
+        per_response = per_response * ratio
     if not math.isfinite(per_response.sum().item()):
         return None
     own = token_weights(objective.aggregation, layout, groups, rest["normalizer"], dtype)
     weights = penalty_weights(objective, layout, groups, dtype, own)
     kl = divide((weights.omega * per_response).sum(), weights.count)
-    share = (penalty.coefficient * divide(weights.omega, weights.count))[:, None]
-    return Solution(
-        found.loss + penalty.coefficient * kl,
-        found.metrics | {"kl_penalty": kl},
-        lambda factor: found.gradient(factor).addcmul_(slopes, share * factor),
-        found.counted,
-    )
+    share = penalty.coefficient * divide(weights.omega, weights.count) * ratio
+
+    def gradient(factor: Tensor) -> Tensor:
+        whole = found.gradient(factor)
+        for block in blocks:
+            whole[block.tokens].addcmul_(slopes[block.tokens], block.spread(share * factor))
+        return whole
+
+    return Solution(found.loss + penalty.coefficient * kl, found.metrics | {"kl_penalty": kl}, gradient, found.counted)
 
 
-def _fill(estimator: str, new: Tensor, reference: Tensor, counted: Tensor, slopes: Tensor) -> Tensor:
-    """Σ_t KL_t of some rows; `slopes` is filled, with 0 at uncounted tokens."""
+def _fill(penalty: Penalty, new: Tensor, old: Tensor, reference: Tensor, counted: Tensor, slopes: Tensor) -> Tensor:
+    """The KL of some tokens, with a token's importance; `slopes` is filled. Both are 0 at uncounted tokens."""
     keep = counted.view(torch.int8).to(BITS[slopes.dtype])
     z = subtract(new, reference, torch.empty_like(slopes))
     z.view(keep.dtype).mul_(keep)
+    moves = _hold(z, penalty.log_ratio_clamp, keep)
+    values = _estimate(penalty.estimator, z, slopes)
+    moves = _hold(values, penalty.value_clamp, moves)
+    if penalty.importance == "token" and penalty.estimator == "k3":
+        # k3' + k3 is z: as a sum it would lose the digits that e^{-z} does not leave (GSPO-KL-5).
+        slopes.copy_(z).view(keep.dtype).mul_(moves)
+        if moves is not keep:
+            z.copy_(values).view(keep.dtype).mul_(1 - moves)
+            slopes.add_(z)
+    else:
+        slopes.view(keep.dtype).mul_(moves)
+        if penalty.importance == "token":
+            slopes.add_(values)
+    if penalty.importance == "token":
+        subtract(new, old, z).view(keep.dtype).mul_(keep)
+        slopes.mul_(z.exp_())
+        values.mul_(z)
+    return values
+
+
+def _hold(values: Tensor, bound: float | None, moves: Tensor) -> Tensor:
+    """Holds `values` to ±`bound`, and returns `moves`, 0 where that takes the gradient."""
+    if bound is None:
+        return moves
+    inside = torch.from_numpy(numpy.less_equal(values.abs().numpy(), bound))
+    values.clamp_(-bound, bound)
+    return moves * inside.view(torch.int8)
+
+
+def _estimate(estimator: str, z: Tensor, slopes: Tensor) -> Tensor:
+    """The core's `estimate`, a new tensor, and its `estimate_slope`, into `slopes`."""
     if estimator == "k1":
-        slopes.copy_(keep)
-        return z.sum(1)
+        slopes.fill_(1.0)
+        return z.clone()
     if estimator == "abs":
         torch.sign(z, out=slopes)
-        return z.abs_().sum(1)
+        return z.abs()
     if estimator != "k3":
         slopes.copy_(z)
     if estimator == "k2":
-        return z.square_().sum(1) / 2
+        return z.square().div_(2)
     falling = torch.neg(z)
     exp_minus_one(falling, falling)
     if estimator == "k3":
         torch.neg(falling, out=slopes)
-    return falling.add_(z).sum(1)
+    return falling.add_(z)
+
+
+def _through_ratios(per_response: Tensor, slopes: Tensor, layout: Any, logp: Tensor, old_logp: Tensor) -> Tensor:
+    """s_i, the importance of every token of a response, whose own derivative adds the mean KL to each slope."""
+    sums = log_ratio_sums(logp, old_logp, layout, slopes.dtype)
+    means = divide(per_response, sums.lengths)
+    for block in blocks_of(layout):
+        flags = layout.counted[block.tokens].view(torch.int8).to(slopes.dtype)
+        slopes[block.tokens].addcmul_(flags, block.spread(means))
+    return divide(sums.log_ratio, sums.lengths).exp()

@@ -1,12 +1,13 @@
 """Σ_t over the counted tokens of each response, and a value per response laid back on its tokens.
 
-In host memory this runs block by block through two small buffers: memory bandwidth and fresh pages are what
-a loss costs, not arithmetic. A token is selected there by multiplying its bits, as integers, with 0
+In host memory this runs block by block, of rows or of packed tokens, through two small buffers: memory bandwidth and
+fresh pages are what a loss costs, not arithmetic. A token is selected there by multiplying its bits, as integers, with 0
 or 1: as exact as `where` (NaN and infinity included), in a sixth of its time.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,31 @@ class LogRatioSums(NamedTuple):
     tokens: TokenSums
 
 
+class Block(NamedTuple):
+    """Some tokens and the responses that they are of: whole rows, or a stretch of packed ones with `offsets` into it."""
+
+    tokens: slice
+    responses: slice
+    offsets: Tensor | None = None
+
+    def spread(self, per_response: Tensor) -> Tensor:
+        """v_i at every token of response i: `[rows, 1]`, or `[tokens]` with 0 past the last response."""
+        own = per_response[self.responses]
+        return (
+            own[:, None] if self.offsets is None else repeated(own, self.offsets, self.tokens.stop - self.tokens.start)
+        )
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Σ_t v_t over the tokens of each response that are here."""
+        if self.offsets is None:
+            return values.sum(1)
+        return backend.segment_sum(values, self.offsets, values.shape[0])
+
+    def counts(self, flags: Tensor) -> Tensor:
+        """How many flags are set in each response."""
+        return self.sums(flags.view(torch.int8).to(torch.float32))
+
+
 def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.dtype) -> LogRatioSums:
     """Sums of d = `logp` - `old_logp` over the counted tokens, in `dtype`, without a derivative."""
     if backend.can_inspect(logp):
@@ -48,40 +74,43 @@ def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.
 def spread(per_response: Tensor, layout: Layout) -> Tensor:
     """v_i at every counted token of response i and exactly 0 elsewhere, whatever v_i is."""
     counted = layout.counted
-    values = per_response[:, None] if counted.ndim == 2 else repeated(per_response, layout.offsets, counted.shape[0])
     if not backend.can_inspect(counted):
+        values = (
+            per_response[:, None] if counted.ndim == 2 else repeated(per_response, layout.offsets, counted.shape[0])
+        )
         return layout.clean(values.expand(counted.shape))
     found = per_response.new_empty(counted.shape)
     bits = BITS[found.dtype]
-    for block in blocks_of(counted):
-        found[block].view(bits).copy_(counted[block].view(torch.int8)).mul_(values[block].view(bits))
+    for block in blocks_of(layout):
+        kept = found[block.tokens].view(bits).copy_(counted[block.tokens].view(torch.int8))
+        kept.mul_(block.spread(per_response).view(bits))
     return found
 
 
-def _host_sums(logp: Tensor, old_logp: Tensor, layout: Any, dtype: torch.dtype) -> LogRatioSums:
-    counted, padded = layout.counted, layout.counted.ndim == 2
-    blocks = blocks_of(counted)
-    scratch = counted.new_empty(blocks[0].stop, *counted.shape[1:], dtype=dtype)
-    # Packed segments cross blocks: their differences are kept, and summed at the end.
-    differences = torch.empty_like(scratch) if padded else counted.new_empty(counted.shape, dtype=dtype)
-    sums, lengths, total, moved = [], [], 0.0, False
+def scaled(values: Tensor, per_response: Tensor, layout: Layout) -> Tensor:
+    """v_t c_i, in host memory."""
+    found = torch.empty_like(values)
+    for block in blocks_of(layout):
+        torch.mul(values[block.tokens], block.spread(per_response), out=found[block.tokens])
+    return found
+
+
+def _host_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.dtype) -> LogRatioSums:
+    counted, blocks = layout.counted, blocks_of(layout)
+    buffers = counted.new_empty(2, blocks[0].tokens.stop, *counted.shape[1:], dtype=dtype)
+    # A long response crosses blocks: its parts add up in float64.
+    sums, total, moved = counted.new_zeros(2, layout.num_sequences, dtype=torch.float64), 0.0, False
     for block in blocks:
-        size = block.stop - block.start
-        d = differences[:size] if padded else differences[block]
-        buffer, flags = scratch[:size], counted[block].view(torch.int8)
+        d, buffer = buffers[:, : block.tokens.stop - block.tokens.start]
+        flags = counted[block.tokens].view(torch.int8)
         keep = buffer.view(BITS[dtype]).copy_(flags)
-        subtract(logp[block], old_logp[block], d).view(keep.dtype).mul_(keep)
-        if padded:
-            sums.append(d.sum(1))
-            lengths.append(buffer.copy_(flags).sum(1))
+        subtract(logp[block.tokens], old_logp[block.tokens], d).view(keep.dtype).mul_(keep)
+        sums[0, block.responses] += block.sums(d)
+        sums[1, block.responses] += block.sums(buffer.copy_(flags))
         here = sum_of_divergence(d, buffer)
         total, moved = total + here, moved or here != 0 or bool(d.any())
-    if padded:
-        log_ratio, counts = torch.cat(sums), torch.cat(lengths)
-    else:
-        log_ratio = backend.segment_sum(differences, layout.offsets, layout.max_length)
-        counts = layout.lengths(dtype)
-    return LogRatioSums(log_ratio, counts, TokenSums(log_ratio.new_tensor(total), log_ratio.new_tensor(moved)))
+    log_ratio, lengths = sums.to(dtype)
+    return LogRatioSums(log_ratio, lengths, TokenSums(log_ratio.new_tensor(total), log_ratio.new_tensor(moved)))
 
 
 def sum_of_divergence(d: Tensor, scratch: Tensor) -> float:
@@ -105,8 +134,20 @@ def subtract(new: Tensor, old: Tensor, out: Tensor) -> Tensor:
     return out.copy_(new).sub_(old)
 
 
-def blocks_of(counted: Tensor) -> list[slice]:
-    """Slices of the first dimension with about `_BLOCK` tokens for each thread."""
+def blocks_of(layout: Any) -> list[Block]:
+    """The tokens in order, about `_BLOCK` of them for each thread at a time."""
+    counted = layout.counted
     size = counted.shape[0]
     step = max(1, _BLOCK * torch.get_num_threads() * size // counted.numel())
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+    parts = [slice(start, min(start + step, size)) for start in range(0, size, step)]
+    if counted.ndim == 2:
+        return [Block(part, part) for part in parts]
+    bounds = layout.offsets.tolist()
+    return [_stretch(layout.offsets, bounds, part) for part in parts]
+
+
+def _stretch(offsets: Tensor, bounds: list[int], part: slice) -> Block:
+    first = bisect_right(bounds, part.start) - 1
+    last = min(bisect_left(bounds, part.stop), len(bounds) - 1)
+    inside = offsets[first : last + 1].clamp(part.start, part.stop) - part.start
+    return Block(part, slice(first, last), inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from gspo_core.step import Step
 from gspo_torch import closed_form
 
 from .test_native import assert_equal, both
-from .test_token_surrogates import batch
+from .test_token_surrogates import LAYOUTS, batch
 
 OBJECTIVES = {
     "gspo": gspo.Objective.gspo(gspo.Clip(0.1, 0.2)),
     "product": gspo.Objective("product", gspo.Unclipped()),
     "grpo": gspo.Objective.grpo(),
     "cispo": gspo.Objective("token", gspo.Cispo(0.1, 0.2)),
+    "gmpo": gspo.Objective.gmpo(gspo.Gmpo(0.1, 0.2)),
     "sapo, k3": gspo.Objective.sapo().replace(penalty=gspo.Penalty("k3", 0.2)),
 }
 CORRECTIONS = [
@@ -52,9 +54,10 @@ def sampled(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("correction", CORRECTIONS)
+@LAYOUTS
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_it_is_the_core(name: str, correction: Any) -> None:
-    assert_equal(both(OBJECTIVES[name].replace(correction=correction), sampled()), 1e-12, 1e-15)
+def test_it_is_the_core(name: str, correction: Any, layout: Callable[..., Any]) -> None:
+    assert_equal(both(OBJECTIVES[name].replace(correction=correction), layout(sampled())), 1e-12, 1e-15)
 
 
 @pytest.mark.parametrize("name", ["gspo", "grpo"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ import gspo_torch as gspo
 from gspo_torch import tokens
 
 from .test_native import assert_equal, both
-from .test_token_surrogates import answers_of, batch
+from .test_token_surrogates import LAYOUTS, answers_of, batch
 
 OBJECTIVES = {
     "gspo": gspo.Objective.gspo(gspo.Clip(0.1, 0.2)),
     "grpo": gspo.Objective.grpo(),
     "cispo": gspo.Objective.cispo(),
+    "gmpo": gspo.Objective.gmpo(gspo.Gmpo(0.1, 0.2)),
 }
+ESTIMATORS = ["k1", "k2", "k3", "k3_plus", "abs"]
 
 
 @pytest.fixture
@@ -34,15 +37,18 @@ def referred(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     return arguments | {"ref_logp": reference}
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "k3_plus", "abs"])
+@LAYOUTS
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_it_is_the_core(monkeypatch: pytest.MonkeyPatch, found: list[bool], name: str, estimator: str) -> None:
+def test_it_is_the_core(
+    monkeypatch: pytest.MonkeyPatch, found: list[bool], name: str, estimator: str, layout: Callable[..., Any]
+) -> None:
     monkeypatch.setattr(tokens, "_BLOCK", 70)
     own = gspo.Penalty(estimator, 0.3, aggregation=gspo.Aggregation("token_mean"))
     for penalty in (gspo.Penalty(estimator, 0.3), own):
         objective = OBJECTIVES[name].replace(penalty=penalty)
-        assert_equal(both(objective, referred()), 1e-12, 1e-15)
-        assert_equal(both(objective, referred() | {"normalizer": 5.0}), 1e-12, 1e-15)
+        assert_equal(both(objective, layout(referred())), 1e-12, 1e-15)
+        assert_equal(both(objective, layout(referred()) | {"normalizer": 5.0}), 1e-12, 1e-15)
     assert found == [True] * 4
 
 
@@ -69,10 +75,32 @@ def test_a_reference_that_is_not_finite_is_refused() -> None:
         gspo.policy_loss(OBJECTIVES["gspo"].replace(penalty=gspo.Penalty("k3", 0.3)), **arguments)
 
 
-@pytest.mark.parametrize(
-    "penalty",
-    [gspo.Penalty("k3", 0.3, importance="token"), gspo.Penalty("k3", 0.3, value_clamp=1.0), gspo.Penalty("k3", 0.3, log_ratio_clamp=0.1)],
-)  # fmt: skip
-def test_what_it_does_not_cover(found: list[bool], penalty: gspo.Penalty) -> None:
-    assert_equal(both(OBJECTIVES["grpo"].replace(penalty=penalty), referred()), 1e-12, 1e-15)
-    assert not found
+HELD = [
+    {"importance": "token"},
+    {"importance": "sequence"},
+    {"value_clamp": 0.02},
+    {"log_ratio_clamp": 0.3},
+    {"importance": "token", "log_ratio_clamp": 0.3, "value_clamp": 0.02},
+    {"importance": "sequence", "log_ratio_clamp": 0.3, "value_clamp": 0.02},
+]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("held", HELD, ids=lambda held: "-".join(map(str, held.values())))
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_clamps_and_importance(
+    monkeypatch: pytest.MonkeyPatch, found: list[bool], estimator: str, held: Any, layout: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(tokens, "_BLOCK", 70)
+    objective = OBJECTIVES["grpo"].replace(penalty=gspo.Penalty(estimator, 0.3, **held))
+    assert_equal(both(objective, layout(referred())), 1e-12, 1e-15)
+    assert_equal(both(objective, layout(referred(torch.float32))), 2e-6, 5e-8)
+    assert found == [True] * 2
+
+
+def test_a_value_that_overflows_is_held(found: list[bool]) -> None:
+    objective = OBJECTIVES["gspo"].replace(penalty=gspo.Penalty("k3", 0.3, value_clamp=10.0))
+    arguments = referred(torch.float32)
+    arguments["ref_logp"][4, 0] = arguments["logp"][4, 0] + 100.0
+    assert_equal(both(objective, arguments), 2e-6, 5e-8)
+    assert found == [True]

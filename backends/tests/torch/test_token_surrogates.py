@@ -1,7 +1,8 @@
-"""Surrogates per token in one pass over rows: the core's loss, metrics and gradient, and the long way where it must."""
+"""Surrogates per token in one pass over blocks: the core's loss, metrics and gradient, and the long way where it must."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,10 @@ OBJECTIVES = {
     "cispo on both sides": gspo.Objective("token", gspo.Cispo(0.1, 0.2)),
     "sapo": gspo.Objective.sapo(),
     "sapo, steep": gspo.Objective("token", gspo.Sapo(3.0, 20.0)),
+    "reinforce": gspo.Objective.rloo(),
+    "gated": gspo.Objective("token", gspo.Reinforce(gspo.Clip(0.1, 0.2, 1.3))),
+    "gmpo": gspo.Objective.gmpo(gspo.Gmpo(0.1, 0.2)),
+    "held above any ratio": gspo.Objective.grpo().replace(log_ratio_cap=20.0),
 }
 
 
@@ -61,18 +66,44 @@ def batch(spread: float = 0.3, dtype: torch.dtype = torch.float64) -> dict[str, 
     return tensors | {"advantages": advantages, "sequences": mask, "groups": torch.tensor([0, 1, 0, 2, 2, 1, 1, 0, 3])}
 
 
+def packed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The rows end to end but for the empty one, a segment without tokens, and NaN behind the last."""
+    kept = torch.arange(len(arguments["sequences"])) != 3
+    tail = torch.full((5,), float("nan"), dtype=arguments["logp"].dtype)
+    names = [name for name in arguments if name.endswith("logp")]
+    mask = torch.cat([arguments["sequences"][kept].flatten(), torch.ones(5, dtype=torch.bool)])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (33 * kept).cumsum(0)])
+    flat = {name: torch.cat([arguments[name][kept].flatten(), tail]) for name in names}
+    return arguments | flat | {"sequences": gspo.Packed(offsets, mask=mask)}
+
+
+LAYOUTS = pytest.mark.parametrize("layout", [dict, packed], ids=["padded", "packed"])
+
+
+@LAYOUTS
 @pytest.mark.parametrize("block", [1, 70, 1 << 16])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_it_is_the_core(monkeypatch: pytest.MonkeyPatch, found: list[bool], name: str, block: int) -> None:
+def test_it_is_the_core(
+    monkeypatch: pytest.MonkeyPatch, found: list[bool], name: str, block: int, layout: Callable[..., Any]
+) -> None:
     monkeypatch.setattr(tokens, "_BLOCK", block)
-    assert_equal(both(OBJECTIVES[name], batch()), 1e-12, 1e-15)
-    assert_equal(both(OBJECTIVES[name], batch() | {"normalizer": 5.0}), 1e-12, 1e-15)
+    assert_equal(both(OBJECTIVES[name], layout(batch())), 1e-12, 1e-15)
+    assert_equal(both(OBJECTIVES[name], layout(batch()) | {"normalizer": 5.0}), 1e-12, 1e-15)
     assert found == [True, True]
 
 
-@pytest.mark.parametrize("name", ["grpo", "dual", "cispo", "sapo", "sapo, steep"])
-def test_in_float32(found: list[bool], name: str) -> None:
-    assert_equal(both(OBJECTIVES[name], batch(dtype=torch.float32)), 2e-6, 5e-8)
+def test_packed_without_a_mask(found: list[bool]) -> None:
+    arguments = packed(batch())
+    whole = {name: arguments[name].clamp(-2.0, -1.0).nan_to_num(-1.5) for name in ("logp", "old_logp")}
+    whole["sequences"] = gspo.Packed(arguments["sequences"].offsets.int())
+    assert_equal(both(OBJECTIVES["grpo"], arguments | whole), 1e-12, 1e-15)
+    assert found == [True]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("name", ["grpo", "dual", "cispo", "cispo on both sides", "sapo", "sapo, steep", "gmpo"])
+def test_in_float32(found: list[bool], name: str, layout: Callable[..., Any]) -> None:
+    assert_equal(both(OBJECTIVES[name], layout(batch(dtype=torch.float32))), 2e-6, 5e-8)
     assert found == [True]
 
 
@@ -116,5 +147,6 @@ def test_what_it_does_not_cover(found: list[bool]) -> None:
     arguments = batch()
     per_token = arguments | {"advantages": torch.randn(9, 33, dtype=torch.float64)}
     assert_equal(both(OBJECTIVES["grpo"], per_token), 1e-12, 1e-15)
-    assert_equal(both(OBJECTIVES["grpo"].replace(log_ratio_cap=0.1), arguments), 1e-12, 1e-15)
     assert not found
+    assert_equal(both(OBJECTIVES["grpo"].replace(log_ratio_cap=0.1), arguments), 1e-12, 1e-15)
+    assert found == [False]
