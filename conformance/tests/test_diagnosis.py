@@ -173,7 +173,7 @@ def test_an_error_that_does_not_name_the_input_is_no_answer() -> None:
     target = FunctionTarget("nameless", run, Capabilities.everything(operations={"policy_loss"}))
     sentence = found(target, "gradient/*")["sentence"]
     assert "10 errors do not name the input that is to be refused" in sentence
-    assert "accepted" not in sentence
+    assert "are accepted" not in sentence
 
 
 def test_two_signs_that_are_wrong_are_found_apart() -> None:
