@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,23 @@ def test_the_page_names_what_the_vectors_use() -> None:
         inputs, parameters, outputs = named[vector.operation]
         used = set().union(*vector.inputs["parts"]) if vector.operation == "step" else set(vector.inputs)
         assert used <= (named["policy_loss"][0] if vector.operation == "step" else inputs), vector.id
-        assert set(vector.parameters) <= parameters, vector.id
+        assert set(vector.parameters) | {"normalizer"} == parameters | {"normalizer"}, vector.id
         assert {re.sub(r"\..*", ".*", name) for name in vector.outputs} <= outputs, vector.id
+
+
+def test_every_word_of_a_parameter_stands_on_the_pages_that_describe_a_question() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    pages = ("protocol.md", "spec/relatives.md", "spec/aggregation.md", "spec/penalty.md")
+    written = {word for page in pages for word in re.findall("`(.*?)`", (docs / page).read_text(encoding="utf-8"))}
+    assert {word for vector in load_vectors() for word in words_of(vector.parameters)} <= written
+
+
+def words_of(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        return set(value) | words_of(list(value.values()))
+    if isinstance(value, list):
+        return set().union(*map(words_of, value))
+    return {value} if isinstance(value, str) else set()
 
 
 def test_what_the_suite_sends_obeys_the_schema_and_survives_the_way() -> None:
