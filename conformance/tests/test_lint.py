@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from gspo_conformance.cli import main
-from gspo_conformance.lint.configuration import parse_value, read_configuration
+from gspo_conformance.lint.configuration import read_configuration
 from gspo_conformance.lint.formula import formula
 from gspo_conformance.lint.rules import findings
+from gspo_conformance.lint.scalar import parse_value
 from gspo_conformance.trainers.dialect import PAPER, Reading
 from gspo_conformance.words import UsageError
 

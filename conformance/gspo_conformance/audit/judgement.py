@@ -67,6 +67,19 @@ class Audit:
         return sum(series.compared for series in self.ledger.series.values())
 
     @property
+    def extent(self) -> str:
+        """`6 steps (0 to 5), 1 rank, 486 tokens`."""
+        steps, tokens = self.trace.indices, "token" if self.tokens == 1 else "tokens"
+        span = f" ({steps[0]} to {steps[-1]})" if len(steps) > 1 else ""
+        return f"{plural(len(steps), 'step')}{span}, {plural(len(self.trace.ranks), 'rank')}, {self.tokens:,} {tokens}"
+
+    @property
+    def numbers(self) -> str:
+        """`84 numbers of the run recomputed, 12 differ`."""
+        bad = sum(series.different for series in self.ledger.series.values())
+        return f"{plural(self.compared, 'number')} of the run recomputed, {bad or 'none'} {'differs' if bad == 1 else 'differ'}"
+
+    @property
     def verdict(self) -> str:
         """agrees, differs, or incomplete: nothing of the run could be compared, or files are cut."""
         if any(one.rule not in ("truncated-file", "broken-file") for one in self.errors):

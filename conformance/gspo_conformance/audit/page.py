@@ -13,7 +13,6 @@ from ..reports.run_plots import figures
 from ..trainers.dialect import Finding
 from ..words import plural
 from .judgement import Audit
-from .report import extent, numbers
 
 _TONES = {"agrees": "good", "differs": "bad", "incomplete": "broken"}
 _ROWS = 400
@@ -40,7 +39,7 @@ def page(found: Audit) -> str:
 
 def _said(found: Audit) -> list[str]:
     claim = found.claim
-    return [formula(claim.objective.to_dict()), f"Claim: {claim.source}. {extent(found)}; {numbers(found)}."]
+    return [formula(claim.objective.to_dict()), f"Claim: {claim.source}. {found.extent}; {found.numbers}."]
 
 
 def _finding(one: Finding) -> Markup:

@@ -12,6 +12,7 @@ from ..reports.markup import printable
 from ..trainers.dialect import Finding
 from ..words import json_text, plural
 from .judgement import Audit
+from .page import page
 
 FORMATS = ("text", "json", "html")
 SHOWN = 3
@@ -23,8 +24,6 @@ def render(found: Audit, form: str, *, verbose: bool = False) -> str:
     if form == "json":
         return json_text(record(found), default=_plain)
     if form == "html":
-        from .page import page
-
         return page(found)
     return printable_lines(_text(found, verbose))
 
@@ -39,8 +38,8 @@ def _text(found: Audit, verbose: bool) -> Iterator[str]:
     yield ""
     yield f"  claim   {formula(found.claim.objective.to_dict())}"
     yield f"          from {found.claim.source}"
-    yield f"  trace   {extent(found)}"
-    yield f"  numbers {numbers(found)}"
+    yield f"  trace   {found.extent}"
+    yield f"  numbers {found.numbers}"
     yield ""
     shown = found.findings if verbose else found.findings[:SHOWN]
     for one in shown:
@@ -50,19 +49,6 @@ def _text(found: Audit, verbose: bool) -> Iterator[str]:
     if len(found.findings) > len(shown):
         yield f"  {plural(len(found.findings) - len(shown), 'more finding')}: gspo audit --verbose"
     yield from _missing(found, verbose)
-
-
-def extent(found: Audit) -> str:
-    """`6 steps (0 to 5), 1 rank, 486 tokens`."""
-    steps = found.trace.indices
-    span = f" ({steps[0]} to {steps[-1]})" if len(steps) > 1 else ""
-    return f"{plural(len(steps), 'step')}{span}, {plural(len(found.trace.ranks), 'rank')}, {found.tokens:,} {'token' if found.tokens == 1 else 'tokens'}"
-
-
-def numbers(found: Audit) -> str:
-    """`84 numbers of the run recomputed, 12 differ`."""
-    bad = sum(series.different for series in found.ledger.series.values())
-    return f"{plural(found.compared, 'number')} of the run recomputed, {bad or 'none'} {'differs' if bad == 1 else 'differ'}"
 
 
 def _finding(one: Finding) -> Iterator[str]:

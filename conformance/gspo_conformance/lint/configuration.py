@@ -14,6 +14,7 @@ from ..words import UsageError, cut, read_json
 from .bases import ABSENT, DEPTH, command_bases, found, is_given, script_bases, tree_bases
 from .python_source import command_lines, notebook_commands, notebook_source, python_settings
 from .references import resolved
+from .scalar import parse_value
 from .shell import commands, flag_value, word_lines
 
 MAX_BYTES, MAX_NOTEBOOK = 1_000_000, 20_000_000
@@ -22,7 +23,6 @@ OVERRIDES = 5
 MAX_LINE = 10_000
 _OVERRIDE = re.compile(r"^(?:\+\+|\+|~)?([A-Za-z_][\w.@/\-\[\]]*)=(.*)$", re.S)
 _PARSERS = re.compile(r"\b(TrlParser|HfArgumentParser|ArgumentParser|OmegaConf|hydra)\b")
-_NUMBER = re.compile(r"^[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -277,20 +277,6 @@ def _from_words(words: list[str], place: str) -> Configuration:
 
 def _parsed(value: str | list[str]) -> Any:
     return parse_value(value) if isinstance(value, str) else [parse_value(one) for one in value]
-
-
-def parse_value(text: str) -> Any:
-    """Numbers, booleans and null as YAML would read them, scientific notation without a dot included; else the string."""
-    plain = text.strip().strip("\"'")
-    words = {"true": True, "false": False, "null": None, "~": None, "": None}
-    if plain == "None":
-        return None
-    if plain.lower() in words:
-        return words[plain.lower()]
-    if _NUMBER.match(plain):
-        number = plain.replace("_", "")
-        return int(number) if re.fullmatch(r"[+-]?\d+", number) else float(number)
-    return plain
 
 
 def _line(error: Exception) -> str:

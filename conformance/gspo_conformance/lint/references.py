@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .scalar import parse_value
+
 _REFERENCE = re.compile(r"^\$\{\s*(\.*[\w.@/\-\[\]]+)\s*\}$")
 _ENVIRONMENT = re.compile(r"^\$\{oc\.env:\s*\w+\s*,\s*([^{}]*)\}$")
 _PRODUCT = re.compile(r"^\$\{(mul|div|add|sub):\s*(.*)\}$")
@@ -25,8 +27,6 @@ def resolved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _value(value: Any, key: str, settings: Mapping[str, Any], depth: int) -> Any:
-    from .configuration import parse_value
-
     if not isinstance(value, str) or "$" not in value or depth == 0 or len(value) > 1000:
         return value
     if match := _REFERENCE.match(value):
