@@ -13,20 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gspo_core import Objective, PolicyLoss
+from gspo_core import Cispo, Objective, PolicyLoss, Reinforce, Unclipped, Vespo
+from gspo_core.aggregation import divide
 from gspo_core.arrays import compute_dtype, times
 from gspo_core.correction import correction_weights
+from gspo_core.gradient import step_gradient
 from gspo_core.loss import step_solution
+from gspo_core.metrics import step_metrics
 from gspo_core.responses import Responses, needs_no_tokens, response_step
 from gspo_core.sequences import Layout
-from gspo_core.step import bind, prepare, token_array
+from gspo_core.step import bind, prepare, token_array, unit_log_ratio
 from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy, numpy_of
 from .penalised import add_penalty
 from .solution import Solution
-from .token_surrogates import covers, finish, scan
-from .tokens import LogRatioSums, log_ratio_sums, scaled, spread
+from .token_surrogates import Terms, covers, finish, scan
+from .tokens import LogRatioSums, log_ratio_sums, scaled, spread, token_sums
 
 
 def solve(objective: Objective, logp: Tensor, rest: dict[str, Any]) -> Solution:
@@ -47,16 +50,29 @@ def _at_once(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str,
         return _by_response(objective, layout, logp, rest)
     if numpy is None or not backend.can_inspect(logp):
         return None
+    if _needs_sums(objective, layout, rest["advantages"]):
+        return _by_response(objective, layout, logp, rest)
     if covers(objective, layout, rest["advantages"]):
         return _by_token(objective, layout, logp, rest)
-    if objective.correction and objective.per_sequence:
-        uncorrected = objective.replace(correction=())
-        if needs_no_tokens(uncorrected, rest["advantages"], layout.num_sequences):
-            return _by_response(objective, layout, logp, rest)
     if objective.penalty is None:
         return None
     found = _at_once(objective.replace(penalty=None), layout, logp, rest)
     return None if found is None else add_penalty(found, objective, layout, logp, rest)
+
+
+def _needs_sums(objective: Objective, layout: Layout, advantages: Any) -> bool:
+    """Whether Σ_t log π_θ or the correction's mean weight is all that is missing of what responses determine."""
+    if not objective.per_sequence and any(one.level == "token" for one in objective.correction):
+        return False
+    like = objective.replace(correction=(), surrogate=Unclipped() if _is_weighted(objective) else objective.surrogate)
+    return (objective.per_sequence or _is_weighted(objective)) and needs_no_tokens(
+        like, advantages, layout.num_sequences
+    )
+
+
+def _is_weighted(objective: Objective) -> bool:
+    """J = sg[weight] A log π_θ."""
+    return isinstance(objective.surrogate, (Reinforce, Cispo, Vespo))
 
 
 def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution:
@@ -67,25 +83,40 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
         check_finite("logp", logp, layout.counted)
         check_finite("old_logp", old_logp, layout.counted)
     weight = _response_weights(objective, layout, logp, rest)
+    logps = token_sums(logp, layout, sums.lengths.dtype) if _is_weighted(objective) else None
     if numpy is not None and backend.can_inspect(logp):
-        (loss, metrics), coefficient = _in_numpy(_entries, objective, sums, rest, weight)
+        (loss, metrics), coefficient = _in_numpy(_entries, objective, sums, rest, weight, logps)
     else:
         options = (rest[name] for name in ("advantages", "groups", "normalizer"))
-        (loss, metrics), coefficient = _entries(objective, sums, *options, weight)
+        (loss, metrics), coefficient = _entries(objective, sums, *options, weight, logps)
     return Solution(loss, metrics, lambda factor: spread(coefficient * factor, layout), layout.counted)
 
 
 def _by_token(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
-    advantages = rest["advantages"].detach().to(compute_dtype(logp, rest["old_logp"]))
-    own = not objective.per_sequence and any(one.level == "token" for one in objective.correction)
-    weights = _token_weights(objective, layout, logp, rest) if own else None
-    weight = None if own else _response_weights(objective, layout, logp, rest)
-    scanned = scan(objective, logp, rest["old_logp"], layout, advantages, weights)
+    terms, weight = _terms(objective, layout, logp, rest)
+    scanned = scan(terms)
     if scanned is None or not (weight is None or weight.isfinite().all()):
         return None
     sums, slopes = scanned
+    if not terms.by_response:
+        rest = rest | {"advantages": torch.ones_like(sums.lengths)}
     (loss, metrics), scale = _in_numpy(finish, objective, sums, rest, weight)
     return Solution(loss, metrics, lambda factor: scaled(slopes, scale * factor, layout), layout.counted)
+
+
+def _terms(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> tuple[Terms, Tensor | None]:
+    """What a scan reads, and the correction's weight of each response where tokens have none of their own."""
+    dtype, responses, units = compute_dtype(logp, rest["old_logp"]), None, None
+    if objective.ratio != "token":
+        responses = log_ratio_sums(logp, rest["old_logp"], layout, dtype)
+        units = responses.log_ratio if objective.ratio == "product" else divide(*responses[:2])
+    terms = Terms(
+        objective, layout, logp, rest["old_logp"], rest["advantages"].detach().to(dtype), None, responses, units
+    )
+    by_token = any(one.level == "token" for one in objective.correction) or not terms.by_response
+    if objective.correction and by_token and not objective.per_sequence:
+        return terms._replace(weights=_token_weights(objective, layout, logp, rest)), None
+    return terms, _response_weights(objective, layout, logp, rest)
 
 
 def _token_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor:
@@ -93,8 +124,9 @@ def _token_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dic
     dtype = compute_dtype(logp, rest["old_logp"])
     names = ("logp", "old_logp", "behavior_logp")
     tokens = [token_array(layout, name, (rest | {"logp": logp})[name], dtype) for name in names]
-    units = layout.clean(layout.spread(rest["advantages"].detach().to(dtype)))
-    return correction_weights(objective.correction, layout, *tokens, units)
+    units = rest["advantages"].detach().to(dtype)
+    units = layout.spread(units) if tuple(units.shape) == (layout.num_sequences,) else units
+    return correction_weights(objective.correction, layout, *tokens, layout.clean(units))
 
 
 def _response_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor | None:
@@ -116,13 +148,20 @@ def _response_weights(objective: Objective, layout: Layout, logp: Tensor, rest: 
 
 
 def _entries(
-    objective: Objective, sums: LogRatioSums, advantages: Any, groups: Any, normalizer: Any, weight: Any
+    objective: Objective, sums: LogRatioSums, advantages: Any, groups: Any, normalizer: Any, weight: Any, logps: Any
 ) -> tuple[PolicyLoss, Any]:
-    """The loss, and d loss / d log π_θ at each token of each response; `weight` is that of its correction."""
+    """The loss, and d loss / d log π_θ at each token of each response; `weight` is that of its correction.
+
+    `logps`, Σ_t log π_θ, where J is linear in them: the loss is their product with its gradient.
+    """
     options = {"advantages": advantages, "groups": groups, "normalizer": normalizer}
     step = response_step(objective, log_ratio=sums.log_ratio, lengths=sums.lengths, **options)
     if weight is not None:
         step = step.replace(effective=times(step.advantages, weight))
+    if logps is not None:
+        gradient = step_gradient(step)
+        metrics = step_metrics(step, unit_log_ratio(step), None, sums.tokens)
+        return PolicyLoss(step.xp.sum(gradient * logps), metrics), gradient
     return step_solution(step, sums.tokens)
 
 

@@ -1,8 +1,8 @@
-"""Surrogates of single tokens, in host memory: one pass over blocks of tokens that stay in the cache.
+"""Surrogates at single tokens, in host memory: one pass over blocks of tokens that stay in the cache.
 
-J = A v(x), and dJ/d log π_θ = A g(x), with one v and one g for each response: of its tokens a response needs Σ_t v_t
-alone. For PPO's clip v = clip(x, interval), and g = x wherever the clip leaves x alone; for CISPO g = clip(x, interval)
-and v = g log π_θ, as for REINFORCE, whose g is 1 inside. GMPO's v is clip(log x, interval), of which
+J = A v(x), and dJ/d log π_θ = A g(x), with one v and one g for each sign of A: of its tokens a response needs Σ_t v_t
+alone, or Σ_t A_t v_t. For PPO's clip v = clip(x, interval), and g = x wherever the clip leaves x alone; for CISPO g =
+clip(x, interval) and v = g log π_θ, as for REINFORCE, whose g is 1 inside. GMPO's v is clip(log x, interval), of which
 J = A e^{mean v} and g is 1 inside. Where something overflows a sum is NaN or wrong; then nothing is found here, and
 the caller goes the long way.
 """
@@ -17,21 +17,105 @@ from torch import Tensor
 
 from gspo_core import Cispo, Clip, Gmpo, Objective, PolicyLoss, Reinforce, Sapo, Unclipped
 from gspo_core.aggregation import divide, token_weights
-from gspo_core.arrays import Array, namespace_of, times
+from gspo_core.arrays import Array, times
 from gspo_core.metrics import RatioSums, TokenSums, metrics_of
 from gspo_core.responses import Responses
 from gspo_core.step import unit_advantages
 from gspo_core.surrogate import Clipped
 
 from .backend import BITS, numpy
-from .tokens import Block, blocks_of, subtract, sum_of_divergence
+from .tokens import Block, LogRatioSums, blocks_of, subtract, sum_of_divergence
 
 # Squares of ratios up to e^40 and down to e^-40 stay in the range of float32.
 _LARGEST = 40.0
+_SURROGATES = (Clip, Unclipped, Cispo, Sapo, Reinforce, Gmpo)
+
+
+class Terms(NamedTuple):
+    """What a scan reads, in the dtype of `advantages`, `[S]` or of tokens.
+
+    `weights` of tokens, a correction's, multiply v and g. Where a ratio is that of a response, `responses` has its sums,
+    and `units` its logarithm.
+    """
+
+    objective: Objective
+    layout: Any
+    logp: Tensor
+    old_logp: Tensor
+    advantages: Tensor
+    weights: Tensor | None
+    responses: LogRatioSums | None
+    units: Tensor | None
+
+    @property
+    def by_response(self) -> bool:
+        """Whether a response has one advantage."""
+        return tuple(self.advantages.shape) == (self.layout.num_sequences,)
+
+
+class Sums(NamedTuple):
+    """Per response Σ_t v_t and T; of all tokens, what metrics need."""
+
+    values: Array
+    lengths: Array
+    clipped: Clipped
+    ratios: RatioSums
+    tokens: TokenSums
+
+
+def covers(objective: Objective, layout: Any, advantages: Any) -> bool:
+    """Whether `objective` is this: any ratio, as long as its surrogate is one of tokens."""
+    fits = tuple(advantages.shape) == (layout.num_sequences,) or (
+        objective.allows_token_advantages and advantages.shape == layout.counted.shape
+    )
+    tokens = objective.ratio == "token" or not objective.per_sequence
+    return (
+        objective.penalty is None
+        and fits
+        and advantages.is_floating_point()
+        and tokens
+        and isinstance(objective.surrogate, _SURROGATES)
+    )
+
+
+def scan(terms: Terms) -> tuple[Sums, Tensor] | None:
+    """The sums over tokens, and g of every token; None on overflow."""
+    like, cap = terms.advantages, terms.objective.log_ratio_cap
+    bounds = _bounds(terms.objective.surrogate, like) if terms.by_response else None
+    slopes, parts = like.new_empty(terms.layout.counted.shape), []
+    sums = like.new_zeros(2, terms.layout.num_sequences, dtype=torch.float64)
+    for block in blocks_of(terms.layout):
+        found, part = _scan_tokens(_at(terms, block, bounds), slopes[block.tokens])
+        sums[:, block.responses] += found
+        parts.append(part)
+    least, top = min(part.least for part in parts), max(part.top for part in parts)
+    total, squares, kl, moved, *clipped = (sum(column) for column in list(zip(*parts, strict=True))[2:])
+    within = -_LARGEST <= top <= (_LARGEST if cap is None else min(cap, _LARGEST))
+    if not within or not math.isfinite(total + squares + kl + sums[0].sum().item()):
+        return None
+    values, lengths = sums.to(like.dtype)
+    shift = math.exp(-top)
+    numbers = (int(sums[1].sum()), total, least, top, total * shift, squares * shift**2, kl, moved, *clipped)
+    numbers = [like.new_tensor(number) for number in numbers]
+    ratios, tokens = RatioSums(*numbers[:6]), TokenSums(*numbers[6:8])
+    if terms.responses is not None:
+        if not math.isfinite(terms.responses.tokens.divergence):
+            return None
+        ratios, tokens = _ratios_of(terms.units, lengths > 0), terms.responses.tokens
+    return Sums(values, lengths, Clipped(*numbers[8:]), ratios, tokens), slopes
+
+
+def _ratios_of(units: Any, present: Tensor) -> RatioSums:
+    """The sums over the ratios of responses that are not empty."""
+    held = units[present]
+    scaled = (held - held.max()).exp()
+    return RatioSums(
+        present.sum().to(held.dtype), held.exp().sum(), held.min(), held.max(), scaled.sum(), scaled.square().sum()
+    )
 
 
 class _Bounds(NamedTuple):
-    """The closed interval of what is not held, and τ: one number, or one for each response."""
+    """The closed interval of what is not held, and τ: one number, or one for each advantage."""
 
     low: Tensor
     high: Tensor
@@ -41,159 +125,129 @@ class _Bounds(NamedTuple):
 class _Tokens(NamedTuple):
     surrogate: Any
     block: Block
-    logp: Tensor
-    old_logp: Tensor
     counted: Tensor
+    keep: Tensor
+    logp: Tensor
+    log_ratio: Tensor
+    advantages: Tensor
     bounds: _Bounds
     weight: Tensor | None
 
 
-class Sums(NamedTuple):
-    """Per response Σ_t v_t, T, how many x_t are in the interval and above it; of all tokens, what metrics need."""
-
-    values: Array
-    lengths: Array
-    inside: Array
-    above: Array
-    ratios: RatioSums
-    tokens: TokenSums
-
-
-def covers(objective: Objective, layout: Any, advantages: Any) -> bool:
-    """Whether `objective` is this, with one advantage per response."""
-    whole = tuple(advantages.shape) == (layout.num_sequences,)
-    return objective.penalty is None and whole and objective.ratio == "token" and type(objective.surrogate) in _APPLY
-
-
-def scan(
-    objective: Objective, logp: Tensor, old_logp: Tensor, layout: Any, advantages: Tensor, weights: Tensor | None
-) -> tuple[Sums, Tensor] | None:
-    """The sums over tokens with `advantages` `[S]`, in whose dtype it computes, and g of every token; None on overflow.
-
-    `weights` of tokens, those of a correction, multiply v and g.
-    """
-    surrogate, bounds = objective.surrogate, _bounds(objective.surrogate, advantages)
-    slopes = advantages.new_empty(layout.counted.shape)
-    sums, parts = advantages.new_zeros(4, layout.num_sequences, dtype=torch.float64), []
-    for block in blocks_of(layout):
-        b = block.tokens
-        here = _Bounds(*(block.spread(value) if value.ndim else value for value in bounds))
-        weight = None if weights is None else weights[b]
-        tokens = _Tokens(surrogate, block, logp[b], old_logp[b], layout.counted[b], here, weight)
-        found, part = _scan_tokens(tokens, slopes[b])
-        for whole, some in zip(sums, found, strict=True):
-            whole[block.responses] += some
-        parts.append(part)
-    total, squares, kl = (sum(getattr(part, name) for part in parts) for name in ("total", "squares", "divergence"))
-    least, top = min(part.least for part in parts), max(part.top for part in parts)
-    cap = _LARGEST if objective.log_ratio_cap is None else min(objective.log_ratio_cap, _LARGEST)
-    if not math.isfinite(total + squares + kl + sums[0].sum().item()) or not -_LARGEST <= top <= cap:
-        return None
-    shift = math.exp(-top)
-    ratios = (int(sums[1].sum()), total, least, top, total * shift, squares * shift**2)
-    like = advantages.new_tensor
-    tokens = TokenSums(like(kl), like(any(part.moved for part in parts)))
-    return Sums(*sums.to(advantages.dtype), RatioSums(*map(like, ratios)), tokens), slopes
+def _at(terms: Terms, block: Block, bounds: _Bounds | None) -> _Tokens:
+    """What is read of a block; 0 at uncounted tokens, but for log π_θ and, beside it, weights."""
+    b, dtype = block.tokens, terms.advantages.dtype
+    counted, weight = terms.layout.counted[b], None if terms.weights is None else terms.weights[b]
+    keep = counted.view(torch.int8).to(BITS[dtype])
+    d = torch.empty(counted.shape, dtype=dtype, device=counted.device)
+    if terms.units is None:
+        subtract(terms.logp[b], terms.old_logp[b], d)
+    else:
+        d.copy_(block.spread(terms.units))
+    d.view(keep.dtype).mul_(keep)
+    if bounds is not None:
+        advantages = block.spread(terms.advantages)
+        bounds = _Bounds(*(block.spread(value) if value.ndim else value for value in bounds))
+    else:
+        advantages = torch.empty_like(d).copy_(terms.advantages[b])
+        advantages.view(keep.dtype).mul_(keep)
+        bounds = _bounds(terms.objective.surrogate, advantages)
+        weight = advantages if weight is None else advantages * weight
+    return _Tokens(terms.objective.surrogate, block, counted, keep, terms.logp[b], d, advantages, bounds, weight)
 
 
 def _bounds(surrogate: Any, advantages: Tensor) -> _Bounds:
-    gate, numbers = surrogate.gate if isinstance(surrogate, Reinforce) else surrogate, advantages.new_tensor
+    """Any numbers where A is 0, which J and its slope are then too."""
+    gate, free = surrogate.gate if isinstance(surrogate, Reinforce) else surrogate, math.inf
+    low, high, tau = (0.0, 0.0), (free, free), (1.0, 1.0)
     if isinstance(gate, Clip):
-        return _Bounds(*gate.interval(advantages), numbers(1.0))
-    if isinstance(gate, Cispo):
-        return _Bounds(*numbers([0.0 if gate.low is None else 1 - gate.low, 1 + gate.high, 1.0]))
-    if isinstance(gate, Gmpo):
-        low, high, free = numbers([-gate.low, gate.high, math.inf])
-        return _Bounds(torch.where(advantages < 0, low, -free), torch.where(advantages > 0, high, free), numbers(1.0))
-    low, high, one = numbers([0.0, math.inf, 1.0])
-    if isinstance(gate, Sapo):
-        return _Bounds(low, high, torch.where(advantages > 0, gate.tau_pos, torch.full_like(advantages, gate.tau_neg)))
-    return _Bounds(low, high, one)
+        low, high = (1 - gate.low, 0.0), (free if gate.dual is None else gate.dual, 1 + gate.high)
+    elif isinstance(gate, Cispo):
+        low, high = (0.0 if gate.low is None else 1 - gate.low,) * 2, (1 + gate.high,) * 2
+    elif isinstance(gate, Gmpo):
+        low, high = (-gate.low, -free), (free, gate.high)
+    elif isinstance(gate, Sapo):
+        tau = gate.tau_neg, gate.tau_pos
+    return _Bounds(*(_by_sign(advantages, *pair) for pair in (low, high, tau)))
 
 
-def _has_both_sides(surrogate: Any) -> bool:
-    """Whether what is held in a response may be so above and below."""
+def _by_sign(advantages: Tensor, negative: float, positive: float) -> Tensor:
+    """One number where A < 0 and another elsewhere, selected by their bits: infinities are some."""
+    numbers = advantages.new_tensor([negative, positive])
+    if negative == positive:
+        return numbers[0]
+    one, other = numbers.view(BITS[numbers.dtype])
+    flags = torch.from_numpy(numpy.less(advantages.numpy(), 0)).view(torch.int8).to(one.dtype)
+    return flags.mul_(one - other).add_(other).view(numbers.dtype)
+
+
+def _count(here: _Tokens, unit: Tensor, clipped: Tensor) -> tuple[Tensor, Any]:
+    """Where a counted token is not held, and how many are, by which cause; NumPy compares in a sixth of the time."""
+    surrogate, counted = here.surrogate, here.counted.numpy()
     gate = surrogate.gate if isinstance(surrogate, Reinforce) else surrogate
-    return (isinstance(gate, Cispo) and gate.low is not None) or (isinstance(gate, Clip) and gate.dual is not None)
+    if not isinstance(gate, (Clip, Cispo, Gmpo)):
+        return here.counted, (0, 0, 0)
+    units, advantages = unit.numpy(), here.advantages.numpy()
+    inside = numpy.equal(clipped.numpy(), units)
+    inside &= counted
+    held = inside ^ counted
+    held &= advantages != 0
+    above = numpy.greater(units, here.bounds.high.numpy())
+    above &= held
+    outside, high = numpy.count_nonzero(held), numpy.count_nonzero(above)
+    dual = numpy.count_nonzero(above & (advantages < 0)) if isinstance(gate, Clip) and gate.dual is not None else 0
+    return torch.from_numpy(inside), (outside - high, high - dual, dual)
 
 
-# Each turns `clipped`, clip(x, interval), into v and `ratio`, 0 at uncounted tokens, into g; v may be anything there.
-
-
-def _held(here: _Tokens, inside: Tensor, keep: Tensor, clipped: Tensor, ratio: Tensor) -> None:  # noqa: ARG001
-    """v = clip(x), g = x inside the interval."""
-    ratio.view(keep.dtype).mul_(inside.view(torch.int8).to(keep.dtype))
-
-
-def _gated(here: _Tokens, inside: Tensor, keep: Tensor, clipped: Tensor, ratio: Tensor) -> None:  # noqa: ARG001
-    """g = 1 inside the interval, v = g log π_θ."""
-    clipped.copy_(ratio.copy_(inside.view(torch.int8))).mul_(here.logp)
-
-
-def _averaged(here: _Tokens, inside: Tensor, keep: Tensor, clipped: Tensor, ratio: Tensor) -> None:  # noqa: ARG001
-    """v = clip(log x), g = 1 inside the interval."""
-    ratio.copy_(inside.view(torch.int8))
-
-
-def _weighted(here: _Tokens, inside: Tensor, keep: Tensor, clipped: Tensor, ratio: Tensor) -> None:  # noqa: ARG001
-    """g = clip(x), v = g log π_θ."""
-    ratio.copy_(clipped).view(keep.dtype).mul_(keep)
-    clipped.mul_(here.logp)
-
-
-def _soft(here: _Tokens, inside: Tensor, keep: Tensor, clipped: Tensor, ratio: Tensor) -> None:  # noqa: ARG001
-    """v = (4/τ) p, g = 4 p (1 - p) x, p = σ(τ (x - 1))."""
-    tau = here.bounds.tau
-    clipped.sub_(1).mul_(tau)
-    ratio.mul_(torch.sigmoid(-clipped)).mul_(clipped.sigmoid_()).mul_(4)
-    clipped.mul_(4 / tau)
-
-
-_APPLY: dict[type, Any] = {
-    Clip: _held,
-    Unclipped: _held,
-    Cispo: _weighted,
-    Sapo: _soft,
-    Reinforce: _gated,
-    Gmpo: _averaged,
-}
+def _apply(here: _Tokens, inside: Tensor, clipped: Tensor, ratio: Tensor) -> None:
+    """Turns clip(x, interval) into v, which may be anything at uncounted tokens, and x, 0 there, into g."""
+    surrogate, bits = here.surrogate, here.keep.dtype
+    if isinstance(surrogate, Cispo):
+        ratio.copy_(clipped).view(bits).mul_(here.keep)
+        clipped.mul_(here.logp)
+    elif isinstance(surrogate, Reinforce):
+        clipped.copy_(ratio.copy_(inside.view(torch.int8))).mul_(here.logp)
+    elif isinstance(surrogate, Gmpo):
+        ratio.copy_(inside.view(torch.int8))
+    elif isinstance(surrogate, Sapo):
+        # v = (4/τ) p and g = 4 p (1 - p) x, where p = σ(τ (x - 1)).
+        tau = here.bounds.tau
+        clipped.sub_(1).mul_(tau)
+        ratio.mul_(torch.sigmoid(-clipped)).mul_(clipped.sigmoid_()).mul_(4)
+        clipped.mul_(4 / tau)
+    else:
+        ratio.view(bits).mul_(inside.view(torch.int8).to(bits))
 
 
 class _Part(NamedTuple):
+    least: float
+    top: float
     total: float
     squares: float
     divergence: float
-    least: float
-    top: float
     moved: bool
+    low: int
+    high: int
+    dual: int
 
 
-def _scan_tokens(here: _Tokens, slopes: Tensor) -> tuple[tuple[Tensor, ...], _Part]:
-    """The sums of some tokens; `slopes` is filled."""
-    bits, d, clipped = BITS[slopes.dtype], torch.empty_like(slopes), torch.empty_like(slopes)
-    keep = here.counted.view(torch.int8).to(bits)
-    subtract(here.logp, here.old_logp, d).view(bits).mul_(keep)
+def _scan_tokens(here: _Tokens, slopes: Tensor) -> tuple[Tensor, _Part]:
+    """Σ_t v_t and T of some tokens, and what adds up over all; `slopes` is filled."""
+    d, clipped, bits = here.log_ratio, torch.empty_like(slopes), here.keep.dtype
     ratio = torch.exp(d, out=slopes)
     unit = d if isinstance(here.surrogate, Gmpo) else ratio
     torch.minimum(torch.maximum(unit, here.bounds.low, out=clipped), here.bounds.high, out=clipped)
-    inside = _compare(numpy.equal, clipped, unit, here.counted)
-    above = _compare(numpy.greater, unit, here.bounds.high, here.counted) if _has_both_sides(here.surrogate) else None
-    ratio.view(bits).mul_(keep)
+    inside, causes = _count(here, unit, clipped)
+    ratio.view(bits).mul_(here.keep)
     total, squares = ratio.sum().item(), ratio.view(-1).dot(ratio.view(-1)).item()
-    _APPLY[type(here.surrogate)](here, inside, keep, clipped, ratio)
+    _apply(here, inside, clipped, ratio)
     if here.weight is not None:
         clipped.mul_(here.weight)
         ratio.mul_(here.weight)
-    clipped.view(bits).mul_(keep)
-    counts = (0.0 if flags is None else here.block.counts(flags) for flags in (here.counted, inside, above))
-    sums = here.block.sums(clipped), *counts
+    clipped.view(bits).mul_(here.keep)
+    sums = torch.stack([here.block.sums(clipped), here.block.counts(here.counted).to(clipped.dtype)])
     kl = sum_of_divergence(d, clipped)
-    return sums, _Part(total, squares, kl, *_ends(d, here.counted), kl != 0 or bool(d.any()))
-
-
-def _compare(function: Any, left: Tensor, right: Tensor, counted: Tensor) -> Tensor:
-    """Where it holds among the counted tokens; NumPy compares in a sixth of the time."""
-    return torch.from_numpy(function(left.numpy(), right.numpy())).bitwise_and_(counted)
+    return sums, _Part(*_ends(d, here.counted), total, squares, kl, kl != 0 or bool(d.any()), *causes)
 
 
 def _ends(d: Tensor, counted: Tensor) -> tuple[float, float]:
@@ -219,16 +273,5 @@ def finish(
     if isinstance(objective.surrogate, Gmpo):
         effective, values = effective * layout.xp.exp(divide(values, sums.lengths)), sums.lengths
     scale = -divide(weights.omega * effective, weights.count)
-    causes = Clipped(*map(layout.xp.sum, _causes(objective.surrogate, sums, units)))
-    metrics = metrics_of(sums.lengths, causes, sums.ratios, sums.tokens)
+    metrics = metrics_of(sums.lengths, sums.clipped, sums.ratios, sums.tokens)
     return PolicyLoss(layout.xp.sum(scale * values), metrics), scale
-
-
-def _causes(surrogate: Any, sums: Sums, units: Array) -> Clipped:
-    """How many tokens of each response are held, by which cause."""
-    xp, outside, zeros = namespace_of(units), sums.lengths - sums.inside, units * 0
-    if isinstance(surrogate, Cispo):
-        below = zeros if surrogate.low is None else outside - sums.above
-        return Clipped(xp.where(units != 0, below, zeros), xp.where(units != 0, outside - below, zeros), zeros)
-    low = xp.where(units < 0, outside - sums.above, zeros)
-    return Clipped(low, xp.where(units > 0, outside, zeros), xp.where(units < 0, sums.above, zeros))

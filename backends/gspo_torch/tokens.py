@@ -71,6 +71,16 @@ def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.
     return LogRatioSums(layout.sum_tokens(d), layout.lengths(dtype), tokens)
 
 
+def token_sums(values: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """Σ_t v_t over the counted tokens, `[S]`, in host memory."""
+    found = torch.zeros(layout.num_sequences, dtype=torch.float64, device=values.device)
+    for block in blocks_of(layout):
+        kept = values[block.tokens].to(dtype, copy=True)
+        kept.view(BITS[dtype]).mul_(layout.counted[block.tokens].view(torch.int8).to(BITS[dtype]))
+        found[block.responses] += block.sums(kept)
+    return found.to(dtype)
+
+
 def spread(per_response: Tensor, layout: Layout) -> Tensor:
     """v_i at every counted token of response i and exactly 0 elsewhere, whatever v_i is."""
     counted = layout.counted

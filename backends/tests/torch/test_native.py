@@ -19,7 +19,7 @@ CASES = [
     for name, objective in AXES.items()
     for per_token in ((False, True) if objective.allows_token_advantages else (False,))
 ]
-BY_RESPONSE = ("gspo", "gspo_token", "luspo", "product-Clip", "sequence-Sapo", "sequence-Unclipped")
+BY_RESPONSE = ("gspo", "gspo_token", "luspo", "product-Clip", "sequence-Sapo", "sequence-Unclipped", "vespo")
 
 
 def tensor(values: Any, dtype: str | None = None) -> torch.Tensor:

@@ -143,10 +143,37 @@ def test_where_something_overflows_the_core_takes_over(difference: float) -> Non
         assert_equal(both(OBJECTIVES[name], arguments), 2e-6, 1e-8)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("name", ["grpo", "dual", "cispo on both sides", "sapo, steep", "gated", "gspo_token"])
+def test_advantages_of_tokens(
+    monkeypatch: pytest.MonkeyPatch, found: list[bool], name: str, layout: Callable[..., Any]
+) -> None:
+    """Both signs and 0 within a response; NaN where nothing counts."""
+    monkeypatch.setattr(tokens, "_BLOCK", 70)
+    objective = (OBJECTIVES | {"gspo_token": gspo.Objective.gspo_token(gspo.Clip(0.02, 0.03))})[name]
+    signs = torch.tensor([1.0, -2.0, 0.0, 0.5, -0.3])
+    for dtype, rtol, atol in ((torch.float64, 1e-12, 1e-15), (torch.float32, 2e-6, 5e-8)):
+        arguments = layout(batch(dtype=dtype))
+        shape = arguments["logp"].shape
+        advantages = signs.to(dtype)[torch.arange(arguments["logp"].numel()) % 5].view(shape)
+        counted = arguments["sequences"] if layout is dict else arguments["logp"].isfinite()
+        advantages = torch.where(counted, advantages, torch.nan)
+        assert_equal(both(objective, arguments | {"advantages": advantages}), rtol, atol)
+    assert found == [True, True]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_an_advantage_of_a_token_that_is_not_finite_is_named(wrong: float) -> None:
+    arguments = batch()
+    advantages = torch.ones(9, 33, dtype=torch.float64)
+    advantages[4, 1] = wrong
+    with pytest.raises(ValueError, match=r"^advantages: expected finite"):
+        gspo.policy_loss(OBJECTIVES["grpo"], **(arguments | {"advantages": advantages}))
+
+
 def test_what_it_does_not_cover(found: list[bool]) -> None:
     arguments = batch()
-    per_token = arguments | {"advantages": torch.randn(9, 33, dtype=torch.float64)}
-    assert_equal(both(OBJECTIVES["grpo"], per_token), 1e-12, 1e-15)
+    assert_equal(both(gspo.Objective("token", gspo.Vespo()), arguments), 1e-12, 1e-15)
     assert not found
     assert_equal(both(OBJECTIVES["grpo"].replace(log_ratio_cap=0.1), arguments), 1e-12, 1e-15)
     assert found == [False]
