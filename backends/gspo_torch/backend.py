@@ -128,7 +128,7 @@ class TorchBackend(Backend):
 def numpy_of(values: Tensor) -> Any:
     """The numbers of a tensor in host memory, in place unless NumPy lacks their dtype."""
     narrow = values.is_floating_point() and values.dtype not in (torch.float32, torch.float64)
-    return (values.float() if narrow else values).detach().numpy()
+    return (values.float() if narrow else values).detach().resolve_neg().numpy()
 
 
 def _has_graph(values: Tensor) -> bool:

@@ -16,16 +16,16 @@ from torch import Tensor
 from gspo_core import Cispo, Objective, PolicyLoss, Reinforce, Unclipped, Vespo
 from gspo_core.aggregation import divide
 from gspo_core.arrays import compute_dtype, times
-from gspo_core.correction import correction_weights
 from gspo_core.gradient import step_gradient
 from gspo_core.loss import step_solution
 from gspo_core.metrics import step_metrics
-from gspo_core.responses import Responses, needs_no_tokens, response_step
+from gspo_core.responses import needs_no_tokens, response_step
 from gspo_core.sequences import Layout
-from gspo_core.step import bind, prepare, token_array, unit_log_ratio
+from gspo_core.step import bind, prepare, unit_log_ratio
 from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy, numpy_of
+from .corrected import response_weights, token_weights
 from .penalised import add_penalty
 from .solution import Solution
 from .token_surrogates import Terms, covers, finish, scan
@@ -82,7 +82,7 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
         # A log-probability is not finite, or only e^d is not: the slow check tells.
         check_finite("logp", logp, layout.counted)
         check_finite("old_logp", old_logp, layout.counted)
-    weight = _response_weights(objective, layout, logp, rest)
+    weight = response_weights(objective, layout, logp, rest)
     logps = token_sums(logp, layout, sums.lengths.dtype) if _is_weighted(objective) else None
     if numpy is not None and backend.can_inspect(logp):
         (loss, metrics), coefficient = _in_numpy(_entries, objective, sums, rest, weight, logps)
@@ -111,40 +111,19 @@ def _terms(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, A
         responses = log_ratio_sums(logp, rest["old_logp"], layout, dtype)
         units = responses.log_ratio if objective.ratio == "product" else divide(*responses[:2])
     terms = Terms(
-        objective, layout, logp, rest["old_logp"], rest["advantages"].detach().to(dtype), None, responses, units
+        objective,
+        layout,
+        logp,
+        rest["old_logp"],
+        rest["advantages"].detach().to(dtype).resolve_neg(),
+        None,
+        responses,
+        units,
     )
     by_token = any(one.level == "token" for one in objective.correction) or not terms.by_response
     if objective.correction and by_token and not objective.per_sequence:
-        return terms._replace(weights=_token_weights(objective, layout, logp, rest)), None
-    return terms, _response_weights(objective, layout, logp, rest)
-
-
-def _token_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor:
-    """The correction's weight of each token, 0 at uncounted positions."""
-    dtype = compute_dtype(logp, rest["old_logp"])
-    names = ("logp", "old_logp", "behavior_logp")
-    tokens = [token_array(layout, name, (rest | {"logp": logp})[name], dtype) for name in names]
-    units = rest["advantages"].detach().to(dtype)
-    units = layout.spread(units) if tuple(units.shape) == (layout.num_sequences,) else units
-    return correction_weights(objective.correction, layout, *tokens, layout.clean(units))
-
-
-def _response_weights(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Tensor | None:
-    """The correction's mean weight of each response, `[S]`: of one alike at all of its tokens, log-ratios are summed alone."""
-    if not objective.correction:
-        return None
-    if any(one.level == "token" for one in objective.correction):
-        return layout.mean_tokens(_token_weights(objective, layout, logp, rest))
-    dtype, behavior_logp = compute_dtype(logp, rest["old_logp"]), rest["behavior_logp"]
-    check_finite("behavior_logp", behavior_logp, layout.counted)
-    numerators, read = {"current": logp, "old": rest["old_logp"]}, {one.numerator for one in objective.correction}
-    sums = {name: log_ratio_sums(numerators[name], behavior_logp, layout, dtype) for name in read}
-    responses = Responses(next(iter(sums.values())).lengths)
-    means = {name: responses.clean(one.log_ratio / one.lengths) for name, one in sums.items()}
-    units = rest["advantages"].detach().to(dtype)
-    zeros = torch.zeros_like(units)
-    new, old = (means.get(name, zeros) for name in ("current", "old"))
-    return correction_weights(objective.correction, responses, new, old, zeros, units)
+        return terms._replace(weights=token_weights(objective, layout, logp, rest)), None
+    return terms, response_weights(objective, layout, logp, rest)
 
 
 def _entries(

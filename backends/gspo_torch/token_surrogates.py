@@ -10,6 +10,7 @@ the caller goes the long way.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Terms(NamedTuple):
     logp: Tensor
     old_logp: Tensor
     advantages: Tensor
-    weights: Tensor | None
+    weights: Callable[[Block], Tensor] | None
     responses: LogRatioSums | None
     units: Tensor | None
 
@@ -137,7 +138,7 @@ class _Tokens(NamedTuple):
 def _at(terms: Terms, block: Block, bounds: _Bounds | None) -> _Tokens:
     """What is read of a block; 0 at uncounted tokens, but for log π_θ and, beside it, weights."""
     b, dtype = block.tokens, terms.advantages.dtype
-    counted, weight = terms.layout.counted[b], None if terms.weights is None else terms.weights[b]
+    counted, weight = terms.layout.counted[b], None if terms.weights is None else terms.weights(block)
     keep = counted.view(torch.int8).to(BITS[dtype])
     d = torch.empty(counted.shape, dtype=dtype, device=counted.device)
     if terms.units is None:

@@ -20,6 +20,7 @@ OBJECTIVES = {
     "product": gspo.Objective("product", gspo.Unclipped()),
     "grpo": gspo.Objective.grpo(),
     "cispo": gspo.Objective("token", gspo.Cispo(0.1, 0.2)),
+    "gspo_token": gspo.Objective.gspo_token(gspo.Clip(0.1, 0.2)),
     "gmpo": gspo.Objective.gmpo(gspo.Gmpo(0.1, 0.2)),
     "sapo, k3": gspo.Objective.sapo().replace(penalty=gspo.Penalty("k3", 0.2)),
 }
@@ -28,7 +29,7 @@ CORRECTIONS = [
     gspo.Correction("token", "mask", low=0.7, high=1.3, numerator="current"),
     gspo.Correction("geometric", "mask", low=0.9, high=1.2, negative_only=True),
     gspo.Correction("sequence", "reject", low=0.5, high=3.0),
-    (gspo.Correction("geometric", "reject", low=0.8), gspo.Correction("token", "clamp", high=2.0)),
+    (gspo.Correction("geometric", "reject", low=0.8), gspo.Correction("token", "clamp", high=2.0, negative_only=True)),
 ]
 
 
