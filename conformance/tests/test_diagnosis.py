@@ -15,7 +15,8 @@ import torch
 from gspo_conformance import check, load_vectors, loss_target
 from gspo_conformance.diagnosis import diagnose
 from gspo_conformance.diagnosis.census import account_of, examine, sample_pairs
-from gspo_conformance.diagnosis.verdict import atlas_of
+from gspo_conformance.diagnosis.evidence import Evidence
+from gspo_conformance.diagnosis.verdict import atlas_of, diagnose_evidence
 from gspo_conformance.mutants import find, mutants
 from gspo_conformance.mutants.atlas import Atlas
 from gspo_conformance.mutants.dialects import DIALECTS
@@ -216,6 +217,20 @@ def test_the_little_that_a_culprit_leaves_over_is_listed() -> None:
     sentence = found(loss_target(loss), "surrogate/paper-*", "gradient/*")["sentence"]
     assert "`aggregation.token-mean` (GSPO-AGG-1): the loss of a response held at 3" in sentence
     assert "29 of 30 answers, not gradient/large-advantages" in sentence
+
+
+def test_nobody_is_named_whom_other_answers_contradict(atlas: Atlas) -> None:
+    """Three mistakes of a dialect explain the wrong answer; a sample of the right ones hardly speaks against them, all do."""
+
+    def answer(question: int) -> Evidence:
+        row = atlas.right(question)
+        if atlas.bench.questions[question].vector.id != "aggregation/empty-group":
+            return Evidence(question, row, right=True)
+        return Evidence(question, replace(row, numbers=2 * row.numbers), right=False)
+
+    diagnosis = diagnose_evidence([answer(question) for question in range(len(atlas.bench.questions))], atlas)
+    assert diagnosis is not None
+    assert diagnosis.names == (), diagnosis.sentence
 
 
 def test_a_known_and_an_unknown_deviation_together_are_named_with_less_confidence() -> None:

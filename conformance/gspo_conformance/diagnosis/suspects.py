@@ -140,11 +140,13 @@ class Search:
         return [index for (index, _), yes in zip(moved, found, strict=True) if yes]
 
     def _best(self, suspects: Iterable[tuple[Mutant, ...]]) -> list[Suspect]:
-        """Judged by some answers and ranked; those level at the top once more, by every answer there is."""
-        found = _ordered(self._judge(parts, self.judged) for parts in suspects)
-        level = [one for one in found if one.share == found[0].share]
-        again = [self._judge(one.parts, self.evidence) for one in level]
-        return _ordered([*again, *found[len(level) :]])
+        """Judged by some answers and ranked; whoever comes out on top once more, by every answer there is."""
+        found, heard = _ordered(self._judge(parts, self.judged) for parts in suspects), set[tuple[Mutant, ...]]()
+        while level := [one for one in found if one.share == found[0].share and one.parts not in heard]:
+            heard |= {one.parts for one in level}
+            rest = [one for one in found if one not in level]
+            found = _ordered([*(self._judge(one.parts, self.evidence) for one in level), *rest])
+        return found
 
     def _judge(self, parts: tuple[Mutant, ...], evidence: Sequence[Evidence]) -> Suspect:
         missed = self.missed(parts, evidence)
