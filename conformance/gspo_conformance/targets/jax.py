@@ -22,6 +22,8 @@ from .core import Arrays, CoreTarget, cuts
 
 # What was compiled for a shape is let go of when another shape comes, but not for every few cases.
 _CASES_KEPT = 150
+# One program costs what a dozen operations cost: a shape that is met no more often needs none compiled apart.
+_WHOLE = 4
 # Whole programs hold two megabytes each; of one shape these were used last.
 _PROGRAMS_KEPT = 64
 
@@ -56,8 +58,8 @@ class Jax:
 class JaxTarget(CoreTarget):
     """The core on JAX, in the precision that the case names.
 
-    Operation by operation, where nothing is hidden; compiled as one program where that is met again and again, or
-    where every operation would have to be compiled for a shape of its own. What may have to be refused is never compiled.
+    Operation by operation, where nothing is hidden; compiled as one program where that is met again and again, and
+    while a shape is new, for which every operation would have to be compiled. What may have to be refused is never compiled.
     """
 
     patience = 2
@@ -67,6 +69,7 @@ class JaxTarget(CoreTarget):
         self._programs: dict[str, Any] = {}
         self._met: Counter[str] = Counter()
         self._shape: Any = None
+        self._new = 0
         self._answered = 0
         self._lowering = Lowering()
 
@@ -82,6 +85,7 @@ class JaxTarget(CoreTarget):
         self._answered += 1
         if before == self._shape:
             return
+        self._new = _WHOLE
         self._programs.clear()
         if self._answered > _CASES_KEPT:
             self._answered = 0
@@ -94,7 +98,8 @@ class JaxTarget(CoreTarget):
             return super().answer(case, given)
         key = _signature(case)
         self._met[key] += 1
-        if self._met[key] <= self.patience and case.layout != "packed" and case.operation != "step":
+        self._new -= 1
+        if self._met[key] <= self.patience and self._new < 0 and case.operation != "step":
             return super().answer(case, given)
         program = self._programs.pop(key, None) or jax.jit(partial(super().answer, case))
         self._programs[key] = program
