@@ -1,7 +1,8 @@
 """Loss, metrics and gradient of a step at once, by the core's formulas, without autograd.
 
 Where T_i and Σ_t d_{i,t} determine the loss, tokens are read once and the rest happens on `[S]` entries;
-what is kept for the backward pass is one number per response.
+what is kept for the backward pass is one number per response. Elsewhere a scan of the tokens, in host memory, leaves one
+number per token. What neither covers goes the long way: the core's array functions on all tokens.
 """
 
 from __future__ import annotations
@@ -62,12 +63,11 @@ def _at_once(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str,
 
 def _needs_sums(objective: Objective, layout: Layout, advantages: Any) -> bool:
     """Whether Σ_t log π_θ or the correction's mean weight is all that is missing of what responses determine."""
-    if not objective.per_sequence and any(one.level == "token" for one in objective.correction):
+    weighted, by_token = _is_weighted(objective), any(one.level == "token" for one in objective.correction)
+    if not objective.per_sequence and (by_token or not weighted):
         return False
-    like = objective.replace(correction=(), surrogate=Unclipped() if _is_weighted(objective) else objective.surrogate)
-    return (objective.per_sequence or _is_weighted(objective)) and needs_no_tokens(
-        like, advantages, layout.num_sequences
-    )
+    like = objective.replace(correction=(), surrogate=Unclipped() if weighted else objective.surrogate)
+    return needs_no_tokens(like, advantages, layout.num_sequences)
 
 
 def _is_weighted(objective: Objective) -> bool:
@@ -106,20 +106,13 @@ def _by_token(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str
 
 def _terms(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> tuple[Terms, Tensor | None]:
     """What a scan reads, and the correction's weight of each response where tokens have none of their own."""
-    dtype, responses, units = compute_dtype(logp, rest["old_logp"]), None, None
+    dtype = compute_dtype(logp, rest["old_logp"])
+    advantages = rest["advantages"].detach().to(dtype).resolve_neg()
+    terms = Terms(objective, layout, logp, rest["old_logp"], advantages)
     if objective.ratio != "token":
         responses = log_ratio_sums(logp, rest["old_logp"], layout, dtype)
         units = responses.log_ratio if objective.ratio == "product" else divide(*responses[:2])
-    terms = Terms(
-        objective,
-        layout,
-        logp,
-        rest["old_logp"],
-        rest["advantages"].detach().to(dtype).resolve_neg(),
-        None,
-        responses,
-        units,
-    )
+        terms = terms._replace(responses=responses, units=units)
     by_token = any(one.level == "token" for one in objective.correction) or not terms.by_response
     if objective.correction and by_token and not objective.per_sequence:
         return terms._replace(weights=token_weights(objective, layout, logp, rest)), None

@@ -33,10 +33,10 @@ _SURROGATES = (Clip, Unclipped, Cispo, Sapo, Reinforce, Gmpo)
 
 
 class Terms(NamedTuple):
-    """What a scan reads, in the dtype of `advantages`, `[S]` or of tokens.
+    """What a scan reads, and computes with in the dtype of `advantages`, `[S]` or of tokens.
 
-    `weights` of tokens, a correction's, multiply v and g. Where a ratio is that of a response, `responses` has its sums,
-    and `units` its logarithm.
+    `weights` of the tokens of a block, a correction's, multiply v and g. Where a response has one ratio, `units` are their
+    logarithms and `responses` the sums that these are made of.
     """
 
     objective: Objective
@@ -44,9 +44,9 @@ class Terms(NamedTuple):
     logp: Tensor
     old_logp: Tensor
     advantages: Tensor
-    weights: Callable[[Block], Tensor] | None
-    responses: LogRatioSums | None
-    units: Tensor | None
+    weights: Callable[[Block], Tensor] | None = None
+    responses: LogRatioSums | None = None
+    units: Tensor | None = None
 
     @property
     def by_response(self) -> bool:
@@ -65,18 +65,11 @@ class Sums(NamedTuple):
 
 
 def covers(objective: Objective, layout: Any, advantages: Any) -> bool:
-    """Whether `objective` is this: any ratio, as long as its surrogate is one of tokens."""
-    fits = tuple(advantages.shape) == (layout.num_sequences,) or (
-        objective.allows_token_advantages and advantages.shape == layout.counted.shape
-    )
-    tokens = objective.ratio == "token" or not objective.per_sequence
-    return (
-        objective.penalty is None
-        and fits
-        and advantages.is_floating_point()
-        and tokens
-        and isinstance(objective.surrogate, _SURROGATES)
-    )
+    """Whether `objective` is this, under any ratio, with advantages that it takes."""
+    shape, by_token = tuple(advantages.shape), objective.allows_token_advantages
+    fits = shape == (layout.num_sequences,) or (by_token and shape == layout.token_shape)
+    takes = isinstance(objective.surrogate, _SURROGATES) and (by_token or objective.ratio == "token")
+    return objective.penalty is None and takes and fits and advantages.is_floating_point()
 
 
 def scan(terms: Terms) -> tuple[Sums, Tensor] | None:
@@ -183,7 +176,7 @@ def _by_sign(advantages: Tensor, negative: float, positive: float) -> Tensor:
 
 
 def _count(here: _Tokens, unit: Tensor, clipped: Tensor) -> tuple[Tensor, Any]:
-    """Where a counted token is not held, and how many are, by which cause; NumPy compares in a sixth of the time."""
+    """Where a counted token is not held, and how many others are, by which cause; NumPy compares in a sixth of the time."""
     surrogate, counted = here.surrogate, here.counted.numpy()
     gate = surrogate.gate if isinstance(surrogate, Reinforce) else surrogate
     if not isinstance(gate, (Clip, Cispo, Gmpo)):
@@ -248,16 +241,20 @@ def _scan_tokens(here: _Tokens, slopes: Tensor) -> tuple[Tensor, _Part]:
     clipped.view(bits).mul_(here.keep)
     sums = torch.stack([here.block.sums(clipped), here.block.counts(here.counted).to(clipped.dtype)])
     kl = sum_of_divergence(d, clipped)
-    return sums, _Part(*_ends(d, here.counted), total, squares, kl, kl != 0 or bool(d.any()), *causes)
+    return sums, _Part(*_ends(here, clipped), total, squares, kl, kl != 0 or bool(d.any()), *causes)
 
 
-def _ends(d: Tensor, counted: Tensor) -> tuple[float, float]:
-    """The least and the greatest counted d: those of all, unless they may be the 0 of uncounted tokens."""
-    least, top = (end.item() for end in d.aminmax())
-    if least < 0 < top:
-        return least, top
-    infinite = d.new_tensor(math.inf)
-    return torch.where(counted, d, infinite).amin().item(), torch.where(counted, d, -infinite).amax().item()
+def _ends(here: _Tokens, scratch: Tensor) -> list[float]:
+    """The least and the greatest counted d: those of all, unless they may be the 0 of uncounted tokens, which give way."""
+    d, bits = here.log_ratio, here.keep.dtype
+    ends = [end.item() for end in d.aminmax()]
+    if ends[0] < 0 < ends[1]:
+        return ends
+    absent, held = 1 - here.keep, scratch.view(bits)
+    least, top = d.new_tensor([math.inf, -math.inf]).view(bits)
+    ends[0] = torch.mul(absent, least, out=held).bitwise_or_(d.view(bits)).view(d.dtype).amin().item()
+    ends[1] = torch.mul(absent, top, out=held).bitwise_or_(d.view(bits)).view(d.dtype).amax().item()
+    return ends
 
 
 def finish(
