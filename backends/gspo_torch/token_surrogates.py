@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gspo_core import Cispo, Clip, Gmpo, Objective, PolicyLoss, Reinforce, Sapo, Unclipped
+from gspo_core import Cispo, Clip, Gmpo, Objective, PolicyLoss, Reinforce, Sapo, Vespo
 from gspo_core.aggregation import divide, token_weights
 from gspo_core.arrays import Array, times
 from gspo_core.metrics import RatioSums, TokenSums, metrics_of
@@ -29,7 +29,6 @@ from .tokens import Block, LogRatioSums, blocks_of, subtract, sum_of_divergence
 
 # Squares of ratios up to e^40 and down to e^-40 stay in the range of float32.
 _LARGEST = 40.0
-_SURROGATES = (Clip, Unclipped, Cispo, Sapo, Reinforce, Gmpo)
 
 
 class Terms(NamedTuple):
@@ -68,7 +67,7 @@ def covers(objective: Objective, layout: Any, advantages: Any) -> bool:
     """Whether `objective` is this, under any ratio, with advantages that it takes."""
     shape, by_token = tuple(advantages.shape), objective.allows_token_advantages
     fits = shape == (layout.num_sequences,) or (by_token and shape == layout.token_shape)
-    takes = isinstance(objective.surrogate, _SURROGATES) and (by_token or objective.ratio == "token")
+    takes = by_token or objective.ratio == "token"
     return objective.penalty is None and takes and fits and advantages.is_floating_point()
 
 
@@ -109,11 +108,12 @@ def _ratios_of(units: Any, present: Tensor) -> RatioSums:
 
 
 class _Bounds(NamedTuple):
-    """The closed interval of what is not held, and τ: one number, or one for each advantage."""
+    """The closed interval of what is not held, τ or λ, and k: one number, or one for each advantage."""
 
     low: Tensor
     high: Tensor
     tau: Tensor
+    power: Tensor
 
 
 class _Tokens(NamedTuple):
@@ -153,7 +153,7 @@ def _at(terms: Terms, block: Block, bounds: _Bounds | None) -> _Tokens:
 def _bounds(surrogate: Any, advantages: Tensor) -> _Bounds:
     """Any numbers where A is 0, which J and its slope are then too."""
     gate, free = surrogate.gate if isinstance(surrogate, Reinforce) else surrogate, math.inf
-    low, high, tau = (0.0, 0.0), (free, free), (1.0, 1.0)
+    low, high, tau, power = (0.0, 0.0), (free, free), (1.0, 1.0), (1.0, 1.0)
     if isinstance(gate, Clip):
         low, high = (1 - gate.low, 0.0), (free if gate.dual is None else gate.dual, 1 + gate.high)
     elif isinstance(gate, Cispo):
@@ -162,7 +162,9 @@ def _bounds(surrogate: Any, advantages: Tensor) -> _Bounds:
         low, high = (-gate.low, -free), (free, gate.high)
     elif isinstance(gate, Sapo):
         tau = gate.tau_neg, gate.tau_pos
-    return _Bounds(*(_by_sign(advantages, *pair) for pair in (low, high, tau)))
+    elif isinstance(gate, Vespo):
+        tau, power = (gate.lam_neg, gate.lam_pos), (gate.k_neg, gate.k_pos)
+    return _Bounds(*(_by_sign(advantages, *pair) for pair in (low, high, tau, power)))
 
 
 def _by_sign(advantages: Tensor, negative: float, positive: float) -> Tensor:
@@ -209,6 +211,11 @@ def _apply(here: _Tokens, inside: Tensor, clipped: Tensor, ratio: Tensor) -> Non
         clipped.sub_(1).mul_(tau)
         ratio.mul_(torch.sigmoid(-clipped)).mul_(clipped.sigmoid_()).mul_(4)
         clipped.mul_(4 / tau)
+    elif isinstance(surrogate, Vespo):
+        # g = x^k e^{λ(1 - x)} and v = g log π_θ.
+        clipped.sub_(1).mul_(-here.bounds.tau).add_(here.log_ratio * here.bounds.power)
+        ratio.copy_(clipped.exp_()).view(bits).mul_(here.keep)
+        clipped.mul_(here.logp)
     else:
         ratio.view(bits).mul_(inside.view(torch.int8).to(bits))
 

@@ -29,6 +29,7 @@ OBJECTIVES = {
     "reinforce": gspo.Objective.rloo(),
     "gated": gspo.Objective("token", gspo.Reinforce(gspo.Clip(0.1, 0.2, 1.3))),
     "gmpo": gspo.Objective.gmpo(gspo.Gmpo(0.1, 0.2)),
+    "vespo of tokens": gspo.Objective("token", gspo.Vespo()),
     "held above any ratio": gspo.Objective.grpo().replace(log_ratio_cap=20.0),
 }
 
@@ -172,8 +173,6 @@ def test_an_advantage_of_a_token_that_is_not_finite_is_named(wrong: float) -> No
 
 
 def test_what_it_does_not_cover(found: list[bool]) -> None:
-    arguments = batch()
-    assert_equal(both(gspo.Objective("token", gspo.Vespo()), arguments), 1e-12, 1e-15)
-    assert not found
-    assert_equal(both(OBJECTIVES["grpo"].replace(log_ratio_cap=0.1), arguments), 1e-12, 1e-15)
+    """Where the cap holds a ratio, the scan says so."""
+    assert_equal(both(OBJECTIVES["grpo"].replace(log_ratio_cap=0.1), batch()), 1e-12, 1e-15)
     assert found == [False]
