@@ -95,7 +95,7 @@ def test_float_offsets_are_refused() -> None:
 
 
 def test_frameworks_do_not_mix() -> None:
-    import torch
+    torch = pytest.importorskip("torch")
 
     with pytest.raises(TypeError, match=r"old_logp: expected an array of numpy, got one of torch$"):
         gspo.gspo_loss(GOOD["logp"], torch.zeros(2, 3), GOOD["advantages"], GOOD["sequences"])
@@ -104,7 +104,7 @@ def test_frameworks_do_not_mix() -> None:
 @pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API")
 @pytest.mark.parametrize("kind", ["sparse", "csr", "nested", "masked", "wide", "small"])
 def test_tensors_of_other_kinds_are_named(kind: str) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
 
     ones = torch.ones(2, 3)
     convert, told = {
