@@ -18,7 +18,7 @@ from gspo_core.responses import Responses
 from gspo_core.validation import check_finite
 
 from .backend import BITS, numpy
-from .tokens import Block, blocks_of, log_ratio_sums, subtract
+from .tokens import Block, blocks_of, joined, lengths_of, log_ratio_sums, subtract
 
 Weigh = Callable[[Block], Tensor]
 
@@ -53,12 +53,14 @@ def response_weights(objective: Objective, layout: Any, logp: Tensor, rest: dict
     if all(one.level != "token" for one in objective.correction):
         return _summed(objective.correction, layout, logp, rest, rest["advantages"].detach().to(dtype))
     weigh = token_weights(objective, layout, logp, rest)
-    sums = torch.zeros(2, layout.num_sequences, dtype=torch.float64, device=logp.device)
-    for block in blocks_of(layout):
-        flags = layout.counted[block.tokens].view(torch.int8).to(dtype)
-        sums[0, block.responses] += block.sums(flags)
-        sums[1, block.responses] += block.sums(flags.mul_(weigh(block)))
-    return divide(sums[1], sums[0]).to(dtype)
+    blocks, sums, lengths = blocks_of(layout), [], []
+    for block in blocks:
+        keep = layout.counted[block.tokens].view(torch.int8).to(BITS[dtype])
+        weights = weigh(block)
+        weights.view(keep.dtype).mul_(keep)
+        sums.append(block.sums(weights))
+        lengths.append(block.lengths(keep))
+    return divide(joined(blocks, sums, layout), lengths_of(layout, lengths, dtype))
 
 
 def _of_tokens(correction: Correction, layout: Any, logp: Tensor, rest: dict[str, Any], dtype: torch.dtype) -> Weigh:

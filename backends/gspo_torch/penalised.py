@@ -18,7 +18,7 @@ from gspo_core.step import penalty_weights
 
 from .backend import BITS, numpy
 from .solution import Solution
-from .tokens import blocks_of, exp_minus_one, log_ratio_sums, subtract
+from .tokens import blocks_of, exp_minus_one, joined, log_ratio_sums, subtract
 
 
 def add_penalty(
@@ -28,12 +28,12 @@ def add_penalty(
     penalty, groups, dtype = objective.penalty, rest["groups"], compute_dtype(logp, rest["old_logp"])
     assert penalty is not None
     slopes, blocks = logp.new_empty(logp.shape, dtype=dtype), blocks_of(layout)
-    sums = slopes.new_zeros(layout.num_sequences, dtype=torch.float64)
+    sums = []
     for block in blocks:
         b = block.tokens
         tokens = (logp[b], rest["old_logp"][b], rest["ref_logp"][b], layout.counted[b])
-        sums[block.responses] += block.sums(_fill(penalty, *tokens, slopes[b]))
-    per_response, ratio = sums.to(dtype), 1.0
+        sums.append(block.sums(_fill(penalty, *tokens, slopes[b])))
+    per_response, ratio = joined(blocks, sums, layout), 1.0
     if penalty.importance == "sequence":
         ratio = _through_ratios(per_response, slopes, layout, logp, rest["old_logp"])
         per_response = per_response * ratio

@@ -25,7 +25,7 @@ from gspo_core.step import unit_advantages
 from gspo_core.surrogate import Clipped
 
 from .backend import BITS, numpy
-from .tokens import Block, LogRatioSums, blocks_of, subtract, sum_of_divergence
+from .tokens import Block, LogRatioSums, blocks_of, joined, lengths_of, subtract, sum_of_divergence
 
 # Squares of ratios up to e^40 and down to e^-40 stay in the range of float32.
 _LARGEST = 40.0
@@ -75,20 +75,27 @@ def scan(terms: Terms) -> tuple[Sums, Tensor] | None:
     """The sums over tokens, and g of every token; None on overflow."""
     like, cap = terms.advantages, terms.objective.log_ratio_cap
     bounds = _bounds(terms.objective.surrogate, like) if terms.by_response else None
-    slopes, parts = like.new_empty(terms.layout.counted.shape), []
-    sums = like.new_zeros(2, terms.layout.num_sequences, dtype=torch.float64)
-    for block in blocks_of(terms.layout):
-        found, part = _scan_tokens(_at(terms, block, bounds), slopes[block.tokens])
-        sums[:, block.responses] += found
-        parts.append(part)
+    slopes, blocks = like.new_empty(terms.layout.counted.shape), blocks_of(terms.layout)
+    found = [_scan_tokens(_at(terms, block, bounds), slopes[block.tokens]) for block in blocks]
+    values, lengths, parts = (list(column) for column in zip(*found, strict=True))
+    values, lengths = joined(blocks, values, terms.layout), lengths_of(terms.layout, lengths, like.dtype)
     least, top = min(part.least for part in parts), max(part.top for part in parts)
     total, squares, kl, moved, *clipped = (sum(column) for column in list(zip(*parts, strict=True))[2:])
     within = -_LARGEST <= top <= (_LARGEST if cap is None else min(cap, _LARGEST))
-    if not within or not math.isfinite(total + squares + kl + sums[0].sum().item()):
+    if not within or not math.isfinite(total + squares + kl + values.sum().item()):
         return None
-    values, lengths = sums.to(like.dtype)
     shift = math.exp(-top)
-    numbers = (int(sums[1].sum()), total, least, top, total * shift, squares * shift**2, kl, moved, *clipped)
+    numbers = (
+        lengths.sum(dtype=torch.float64).item(),
+        total,
+        least,
+        top,
+        total * shift,
+        squares * shift**2,
+        kl,
+        moved,
+        *clipped,
+    )
     numbers = [like.new_tensor(number) for number in numbers]
     ratios, tokens = RatioSums(*numbers[:6]), TokenSums(*numbers[6:8])
     if terms.responses is not None:
@@ -232,7 +239,7 @@ class _Part(NamedTuple):
     dual: int
 
 
-def _scan_tokens(here: _Tokens, slopes: Tensor) -> tuple[Tensor, _Part]:
+def _scan_tokens(here: _Tokens, slopes: Tensor) -> tuple[Tensor, Tensor, _Part]:
     """Σ_t v_t and T of some tokens, and what adds up over all; `slopes` is filled."""
     d, clipped, bits = here.log_ratio, torch.empty_like(slopes), here.keep.dtype
     ratio = torch.exp(d, out=slopes)
@@ -246,9 +253,9 @@ def _scan_tokens(here: _Tokens, slopes: Tensor) -> tuple[Tensor, _Part]:
         clipped.mul_(here.weight)
         ratio.mul_(here.weight)
     clipped.view(bits).mul_(here.keep)
-    sums = torch.stack([here.block.sums(clipped), here.block.counts(here.counted).to(clipped.dtype)])
+    values, lengths = here.block.sums(clipped), here.block.lengths(here.keep)
     kl = sum_of_divergence(d, clipped)
-    return sums, _Part(*_ends(here, clipped), total, squares, kl, kl != 0 or bool(d.any()), *causes)
+    return values, lengths, _Part(*_ends(here, clipped), total, squares, kl, kl != 0 or bool(d.any()), *causes)
 
 
 def _ends(here: _Tokens, scratch: Tensor) -> list[float]:

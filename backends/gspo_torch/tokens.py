@@ -56,9 +56,24 @@ class Block(NamedTuple):
             return values.sum(1)
         return backend.segment_sum(values, self.offsets, values.shape[0])
 
-    def counts(self, flags: Tensor) -> Tensor:
-        """How many flags are set in each response."""
-        return self.sums(flags.view(torch.int8).to(torch.float32))
+    def lengths(self, keep: Tensor) -> Tensor:
+        """T of whole rows, from 1 or 0 of each token; a packed layout knows its own."""
+        return keep.sum(1, dtype=keep.dtype) if self.offsets is None else keep[:0]
+
+
+def joined(blocks: list[Block], parts: list[Tensor], layout: Layout) -> Tensor:
+    """`[S]` from what each block has of its responses: a long packed one crosses blocks, whose parts add up in float64."""
+    if blocks[0].offsets is None:
+        return torch.cat(parts)
+    whole = parts[0].new_zeros(layout.num_sequences, dtype=torch.float64)
+    for block, part in zip(blocks, parts, strict=True):
+        whole[block.responses] += part
+    return whole.to(parts[0].dtype)
+
+
+def lengths_of(layout: Layout, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """T_i, where each block has `lengths` of its part."""
+    return layout.lengths(dtype) if layout.counted.ndim == 1 else torch.cat(parts).to(dtype)
 
 
 def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.dtype) -> LogRatioSums:
@@ -73,12 +88,12 @@ def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.
 
 def token_sums(values: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     """Σ_t v_t over the counted tokens, `[S]`, in host memory."""
-    found = torch.zeros(layout.num_sequences, dtype=torch.float64, device=values.device)
-    for block in blocks_of(layout):
+    blocks, parts = blocks_of(layout), []
+    for block in blocks:
         kept = values[block.tokens].to(dtype, copy=True)
         kept.view(BITS[dtype]).mul_(layout.counted[block.tokens].view(torch.int8).to(BITS[dtype]))
-        found[block.responses] += block.sums(kept)
-    return found.to(dtype)
+        parts.append(block.sums(kept))
+    return joined(blocks, parts, layout)
 
 
 def spread(per_response: Tensor, layout: Layout) -> Tensor:
@@ -108,19 +123,18 @@ def scaled(values: Tensor, per_response: Tensor, layout: Layout) -> Tensor:
 def _host_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.dtype) -> LogRatioSums:
     counted, blocks = layout.counted, blocks_of(layout)
     buffers = counted.new_empty(2, blocks[0].tokens.stop, *counted.shape[1:], dtype=dtype)
-    # A long response crosses blocks: its parts add up in float64.
-    sums, total, moved = counted.new_zeros(2, layout.num_sequences, dtype=torch.float64), 0.0, False
+    sums, lengths, total, moved = [], [], 0.0, False
     for block in blocks:
         d, buffer = buffers[:, : block.tokens.stop - block.tokens.start]
-        flags = counted[block.tokens].view(torch.int8)
-        keep = buffer.view(BITS[dtype]).copy_(flags)
+        keep = buffer.view(BITS[dtype]).copy_(counted[block.tokens].view(torch.int8))
         subtract(logp[block.tokens], old_logp[block.tokens], d).view(keep.dtype).mul_(keep)
-        sums[0, block.responses] += block.sums(d)
-        sums[1, block.responses] += block.sums(buffer.copy_(flags))
+        sums.append(block.sums(d))
+        lengths.append(block.lengths(keep))
         here = sum_of_divergence(d, buffer)
         total, moved = total + here, moved or here != 0 or bool(d.any())
-    log_ratio, lengths = sums.to(dtype)
-    return LogRatioSums(log_ratio, lengths, TokenSums(log_ratio.new_tensor(total), log_ratio.new_tensor(moved)))
+    log_ratio = joined(blocks, sums, layout)
+    tokens = TokenSums(log_ratio.new_tensor(total), log_ratio.new_tensor(moved))
+    return LogRatioSums(log_ratio, lengths_of(layout, lengths, dtype), tokens)
 
 
 def sum_of_divergence(d: Tensor, scratch: Tensor) -> float:
