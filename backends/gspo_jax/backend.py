@@ -88,7 +88,8 @@ class JaxBackend(gspo_core.Backend):
         """Outside the trace of `jax.grad` where every array is concrete: operation by operation it follows all that is done."""
         if any(isinstance(array, jax.core.Tracer) for array in arrays) or _staging():
             return nullcontext()
-        return jax.core.eval_context()
+        # A JAX without it follows every operation, which is slower and no more.
+        return getattr(jax.core, "eval_context", nullcontext)()
 
     def can_inspect(self, values: jax.Array) -> bool:
         """True for a concrete array on one CPU device, outside `jit`, under `grad` too; a GPU would have to synchronise."""
