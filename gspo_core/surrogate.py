@@ -63,14 +63,6 @@ class Clip:
         dual = negative & (ratio > self.dual) if self.dual is not None else low & high
         return Clipped(low, high, dual)
 
-    def interval(self, advantages: Array) -> tuple[Array, Array]:
-        """The closed interval of ratios with gate 1, so that J = A · clip(x, interval); [0, 0] where A is 0."""
-        xp = namespace_of(advantages)
-        zeros, negative = xp.zeros_like(advantages), advantages < 0
-        top = float("inf") if self.dual is None else self.dual
-        high = xp.where(negative, top, xp.where(advantages > 0, 1 + self.high, zeros))
-        return xp.where(negative, 1 - self.low, zeros), high
-
     def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
         """J, differentiable in `log_ratio`."""
         xp = namespace_of(log_ratio)
