@@ -144,9 +144,10 @@ def _in_numpy(
     options = map(_view, (rest["advantages"], rest["groups"], rest["normalizer"], *more))
     with numpy.errstate(all="ignore"):
         found, coefficient = function(objective, _view(sums), *options)
-    names, values = found.metrics.keys(), [found.loss, *found.metrics.values()]
-    loss, *metrics = sums.lengths.new_tensor([float(value) for value in values]).unbind()
-    return PolicyLoss(loss, dict(zip(names, metrics, strict=True))), torch.from_numpy(coefficient)
+    new_tensor, metrics = sums.lengths.new_tensor, found.metrics
+    # The loss is no view of a tensor that others share: its caller may change it in place.
+    values = dict(zip(metrics, new_tensor([float(value) for value in metrics.values()]).unbind(), strict=True))
+    return PolicyLoss(new_tensor(float(found.loss)), values), torch.from_numpy(coefficient)
 
 
 def _view(value: Any) -> Any:

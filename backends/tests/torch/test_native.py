@@ -268,6 +268,17 @@ def test_a_mask_that_changes_before_the_backward_pass_is_an_error() -> None:
         out.loss.backward()
 
 
+@pytest.mark.parametrize("name", ["gspo", "grpo", "cispo", "gmpo"])
+def test_the_loss_may_be_changed_in_place(name: str) -> None:
+    (_, wanted), _ = both(AXES[name], Batch().padded(tensor))
+    arguments = Batch().padded(tensor)
+    logp = arguments["logp"].requires_grad_()
+    loss = gspo.policy_loss(AXES[name], **arguments).loss
+    loss /= 4
+    loss.backward()
+    torch.testing.assert_close(logp.grad, wanted / 4)
+
+
 def test_packed_sums_are_accurate() -> None:
     """A float32 accumulator that goes token by token is off by 1e-4 after this many equal terms."""
     short = torch.arange(50_001, 60_001)

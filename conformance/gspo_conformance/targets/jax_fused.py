@@ -91,7 +91,7 @@ def _around(values: NumPyArray) -> NumPyArray:
 
 def _of_the_same_policy(name: str, value: Any, given: jax.Array, logp: jax.Array) -> Any:
     """Log-probabilities that equal the current ones stay equal to what the head gives for those."""
-    if not name.endswith("logp"):
+    if not name.endswith("logp") or value.shape != given.shape:
         return value
     return jnp.where(value == given, logp, value.astype(jnp.promote_types(value.dtype, logp.dtype)))
 

@@ -84,7 +84,7 @@ def _eye(hidden: Tensor) -> Tensor:
 
 def _same_policy(name: str, value: Any, given: Tensor, logp: Tensor) -> Any:
     """Log-probabilities that equal the current policy's come from the same head, and equal what it computes."""
-    if not name.endswith("logp"):
+    if not name.endswith("logp") or value.shape != given.shape:
         return value
     return torch.where(value == given, logp, value.to(torch.promote_types(value.dtype, logp.dtype)))
 
