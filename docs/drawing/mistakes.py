@@ -22,7 +22,12 @@ from gspo_conformance.mutants import Mutant, mutants
 from gspo_conformance.mutants.bench import bench
 
 REMEMBERED = "mistakes/witnesses.json"
-TITLES = {"advantage_use": "Use of advantages", "clip": "Clipping", "distribution": "Micro-batches and ranks"}
+TITLES = {
+    "advantage_edges": "Edges of advantages",
+    "advantage_use": "Use of advantages",
+    "clip": "Clipping",
+    "distribution": "Micro-batches and ranks",
+}
 SPEC = "../spec"
 HEIGHT, MIDDLE = 64, 32
 

@@ -25,6 +25,7 @@ class AdvantageReference:
         layout: Callable[[dict[str, Any]], Sequences]
         number: Callable[[NumPyArray], NumPyArray]
         estimate: Callable[[str, Any], Any]
+        refuse: Callable[[str, NumPyArray], None]
 
     def arrays(self) -> dict[str, Any]:
         """The inputs of the case."""
@@ -48,6 +49,7 @@ class AdvantageReference:
     def advantages_of(self, arrays: dict[str, Any], settings: Settings) -> NumPyArray:
         """One advantage per reward."""
         rewards, valid = self.number(arrays["rewards"]), self.valid(arrays)
+        self.refuse("rewards", rewards[valid])
         found = np.zeros_like(rewards)
         for members in self.partition(np.asarray(arrays["groups"])):
             kept = members[valid[members]]

@@ -21,6 +21,7 @@ class Metrics:
         objective: dict[str, Any]
         old_logp: Any
         sequences: Any
+        beyond: Callable[[Any, Any], NumPyArray]
         bounds: Callable[..., Any]
         held_tokens: Callable[..., Outside]
         lengths: Callable[[], NumPyArray]
@@ -45,7 +46,7 @@ class Metrics:
         if surrogate["kind"] == "cispo":
             low, high = self.weight_bounds(surrogate)
             x, moved = self.ratio(log_ratio), self.advantages != 0
-            return Outside(none if low is None else moved & (x < low), moved & (x > high), none)
+            return Outside(none if low is None else moved & self.beyond(x, low), moved & self.beyond(high, x), none)
         clip = surrogate if surrogate["kind"] == "clip" else surrogate.get("gate")
         return Outside(none, none, none) if clip is None else self.outside(self.ratio(log_ratio), self.advantages, clip)
 

@@ -23,6 +23,7 @@ from .surrogates import Surrogates
 from .tape import Var, exp, expm1, sign, stop, times, where
 
 Fields = Mapping[str, Any]
+TOKENWISE = ("old_logp", "ref_logp", "behavior_logp", "mask")
 
 
 class LossReference(Surrogates, Metrics):
@@ -56,18 +57,32 @@ class LossReference(Surrogates, Metrics):
     def read(self, arrays: dict[str, Any], parameters: Fields) -> None:
         """Every argument, cleaned; all but `logp` are constants (GSPO-DATA-6)."""
         self.objective = self.choose(dict(parameters["objective"]))
-        self.normalizer = parameters.get("normalizer")
+        self.normalizer = self.positive(parameters.get("normalizer"))
         self.read_tokens(arrays)
         self.groups = arrays.get("groups")
         self.advantages = self.unit_advantages(arrays["advantages"])
 
+    def positive(self, normalizer: float | None) -> float | None:
+        """A given normaliser, which is a positive number (GSPO-AGG-8)."""
+        if normalizer is not None and not normalizer > 0:
+            raise ValueError(f"normalizer: expected a positive number, got {normalizer}")
+        return normalizer
+
     def read_tokens(self, arrays: dict[str, Any]) -> None:
         """The log-probabilities and where they live; `leaf` is what the gradient is with respect to."""
+        arrays = self.fitted(arrays)
         self.sequences, self.given = self.layout(arrays), sequences_of(arrays).counted
         self.leaf = Var(self.checked("logp", arrays))
         self.new = self.clean(self.leaf)
         for name in ("old_logp", "ref_logp", "behavior_logp"):
             setattr(self, name, self.clean(self.checked(name, arrays)) if name in arrays else None)
+
+    def fitted(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Token arrays and mask of the shape of `logp`: nothing is broadcast."""
+        for name in TOKENWISE:
+            if name in arrays and np.shape(arrays[name]) != np.shape(arrays["logp"]):
+                raise ValueError(f"{name}: expected the shape of logp, got {np.shape(arrays[name])}")
+        return arrays
 
     def checked(self, name: str, arrays: dict[str, Any]) -> NumPyArray:
         """A token array, finite where it counts by the mask that was given."""
@@ -281,9 +296,13 @@ class LossReference(Surrogates, Metrics):
         """The estimator of z behind its clamps; no gradient where one holds (GSPO-KL-8)."""
         z, bound, cut = self.deviation(), penalty["log_ratio_clamp"], penalty["value_clamp"]
         if bound is not None:
-            z = where(np.abs(stop(z)) <= bound, z, sign(z) * bound)
+            z = where(self.within(z, bound), z, sign(z) * bound)
         value = self.estimate(penalty["estimator"], z)
-        return value if cut is None else where(np.abs(stop(value)) <= cut, value, sign(value) * cut)
+        return value if cut is None else where(self.within(value, cut), value, sign(value) * cut)
+
+    def within(self, values: Any, bound: float) -> NumPyArray:
+        """Whether a clamp leaves a value alone: its bounds are closed (GSPO-KL-8)."""
+        return np.abs(stop(values)) <= bound
 
     def estimate(self, estimator: str, z: Any) -> Any:
         """k1 = z, k2 = z²/2, k3 = e^{-z} + z - 1, k3+ with the gradient of k2, |z| (GSPO-KL-1 to GSPO-KL-4)."""

@@ -27,6 +27,7 @@ FILES = (
     "relatives",
     "aggregation",
     "advantage",
+    "advantage_edges",
     "advantage_use",
     "returns",
     "reward",

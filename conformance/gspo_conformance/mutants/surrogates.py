@@ -52,7 +52,7 @@ class Surrogates:
         """One-sided: A > 0 is held above, A < 0 below and beyond the dual bound (GSPO-SURR-2, GSPO-SURR-5)."""
         low, high = self.bounds(clip)
         positive, negative = stop(advantages) > 0, stop(advantages) < 0
-        dual = negative & (x > clip["dual"]) if clip["dual"] is not None else np.zeros_like(positive)
+        dual = negative & self.beyond(clip["dual"], x) if clip["dual"] is not None else np.zeros_like(positive)
         return Outside(negative & self.beyond(x, low), positive & self.beyond(high, x), dual)
 
     def beyond(self, smaller: Any, larger: Any) -> NumPyArray:
@@ -98,7 +98,7 @@ class Surrogates:
     def held_tokens(self, log_ratio: NumPyArray, advantages: Any, fields: Fields) -> Outside:
         """Which tokens GMPO holds, by the sign of A."""
         positive, negative = stop(advantages) > 0, stop(advantages) < 0
-        low, high = negative & (log_ratio < -fields["low"]), positive & (log_ratio > fields["high"])
+        low, high = negative & self.beyond(log_ratio, -fields["low"]), positive & self.beyond(fields["high"], log_ratio)
         return Outside(low, high, np.zeros_like(low))
 
     def gmpo_value(self, log_ratio: Any, advantages: Any, fields: Fields) -> Any:

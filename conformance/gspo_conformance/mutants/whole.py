@@ -66,7 +66,8 @@ class Reference(LossReference, AdvantageReference, ReturnReference):
         arrays, mode = self.inputs(dict(self.case.inputs)), dict(self.case.parameters["mode"])
         self.sequences = self.layout(arrays)
         self.objective = self.choose({"aggregation": {"count": "all", "constant": 1.0} | mode})
-        self.normalizer, self.groups = self.case.parameters.get("normalizer"), arrays.get("groups")
+        self.normalizer = self.positive(self.case.parameters.get("normalizer"))
+        self.groups = arrays.get("groups")
         self.new = self.number(arrays["values"])
         return {"value": self.aggregate(self.new, self.objective["aggregation"])}
 

@@ -24,6 +24,7 @@ MODULES = (
     "reward",
     "pipeline",
     "witnesses",
+    "edges",
 )
 
 

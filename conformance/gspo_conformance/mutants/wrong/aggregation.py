@@ -353,3 +353,13 @@ class NormalizerGuessed(Reference):
     def count(self, aggregation: Fields) -> Any:
         counted = "all" if aggregation["count"] == "given" else aggregation["count"]
         return super().count({**aggregation, "count": counted})
+
+
+@mutant(
+    "aggregation.any-normalizer", "GSPO-AGG-8", effect="an empty step divides by 0, and a wrong sign trains backwards"
+)
+class AnyNormalizer(Reference):
+    """A normaliser of 0 or below it accepted: the loss is undivided or of the other sign."""
+
+    def positive(self, normalizer: float | None) -> float | None:
+        return normalizer

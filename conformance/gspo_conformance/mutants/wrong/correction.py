@@ -309,3 +309,14 @@ class ZeroTimesOverflow(Reference):
 
     def corrected(self, weights: Any) -> Any:
         return weights * self.advantages
+
+
+@mutant("correction.negative-only-by-response", "GSPO-CORR-6", effect="bad tokens of a good response are not corrected")
+class NegativeOnlyByResponse(Reference):
+    """The sign of a response's first advantage for all of its tokens: advantages per token are read once."""
+
+    def correction(self, fields: Fields) -> Any:
+        weight = super().correction({**fields, "negative_only": False})
+        firsts = [self.advantages[self.sequences.tokens(i)[:1]].sum() for i in range(self.sequences.number)]
+        negative = self.sequences.spread(np.asarray(firsts)) < 0
+        return where(negative, weight, 1.0) if fields["negative_only"] else weight

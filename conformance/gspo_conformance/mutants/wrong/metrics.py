@@ -271,3 +271,13 @@ class PenaltyWithoutPenalty(Reference):
 
     def metric_kl_penalty(self) -> Any:
         return self.metric_approx_kl() if self.objective["penalty"] is None else super().metric_kl_penalty()
+
+
+@mutant("metrics.approx-kl-capped", "GSPO-METRIC-3", effect="the divergence looks bounded where it is not")
+class ApproxKlCapped(Reference):
+    """approx_kl of capped log-ratios: what the cap hides from the loss is hidden from the log too."""
+
+    def metric_approx_kl(self) -> Any:
+        cap, moved = self.objective["log_ratio_cap"], self.moved()
+        moved = moved if cap is None else np.minimum(moved, cap)
+        return (np.expm1(moved) - moved).mean() if moved.size else 0.0

@@ -10,6 +10,7 @@ import numpy as np
 from ...tensors import NumPyArray
 from .. import tape
 from ..narrow import LARGEST, ROUND, SIGNIFICAND
+from ..reference import TOKENWISE
 from ..registry import mutant
 from ..surrogates import Fields
 from ..tape import exp, make, stop, straight, value_of, where
@@ -342,3 +343,12 @@ class NonFiniteAccepted(Reference):
 
     def refuse(self, name: str, values: NumPyArray) -> None:
         pass
+
+
+@mutant("numerics.shapes-broadcast", "GSPO-RATIO-1", effect="every response is compared with the first one's tokens")
+class ShapesBroadcast(Reference):
+    """One row taken for every row: an array of another shape is broadcast where it should be refused."""
+
+    def fitted(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        shape = np.shape(arrays["logp"])
+        return arrays | {name: np.broadcast_to(arrays[name], shape) for name in TOKENWISE if name in arrays}

@@ -7,7 +7,7 @@ from typing import Any
 from .. import tape
 from ..registry import mutant
 from ..surrogates import Fields
-from ..tape import stop, where
+from ..tape import exp, stop, where
 from ..whole import Reference
 
 
@@ -320,3 +320,35 @@ class ValueK3GradientK1(Reference):
     def estimate(self, estimator: str, z: Any) -> Any:
         found = super().estimate(estimator, z)
         return stop(found) + (z - stop(z)) if estimator == "k3" else found
+
+
+@mutant("penalty.importance-capped", "GSPO-KL-5", effect="the penalty loses its pull where the policy moved furthest")
+class ImportanceCapped(Reference):
+    """The importance of the KL term under the cap that is meant for the surrogate: beyond it the factor stands still."""
+
+    def importance(self, kind: str | None) -> Any:
+        if kind is None:
+            return super().importance(kind)
+        return exp(self.capped(self.log_ratio() if kind == "token" else self.sequence_unit()))
+
+
+@mutant("penalty.named-again-alone", "GSPO-AGG-8", effect="the penalty is weighted by the size of its micro-batch")
+class NamedAgainAlone(Reference):
+    """An aggregation that is named for the KL term taken for another one: it does not share the given normaliser."""
+
+    def penalty_value(self, penalty: Fields) -> Any:
+        given = self.normalizer
+        self.normalizer = None if penalty["aggregation"] is not None else given
+        found = super().penalty_value(penalty)
+        self.normalizer = given
+        return found
+
+
+@mutant(
+    "penalty.clamp-open", "GSPO-KL-8", effect="tokens exactly at a clamp lose their gradient; frameworks disagree there"
+)
+class ClampOpen(Reference):
+    """A clamp that holds what is exactly at its bound: no gradient there."""
+
+    def within(self, values: Any, bound: float) -> Any:
+        return abs(stop(values)) < bound

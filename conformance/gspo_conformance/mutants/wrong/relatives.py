@@ -237,3 +237,33 @@ class VespoNoDecay(Reference):
     def shape(self, advantages: Any, fields: Fields) -> tuple[NumPyArray, NumPyArray]:
         k, lam = super().shape(advantages, fields)
         return k, lam * 0
+
+
+@mutant("ratio.cap-silences-weights", "GSPO-RATIO-6", effect="what CISPO is for, a gradient for every token, is undone")
+class CapSilencesWeights(Reference):
+    """No gradient beyond the cap for surrogates that weight the log-probability: the weight was to stop, not the token."""
+
+    def weighted(self, weight: Any, advantages: Any) -> Any:
+        found, cap = super().weighted(weight, advantages), self.objective["log_ratio_cap"]
+        if cap is None:
+            return found
+        return where(self.clean(stop(self.unit(self.objective["ratio"]))) > cap, stop(found), found)
+
+
+@mutant(
+    "ratio.cap-open", "GSPO-RATIO-6", effect="a log-ratio of exactly the cap has no gradient; frameworks disagree there"
+)
+class CapOpen(Reference):
+    """A cap that holds what is exactly at it: no gradient there."""
+
+    def capped(self, log_ratio: Any) -> Any:
+        cap = self.objective["log_ratio_cap"]
+        return log_ratio if cap is None else where(stop(log_ratio) < cap, log_ratio, cap)
+
+
+@mutant("gmpo.cap-after-clip", "GSPO-RATIO-6", effect="the cap does nothing where GMPO's own bound is met")
+class GmpoCapAfterClip(Reference):
+    """GMPO's bounds on the log-ratios before the cap: beyond both, its own bound counts, not the tighter cap."""
+
+    def held_tokens(self, log_ratio: NumPyArray, advantages: Any, fields: Fields) -> Outside:
+        return super().held_tokens(self.clean(stop(self.log_ratio())), advantages, fields)

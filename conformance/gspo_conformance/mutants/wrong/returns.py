@@ -224,3 +224,34 @@ class BaselineEverywhere(Reference):
             for i in members:
                 rewards[sequences.tokens(i)] -= self.mean(totals[members])
         return rewards
+
+
+@mutant("whiten.one-entry-nan", "GSPO-ADV-10", effect="a batch with one trained token turns the step into NaN")
+class OneEntryNan(Reference):
+    """The sample variance of one entry: 0/0."""
+
+    def whitened(self, values: NumPyArray, counted: NumPyArray, ddof: float, eps: float, *, center: bool) -> NumPyArray:
+        found = super().whitened(values, counted, ddof, eps, center=center)
+        return np.where(counted, np.nan, found) if counted.sum() == 1 else found
+
+
+@mutant("whiten.equal-uncentred-zero", "GSPO-ADV-10", effect="values that all agree are lost")
+class EqualUncentredZero(Reference):
+    """0 for equal entries without centring: their mean is not kept."""
+
+    def whitened(self, values: NumPyArray, counted: NumPyArray, ddof: float, eps: float, *, center: bool) -> NumPyArray:
+        equal = bool(counted.any()) and self.flat(values[counted])
+        return super().whitened(values, counted, ddof, eps, center=center or equal)
+
+
+@mutant("reinforce-pp.empty-left-out", "GSPO-ADV-11", effect="filtered responses raise the baseline of the others")
+class EmptyLeftOut(Reference):
+    """The group baseline over responses with a counted token: an empty one is no member."""
+
+    def less_baseline(self, sequences: Sequences, rewards: NumPyArray, groups: NumPyArray) -> NumPyArray:
+        totals = sequences.sum(rewards)
+        for members in self.partition(groups):
+            filled = members[sequences.lengths[members] > 0]
+            for i in filled:
+                rewards[sequences.tokens(i)[-1:]] -= self.mean(totals[filled])
+        return rewards

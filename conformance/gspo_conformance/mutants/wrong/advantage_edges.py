@@ -1,0 +1,38 @@
+"""Wrong advantages at the edges: rewards that were not scored, spreads that are undefined or 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...tensors import NumPyArray
+from ..advantages import Settings
+from ..registry import mutant
+from ..whole import Reference
+
+
+@mutant("advantage.invalid-read", "GSPO-ADV-5", effect="one response that could not be scored stops the run")
+class InvalidRead(Reference):
+    """Every reward checked, also those of members that do not count: an unscored NaN is refused."""
+
+    def advantages_of(self, arrays: dict[str, Any], settings: Settings) -> NumPyArray:
+        self.refuse("rewards", self.number(arrays["rewards"]))
+        return super().advantages_of(arrays, settings)
+
+
+@mutant("advantage.undefined-as-zero", "GSPO-ADV-1", effect="groups without a spread train a million times too hard")
+class UndefinedAsZero(Reference):
+    """0 for a standard deviation that is undefined: what should stand alone is divided by eps."""
+
+    def std(self, values: NumPyArray, ddof: float) -> Any:
+        return 0.0 if len(values) <= ddof else super().std(values, ddof)
+
+
+@mutant("advantage.equal-always-zero", "GSPO-ADV-3", effect="groups that are all right or all wrong train nothing")
+class EqualAlwaysZero(Reference):
+    """0 for equal rewards although nothing is subtracted: rewards without a baseline are lost."""
+
+    def group(self, rewards: NumPyArray, batch: NumPyArray, settings: Settings) -> NumPyArray:
+        uncentred = settings["center"] == "none" and len(rewards) > 1 and self.flat(rewards)
+        return np.zeros_like(rewards) if uncentred else super().group(rewards, batch, settings)
