@@ -129,7 +129,7 @@ class _LinearTokenLogps(torch.autograd.Function):
             found = layer.head(hidden, weight, bias).normalised(positions, flat)
         ctx.layer = layer
         ctx.save_for_backward(hidden, weight, bias, flat, *found)
-        return found.logp.clone().view(tokens.shape)
+        return found.logp.view(tokens.shape).clone()
 
     @staticmethod
     @_disable_dynamo

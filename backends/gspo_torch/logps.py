@@ -101,7 +101,7 @@ class _TokenLogps(torch.autograd.Function):
             found = _normalised_by_chunks(logits, tokens.reshape(-1), dtype, temperature)
         ctx.save_for_backward(logits, tokens, *found)
         ctx.temperature = temperature
-        return found.logp.clone().view(tokens.shape)
+        return found.logp.view(tokens.shape).clone()
 
     @staticmethod
     @once("token_logps")

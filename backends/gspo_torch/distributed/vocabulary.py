@@ -117,7 +117,7 @@ class _VocabularyParallel(torch.autograd.Function):
         found = _combined(gather(local, ranks, "the statistics of the vocabulary's parts"), tokens)
         ctx.layer, ctx.ranks = layer, ranks
         ctx.save_for_backward(hidden, weight, bias, *targets, *found)
-        return found.logp.clone().view(tokens.shape)
+        return found.logp.view(tokens.shape).clone()
 
     @staticmethod
     @_disable_dynamo

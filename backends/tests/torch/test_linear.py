@@ -152,6 +152,23 @@ def test_under_activation_checkpointing(reentrant: bool) -> None:
     assert distance([one.grad for one in parts], gradients(truth.sum(), parts)) < 1e-12
 
 
+@pytest.mark.parametrize("head", ["logits", "hidden"])
+def test_log_probabilities_may_be_changed_in_place(head: str) -> None:
+    """As by a mask that is multiplied in."""
+    hidden, weight = torch.randn(2, 3, WIDTH, requires_grad=True), torch.randn(VOCABULARY, WIDTH)
+    tokens, mask = torch.randint(0, VOCABULARY, (2, 3)), torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    found: list[Tensor] = []
+    for in_place in (False, True):
+        logp = (
+            gspo.token_logps(hidden @ weight.T, tokens)
+            if head == "logits"
+            else gspo.linear_token_logps(hidden, weight, tokens)
+        )
+        logp = logp.mul_(mask) if in_place else logp * mask
+        found += torch.autograd.grad(logp.sum(), hidden)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_tied_weights() -> None:
     """The embedding is the head: both uses add up."""
     table = torch.randn(VOCABULARY, WIDTH, dtype=torch.float64, requires_grad=True)
