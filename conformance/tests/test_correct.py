@@ -16,6 +16,8 @@ from gspo_conformance.target import FunctionTarget
 from .variants import BY_HAND, VARIANTS
 
 SILENT = ("refuses", "empty")
+# They lay the tokens out anew before anything can be refused by its name.
+ANEW = ("packed", "permuted")
 FEWER = {"jax-by-hand": ("surrogate/paper-*-gspo", "mask/*-between")}
 SLOW = ("micro-batched", "printed", "pure-python")
 
@@ -31,7 +33,7 @@ def test_a_correct_implementation_passes(variant: FunctionTarget) -> None:
         run = check(variant, *FEWER.get(variant.name, ()), dtypes=("float32",) if variant.name in SLOW else None)
     assert run.conforming, [f"{result.key}: {result.reason}" for result in run.offences][:20]
     wrong = [result for result in run.results if result.verdict in BAD]
-    if variant in BY_HAND:
+    if variant in BY_HAND or variant.name in ANEW:
         wrong = [result for result in wrong if not any(word in result.id for word in SILENT)]
     assert not wrong, [f"{result.key}: {result.reason}" for result in wrong][:20]
     assert sum(result.verdict == PASS for result in run.results) >= 8

@@ -169,6 +169,6 @@ def _acceptable(inputs: Mapping[str, Any]) -> bool:
         return False
     counted = mask != 0 if mask is not None else None if offsets is None else np.arange(tokens) < offsets[-1]
     floats = [array for array in inputs.values() if array.dtype.kind == "f"]
-    by_token = [counted is not None and array.shape == counted.shape for array in floats]
-    read = [array[counted] if whole else array for array, whole in zip(floats, by_token, strict=True)]
-    return all(np.isfinite(array).all() for array in read)
+    read = [flags for flags in (counted, inputs.get("valid")) if flags is not None]
+    kept = [next((array[flags] for flags in read if flags.shape == array.shape), array) for array in floats]
+    return all(np.isfinite(array).all() for array in kept)

@@ -36,7 +36,7 @@ def _unscored(place: int, refuses: str | None) -> Case:
     return replace(case, refuses=refuses)
 
 
-_add("advantage/refuses-nan-reward", "A NaN reward of a valid member is an error, not a group of NaN", "ADV-5", "bad-call-accepted", partial(_unscored, 1, "rewards"))  # fmt: skip
+_add("advantage/refuses-nan-reward", "A NaN reward of a valid member is an error, not a group of NaN", "ADV-5", "bad-call-accepted", partial(_unscored, 1, "rewards"), "The paper has no reward that is not a number. Convention: an error names it.")  # fmt: skip
 _add("advantage/invalid-nan-reward", "A NaN reward of a member that does not count is never read: it was not scored", "ADV-5 ADV-7", "invalid-in-statistics", partial(_unscored, 2, None))  # fmt: skip
 
 _ROWS = [[0.25, -0.5, 0.125, 0.375], [-0.25, 0.5], [0.125, 0.0625, -0.375, 0.25, -0.125], [0.5, -0.25, 0.25]]
@@ -84,6 +84,7 @@ for _slug, _given in {"zero": 0.0, "negative": -4.0}.items():
         "AGG-8",
         "bad-call-accepted",
         partial(_normalised, _given),
+        "The paper has no normaliser of the caller's. Convention: one that is not positive is an error.",
     )
 
 CAP = "The paper has no cap. Convention: GSPO-RATIO-6 says on what it acts and where its gradient stops."

@@ -195,14 +195,15 @@ function aggregate(inputs, { mode: { mode, count, constant }, normalizer }) {
   return { value: by ? total / by : 0 };
 }
 
-// Rewards centred on their group and scaled by its spread; equal rewards give exactly 0 (GSPO-ADV-1, GSPO-ADV-3).
+// Rewards centred on their group and scaled by its spread; equal rewards give exactly 0, and where the spread is
+// undefined nothing is scaled (GSPO-ADV-1, GSPO-ADV-3).
 function group_advantages({ rewards, groups }, { center, scale, ddof, eps, eps_placement }) {
   if (center !== "mean" || !["std", "none"].includes(scale)) throw new Skip(`no ${center} with ${scale}`);
   const members = group(rewards.data, groups.data);
   const standardised = (reward, others) => {
     if (others.every((other) => other === others[0])) return 0;
     const centred = reward - mean(others);
-    if (scale === "none") return centred;
+    if (scale === "none" || others.length <= ddof) return centred;
     const variance = sum(others.map((other) => (other - mean(others)) ** 2)) / (others.length - ddof);
     return centred / (eps_placement === "variance" ? Math.sqrt(variance + eps) : Math.sqrt(variance) + eps);
   };
