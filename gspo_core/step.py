@@ -69,22 +69,21 @@ def prepare(
     tokens = {"logp": logp, "old_logp": old_logp, "ref_logp": ref_logp, "behavior_logp": behavior_logp}
     layout = bind(objective, sequences, advantages, groups, **tokens)
     dtype, stop = compute_dtype(logp, old_logp), layout.backend.stop_gradient
-    live = token_array(layout, "logp", logp, dtype)
-    tokens = {name: None if values is None else stop(values) for name, values in tokens.items()} | {"logp": stop(live)}
-    advantages = stop(advantages)
-    with layout.backend.apart(*tokens.values(), advantages, layout.counted, groups, normalizer):
-        for name in ("old_logp", "ref_logp", "behavior_logp"):
-            tokens[name] = token_array(layout, name, tokens[name], dtype)
+    live = _token_array(layout, "logp", logp, dtype)
+    constants = {name: None if values is None else stop(values) for name, values in tokens.items() if name != "logp"}
+    still, advantages = stop(live), stop(advantages)
+    with layout.backend.apart(still, *constants.values(), advantages, layout.counted, groups, normalizer):
+        clean = {name: _token_array(layout, name, values, dtype) for name, values in constants.items()}
         units = unit_advantages(objective, layout, advantages, dtype)
         weights = token_weights(objective.aggregation, layout, groups, normalizer, dtype)
         return Step(
             objective=objective,
             layout=layout,
             logp=live,
-            old_logp=tokens["old_logp"],
-            ref_logp=tokens["ref_logp"],
+            old_logp=clean["old_logp"],
+            ref_logp=clean["ref_logp"],
             advantages=units,
-            effective=_corrected(objective, layout, tokens, units),
+            effective=_corrected(objective, layout, clean | {"logp": still}, units),
             weights=weights,
             penalty_weights=penalty_weights(objective, layout, groups, dtype, weights),
         )
@@ -151,13 +150,11 @@ def _check_needed(objective: Objective, ref_logp: Array | None, behavior_logp: A
         raise ValueError("behavior_logp: expected an array, since the objective has a correction, got None")
 
 
-def token_array(layout: Layout, name: str, values: Array | None, dtype: Any) -> Array | None:
-    """A token argument, finite where it counts: a constant but for `logp`, in `dtype`, 0 at uncounted positions."""
+def _token_array(layout: Layout, name: str, values: Array | None, dtype: Any) -> Array | None:
+    """A token argument, finite where it counts, in `dtype`, 0 at uncounted positions."""
     if values is None:
         return None
     check_finite(name, values, layout.counted)
-    if name != "logp":
-        values = layout.backend.stop_gradient(values)
     return layout.clean(layout.xp.astype(values, dtype))
 
 

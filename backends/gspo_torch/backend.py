@@ -45,7 +45,7 @@ class TorchBackend(Backend):
         bits = BITS.get(values.dtype)
         if bits is None or not self.can_inspect(values) or values.is_neg() or _has_graph(values):
             return torch.where(condition, values, values.new_zeros(()))
-        kept = condition.view(torch.int8).to(bits)
+        kept = keep_bits(condition, values.dtype)
         return torch.mul(kept, values.view(bits), out=kept if kept.shape == values.shape else None).view(values.dtype)
 
     def truth(self, numbers: Tensor) -> Tensor:
@@ -123,6 +123,11 @@ class TorchBackend(Backend):
         if torch.compiler.is_compiling() or type(values) not in (Tensor, torch.nn.Parameter):
             return False
         return values.device.type == "cpu" and not transformed()
+
+
+def keep_bits(flags: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 or 0 for each flag, as integers as wide as `dtype`: times the bits of a float they leave it, or leave 0."""
+    return flags.view(torch.int8).to(BITS[dtype])
 
 
 def numpy_of(values: Tensor) -> Any:

@@ -17,7 +17,7 @@ from gspo_core.correction import correction_weights
 from gspo_core.responses import Responses
 from gspo_core.validation import check_finite
 
-from .backend import BITS, numpy
+from .backend import keep_bits, numpy
 from .tokens import Block, blocks_of, joined, lengths_of, log_ratio_sums, subtract
 
 Weigh = Callable[[Block], Tensor]
@@ -55,7 +55,7 @@ def response_weights(objective: Objective, layout: Any, logp: Tensor, rest: dict
     weigh = token_weights(objective, layout, logp, rest)
     blocks, sums, lengths = blocks_of(layout), [], []
     for block in blocks:
-        keep = layout.counted[block.tokens].view(torch.int8).to(BITS[dtype])
+        keep = keep_bits(layout.counted[block.tokens], dtype)
         weights = weigh(block)
         weights.view(keep.dtype).mul_(keep)
         sums.append(block.sums(weights))
@@ -69,7 +69,7 @@ def _of_tokens(correction: Correction, layout: Any, logp: Tensor, rest: dict[str
 
     def weights(block: Block) -> Tensor:
         counted = layout.counted[block.tokens]
-        keep = counted.view(torch.int8).to(BITS[dtype])
+        keep = keep_bits(counted, dtype)
         d = torch.empty(counted.shape, dtype=dtype, device=counted.device)
         subtract(numerator[block.tokens], behavior_logp[block.tokens], d).view(keep.dtype).mul_(keep)
         if not math.isfinite(d.sum().item()):
@@ -115,16 +115,16 @@ def _cut(correction: Correction, weights: Tensor) -> Tensor:
         inside &= numpy.greater_equal(weights.numpy(), low)
     if high is not None:
         inside &= numpy.less_equal(weights.numpy(), high)
-    flags = torch.from_numpy(inside).view(torch.int8)
+    flags = torch.from_numpy(inside)
     if correction.action == "reject":
-        return weights.copy_(flags)
-    bits = BITS[weights.dtype]
-    weights.view(bits).mul_(flags.to(bits))
+        return weights.copy_(flags.view(torch.int8))
+    keep = keep_bits(flags, weights.dtype)
+    weights.view(keep.dtype).mul_(keep)
     return weights
 
 
 def _unless(negative: Tensor, weights: Tensor) -> Tensor:
     """The weights where A < 0, else 1."""
-    bits = BITS[weights.dtype]
-    weights.view(bits).mul_(negative.view(torch.int8).to(bits))
+    keep = keep_bits(negative, weights.dtype)
+    weights.view(keep.dtype).mul_(keep)
     return weights.add_((~negative).to(weights.dtype))

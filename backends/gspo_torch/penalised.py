@@ -16,7 +16,7 @@ from gspo_core.aggregation import divide, token_weights
 from gspo_core.arrays import compute_dtype
 from gspo_core.step import penalty_weights
 
-from .backend import BITS, numpy
+from .backend import keep_bits, numpy
 from .solution import Solution
 from .tokens import blocks_of, exp_minus_one, joined, log_ratio_sums, subtract
 
@@ -55,7 +55,7 @@ def add_penalty(
 
 def _fill(penalty: Penalty, new: Tensor, old: Tensor, reference: Tensor, counted: Tensor, slopes: Tensor) -> Tensor:
     """The KL of some tokens, with a token's importance; `slopes` is filled. Both are 0 at uncounted tokens."""
-    keep = counted.view(torch.int8).to(BITS[slopes.dtype])
+    keep = keep_bits(counted, slopes.dtype)
     z = subtract(new, reference, torch.empty_like(slopes))
     z.view(keep.dtype).mul_(keep)
     moves = _hold(z, penalty.log_ratio_clamp, keep)

@@ -24,7 +24,7 @@ from gspo_core.responses import Responses
 from gspo_core.step import unit_advantages
 from gspo_core.surrogate import Clipped
 
-from .backend import BITS, numpy
+from .backend import BITS, keep_bits, numpy
 from .tokens import Block, LogRatioSums, blocks_of, joined, lengths_of, subtract, sum_of_divergence
 
 # Squares of ratios up to e^40 and down to e^-40 stay in the range of float32.
@@ -139,7 +139,7 @@ def _at(terms: Terms, block: Block, bounds: _Bounds | None) -> _Tokens:
     """What is read of a block; 0 at uncounted tokens, but for log π_θ and, beside it, weights."""
     b, dtype = block.tokens, terms.advantages.dtype
     counted, weight = terms.layout.counted[b], None if terms.weights is None else terms.weights(block)
-    keep = counted.view(torch.int8).to(BITS[dtype])
+    keep = keep_bits(counted, dtype)
     d = torch.empty(counted.shape, dtype=dtype, device=counted.device)
     if terms.units is None:
         subtract(terms.logp[b], terms.old_logp[b], d)
@@ -224,7 +224,7 @@ def _apply(here: _Tokens, inside: Tensor, clipped: Tensor, ratio: Tensor) -> Non
         ratio.copy_(clipped.exp_()).view(bits).mul_(here.keep)
         clipped.mul_(here.logp)
     else:
-        ratio.view(bits).mul_(inside.view(torch.int8).to(bits))
+        ratio.view(bits).mul_(keep_bits(inside, ratio.dtype))
 
 
 class _Part(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 from gspo_core.metrics import TokenSums, divergence
 from gspo_core.sequences import Layout
 
-from .backend import BITS, backend, numpy
+from .backend import BITS, backend, keep_bits, numpy
 from .compiled import repeated
 
 # So many tokens of each of the two buffers, per thread: larger ones leave the cache, smaller ones cost more calls.
@@ -91,7 +91,7 @@ def token_sums(values: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     blocks, parts = blocks_of(layout), []
     for block in blocks:
         kept = values[block.tokens].to(dtype, copy=True)
-        kept.view(BITS[dtype]).mul_(layout.counted[block.tokens].view(torch.int8).to(BITS[dtype]))
+        kept.view(BITS[dtype]).mul_(keep_bits(layout.counted[block.tokens], dtype))
         parts.append(block.sums(kept))
     return joined(blocks, parts, layout)
 
