@@ -12,7 +12,12 @@ from .formats import ROOT
 from .words import UsageError
 
 _FOLDER = ROOT / "scaffolds"
-_IMPORTS = {"torch": "import torch", "jax": "import jax.numpy as jnp", "numpy": "import numpy as np"}
+_IMPORTS = {
+    "torch": "import torch",
+    "jax": "import jax.numpy as jnp",
+    "mlx": "import mlx.core as mx",
+    "numpy": "import numpy as np",
+}
 
 
 def scaffold(name: str, language: str = "python", framework: str = "torch", *, force: bool = False) -> tuple[Path, str]:

@@ -14,7 +14,7 @@ from .connection import CALLED
 from .target import Capabilities, Case, FunctionTarget
 from .words import choices
 
-FRAMEWORKS = ("torch", "jax", "numpy")
+FRAMEWORKS = ("torch", "jax", "mlx", "numpy")
 MASKS = ("bool", "uint8", "int32", "int64", "float32", "float64")
 SHAPES = ("response", "token")
 INPUTS = ("logp", "old_logp", "advantages", "mask")
@@ -40,14 +40,14 @@ def loss_target(
     Args:
         fn: called with four arrays of `framework`, by position; returns the loss alone, a scalar that is minimised.
             It may call `backward` itself (PyTorch): the gradient is then what that left at `logp`.
-        framework: "torch", "jax" or "numpy".
+        framework: "torch", "jax", "mlx" or "numpy".
         objective: what `fn` computes: None for the paper's GSPO, the name of a preset of
             `gspo_core.Objective` such as "grpo", such an objective, or its JSON as a mapping.
         gradient: "autodiff" differentiates `fn` by the framework (NumPy has none, so there the loss alone is
             checked); a function of the same arguments returns d loss / d logp; None checks the loss alone.
         clip: `(low, high)` in place of the objective's clip range.
         name: for reports; the name of `fn` by default.
-        dtypes: add "float64" where `fn` computes in the precision of its inputs.
+        dtypes: add "float64" where `fn` computes in the precision of its inputs; skipped where MLX has no exact exp of it.
         mask_dtype: "bool", or what `fn` expects instead, such as "int64" or "float32".
         advantages: "response" passes `[B]`, "token" spreads them to `[B, T]`.
     """
@@ -74,12 +74,12 @@ def loss_target(
         inputs=frozenset(INPUTS),
         parameters=frozenset({"objective"}),
     )
-    run = import_module(f".frameworks.{framework}", __package__).run
+    module = import_module(f".frameworks.{framework}", __package__)
 
     def answer(case: Case) -> Mapping[str, Any]:
-        return run(_alone(fn), _of_logp(gradient), _arrays(case, mask_dtype, advantages))
+        return module.run(_alone(fn), _of_logp(gradient), _arrays(case, mask_dtype, advantages))
 
-    version = {framework: str(import_module(framework).__version__)}
+    version = {framework: str(module.VERSION)}
     return FunctionTarget(name or getattr(fn, "__name__", type(fn).__name__), answer, capabilities, version)
 
 
@@ -129,7 +129,7 @@ def _alone(fn: Loss) -> Loss:
         try:
             found = fn(*arrays)
         except Exception as error:
-            given = ", ".join(f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}" for array in arrays)
+            given = ", ".join(f"{str(array.dtype).rpartition('.')[2]} {list(array.shape)}" for array in arrays)
             error.add_note(f"{CALLED} {given}")
             raise
         if not hasattr(found, "__float__"):

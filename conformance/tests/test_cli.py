@@ -20,6 +20,7 @@ from gspo_conformance.formats import load_vectors
 from gspo_conformance.mutants import mutants
 
 from .speaker import main as speaker
+from .test_wrap import MLX
 
 SPEAKER = f"cmd:{sys.executable} -S {speaker.__code__.co_filename}"
 FEW = ("-k", "ratio/sequence-*")
@@ -216,7 +217,7 @@ def test_a_new_target_in_another_folder_is_found_from_where_it_says(output, tmp_
     assert "the adapter is right" in output("check", "--smoke", "below.mine:target")
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax", "numpy"])
+@pytest.mark.parametrize("framework", ["torch", "jax", "numpy", MLX])
 def test_a_new_target_conforms_as_it_is_written(
     output, framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

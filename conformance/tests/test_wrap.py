@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,8 @@ from gspo_conformance.wrap import loss_target, objective_dict
 
 from .small import GSPO, loss_vector, ratio_vector
 
+NEEDS_MLX = pytest.mark.skipif(find_spec("mlx") is None, reason="MLX is not installed here")
+MLX = pytest.param("mlx", marks=NEEDS_MLX)
 SUITE = [loss_vector("aggregation/unequal"), loss_vector("gradient/clipped", advantages=(1.0, 2.0, -1.0))]
 
 
@@ -37,6 +40,16 @@ def jax_loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
 def numpy_loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
     s = np.exp(np.where(mask, logp - old_logp, 0).sum(1) / mask.sum(1))
     return -np.minimum(s * advantages, np.clip(s, 1 - 3e-4, 1 + 4e-4) * advantages).mean()
+
+
+def mlx_loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+    import mlx.core as mx
+
+    s = mx.exp(mx.where(mask, logp - old_logp, 0.0).sum(1) / mask.sum(1))
+    return -mx.minimum(s * advantages, mx.clip(s, 1 - 3e-4, 1 + 4e-4) * advantages).mean()
+
+
+LOSSES = {"torch": torch_loss, "jax": jax_loss, "mlx": mlx_loss, "numpy": numpy_loss}
 
 
 def gradient(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
@@ -60,11 +73,26 @@ def test_a_right_loss_passes_in_both_precisions(fn: Any, framework: str) -> None
     assert framework in found.implementation
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax", "numpy"])
+@NEEDS_MLX
+def test_a_loss_in_mlx_passes_in_the_precision_that_its_exp_has() -> None:
+    """Hunts float64 that MLX narrows, or that is asked of an exp of float32."""
+    from gspo_conformance.frameworks.mlx import array, exact_float64
+
+    assert array(np.array([0.1])).itemsize == 8
+    wide = PASS if exact_float64() else SKIPPED
+    results = run(loss_target(mlx_loss, "mlx", dtypes=("float32", "float64"))).results
+    assert {(one.dtype, one.verdict) for one in results} == {("float32", PASS), ("float64", wide)}
+    assert {item.output for one in results for item in one.judged} == {"loss", "gradient"}
+    assert all("computes exp of float64 in float32" in one.reason for one in results if one.verdict == SKIPPED)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "numpy", MLX])
 def test_a_gradient_in_closed_form_is_checked_in_place_of_autodiff(framework: str) -> None:
-    fn = {"torch": torch_loss, "jax": jax_loss, "numpy": numpy_loss}[framework]
-    right = run(loss_target(fn, framework, gradient=gradient))
-    wrong = run(loss_target(fn, framework, gradient=lambda *arrays: 2 * gradient(*arrays)))
+    def own(*arrays: Any) -> Any:
+        return gradient(*map(np.array, arrays)) if framework == "mlx" else gradient(*arrays)
+
+    right = run(loss_target(LOSSES[framework], framework, gradient=own))
+    wrong = run(loss_target(LOSSES[framework], framework, gradient=lambda *arrays: 2 * own(*arrays)))
     assert right.exit_code == 0
     assert all(result.reason.startswith("gradient: ") for result in wrong.offences)
     assert len(wrong.offences) == 2
@@ -86,9 +114,10 @@ def test_without_a_gradient_a_loss_in_torch_may_be_a_plain_number() -> None:
     assert reason == "TypeError: the loss: expected a tensor, got float; with .item() it has no gradient"
 
 
-@pytest.mark.parametrize(("fn", "framework"), [(torch_loss, "torch"), (jax_loss, "jax"), (numpy_loss, "numpy")])
-def test_a_loss_with_metrics_beside_it_is_told_to_return_it_alone(fn: Any, framework: str) -> None:
-    found = run(loss_target(lambda *arrays: (fn(*arrays), {"clip_fraction": 0.0}), framework), SUITE[0])
+@pytest.mark.parametrize("framework", ["torch", "jax", "numpy", MLX])
+def test_a_loss_with_metrics_beside_it_is_told_to_return_it_alone(framework: str) -> None:
+    loss = LOSSES[framework]
+    found = run(loss_target(lambda *arrays: (loss(*arrays), {"clip_fraction": 0.0}), framework), SUITE[0])
     assert found.results[0].reason.startswith("TypeError: the loss: expected it alone, got tuple; take the loss out")
 
 
@@ -104,9 +133,10 @@ def test_the_advice_is_of_what_came_in_place_of_the_loss(answer: Any, advice: st
     assert run(loss_target(lambda *arrays: answer), SUITE[0]).results[0].reason.endswith(advice)
 
 
-@pytest.mark.parametrize(("fn", "framework"), [(torch_loss, "torch"), (jax_loss, "jax"), (numpy_loss, "numpy")])
-def test_a_loss_of_one_element_is_told_to_be_a_number(fn: Any, framework: str) -> None:
-    reason = run(loss_target(lambda *arrays: fn(*arrays)[None], framework), SUITE[0]).results[0].reason
+@pytest.mark.parametrize("framework", ["torch", "jax", "numpy", MLX])
+def test_a_loss_of_one_element_is_told_to_be_a_number(framework: str) -> None:
+    loss = LOSSES[framework]
+    reason = run(loss_target(lambda *arrays: loss(*arrays)[None], framework), SUITE[0]).results[0].reason
     assert reason.endswith("expected one number, got shape [1]: `.squeeze()` makes it a number")
 
 
@@ -117,13 +147,12 @@ def test_a_gradient_of_another_shape_is_an_error(answer: Any, words: str) -> Non
     assert reason.endswith(words)
 
 
-def test_a_loss_that_raises_is_shown_the_shapes_it_was_called_with() -> None:
+@pytest.mark.parametrize("framework", ["torch", "jax", MLX])
+def test_a_loss_that_raises_is_shown_the_shapes_it_was_called_with(framework: str) -> None:
     def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
         raise IndexError("too many indices")
 
-    jax_reason = run(loss_target(loss, "jax"), SUITE[0]).results[0].reason
-    reason = run(loss_target(loss), SUITE[0]).results[0].reason
-    assert jax_reason == reason
+    reason = run(loss_target(loss, framework), SUITE[0]).results[0].reason
     assert reason.startswith("IndexError: too many indices; called with float32 [")
     assert reason.endswith("bool " + reason.split("float32 ")[1].rstrip(", "))
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the file to write, without its ending")
     parser.add_argument("--language", choices=LANGUAGES, default="python", help="of the adapter")
     parser.add_argument(
-        "--framework", choices=("torch", "jax", "numpy"), default="torch", help="of a loss in Python (torch)"
+        "--framework", choices=("torch", "jax", "mlx", "numpy"), default="torch", help="of a loss in Python (torch)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite the file")
 

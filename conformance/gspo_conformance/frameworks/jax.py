@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+VERSION = jax.__version__
+
 
 def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The loss, and d loss / d logp by `jax.value_and_grad` or by `gradient`."""

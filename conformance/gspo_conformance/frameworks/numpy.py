@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+VERSION = np.__version__
+
 
 def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The loss, and the gradient where there is a function for it."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+VERSION = torch.__version__
+
 
 def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The loss, and d loss / d logp by autograd or by `gradient`. As in training, `logp` is no leaf: it may be changed in place."""
