@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ FILE = Path(__file__).with_name("signatures.txt")
 
 def signatures() -> str:
     """One line per function, class, field, property and method, in the order of the names."""
-    return "".join(f"{line}\n" for name in gspo_core.__all__ for line in _lines(name, getattr(gspo_core, name)))
+    lines = "".join(f"{line}\n" for name in gspo_core.__all__ for line in _lines(name, getattr(gspo_core, name)))
+    # Before Python 3.14 the fields of a named tuple hold their annotations in this.
+    return re.sub(r"ForwardRef\('([^']*)'\)", r"\1", lines)
 
 
 def _lines(name: str, value: Any) -> Iterator[str]:
