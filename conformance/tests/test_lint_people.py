@@ -45,7 +45,7 @@ def test_a_configuration_is_recognised(path: Path) -> None:
         name, _ = recognised(own, settings)
     except UsageError:
         return
-    assert name == path.name.partition(".")[0].removesuffix("-seed") or name in ("trl", "verl", "roll")
+    assert name == path.name.partition(".")[0].removesuffix("-seed") or name in ("trl", "verl", "roll", "slime")
 
 
 def test_what_could_be_of_several_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ NAMED: dict[str, str] = {
     "areal": r"\bareal\b",
     "tunix": r"\btunix\b",
     "agilerl": r"\bagilerl\b|^INIT_HP:",
+    "miles": r"\b(from|import) miles\b|\bmiles\.(utils|ray|rollout|backends)\b|/miles\b|\bMILES_[A-Z]+|\bMiles\b",
     "slime": r"\bslime\b|--(advantage-estimator|calculate-per-token-loss|hf-checkpoint|num-steps-per-rollout)\b",
     "verl": r"\bverl\.(trainer|workers)\b|\bactor_rollout_ref\b",
     "roll": r"\broll\.(pipeline|configs)\b|\bstart_rlvr_pipeline\b|\bpg_clip\b|\bnum_return_sequences_in_group\b",
@@ -40,7 +41,8 @@ FORKS: dict[str, str] = {
 }
 # Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
 ENOUGH, SHARE = 5, 10
-SAME_KEYS = ("trl", "unsloth", "easydel", "liger", "ms_swift")
+# Who reads the same keys: nothing but a name tells the others from the first.
+SAME_KEYS = (("trl", "unsloth", "easydel", "liger", "ms_swift"), ("slime", "miles"))
 
 
 def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, str]:
@@ -55,8 +57,9 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
     counts = {name: _read(name, settings) for name in rooms()}
     most = max(counts.values())
     first = [name for name, count in counts.items() if count == most]
-    if len(first) > 1 and set(first) <= set(SAME_KEYS):
-        first = ["trl"]
+    for same in SAME_KEYS:
+        if len(first) > 1 and set(first) <= set(same):
+            first = [same[0]]
     if most < 2 or len(first) > 1 or (most < ENOUGH and most * SHARE < len(settings)):
         if not settings:
             raise UsageError(f"{cut(', '.join(words), 400)}: no setting in it")

@@ -41,22 +41,29 @@ DEFAULTS: dict[str, Any] = {
     "dynamic_sampling_filter_path": None,
 }
 ICEPOP = "slime.backends.megatron_utils.loss.icepop_function"
-GROUPED = ("grpo", "gspo", "cispo")
 CUSTOM = (
     "custom_loss_function_path",
     "custom_advantage_function_path",
     "custom_pg_loss_reducer_function_path",
     "custom_tis_function_path",
 )
-KINDS = {("k1", None): "k1", ("k2", None): "k2", ("k3", None): "k3", ("k3", 10.0): "low_var_kl"}
+KINDS = {"k1": ("k1", None, None), "k2": ("k2", None, None), "k3": ("k3", None, None)}
 PLAIN = {"level": "token", "numerator": "old", "negative_only": False}
 
 
 class Slime:
-    """`gspo` as it comes is the paper's objective, but for the range."""
+    """`gspo` as it comes is the paper's objective, but for the range; what a fork has otherwise is an attribute.
 
-    name = "slime"
-    versions = ("624b824a",)
+    `kinds`: estimator of the KL term, clamp of its log-ratio and clamp of its value, by `kl_loss_type`.
+    """
+
+    name = title = "slime"
+    versions: tuple[str, ...] = ("624b824a",)
+    defaults: ClassVar[dict[str, Any]] = DEFAULTS
+    grouped: tuple[str, ...] = ("grpo", "gspo", "cispo")
+    kinds: ClassVar[dict[str, tuple[str, float | None, float | None]]] = {**KINDS, "low_var_kl": ("k3", None, 10.0)}
+    icepop = ICEPOP
+    cap: float | None = None
     clip_keys = ("eps_clip", "eps_clip_high")
     fixes: ClassVar[dict[str, str]] = {
         "ratio": "--advantage-estimator gspo",
@@ -72,8 +79,8 @@ class Slime:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these arguments optimise."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        given = {key: value for key, value in settings.items() if key in self.defaults}
+        every = self.defaults | given
         estimator = str(every["advantage_estimator"])
         mode = "token_mean" if every["calculate_per_token_loss"] else "sequence_mean_token_mean"
         objective = {
@@ -81,36 +88,145 @@ class Slime:
             "ratio": "sequence" if estimator == "gspo" else "token",
             "surrogate": _surrogate(every),
             "aggregation": {"mode": mode, "count": "all", "constant": 1.0},
-            "penalty": _penalty(every),
-            "correction": _correction(every),
+            "penalty": self._penalty(every),
+            "correction": self._correction(every),
+            "log_ratio_cap": self.cap,
         }
         return Reading(
             trainer=self.name,
             version=version,
             objective=objective,
-            advantages=_advantages(every),
+            advantages=self._advantages(every),
             estimator=estimator,
             whiten=bool(every["normalize_advantages"]),
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=(*_findings(every), *asides(every, {"dynamic_sampling_filter_path": "equal"})),
+            findings=(*self.findings(every), *asides(every, {"dynamic_sampling_filter_path": "equal"})),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The arguments for an objective."""
-        if objective["log_ratio_cap"] is not None:
-            raise Inexpressible("slime caps no log-ratio")
+        if objective["log_ratio_cap"] not in (None, self.cap):
+            cap = "no log-ratio" if self.cap is None else f"the log-ratio at {self.cap:g}"
+            raise Inexpressible(f"{self.title} caps {cap}")
         return {
-            **_written_surrogate(objective),
-            **_written_aggregation(objective["aggregation"]),
-            **_written_penalty(objective["penalty"]),
-            **_written_correction(objective["correction"]),
+            **self._written_surrogate(objective),
+            **self._written_aggregation(objective["aggregation"]),
+            **self._written_penalty(objective["penalty"]),
+            **self._written_correction(objective["correction"]),
         }
 
     def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
         """`--advantage-estimator gspo` and a clip range."""
         return {"advantage_estimator": "gspo", "eps_clip": clip["low"], "eps_clip_high": clip["high"]}
+
+    def findings(self, every: Mapping[str, Any]) -> Iterator[Finding]:
+        """What only these arguments can do."""
+        grouped = every["advantage_estimator"] in self.grouped
+        if grouped and int(every["n_samples_per_prompt"]) == 1 and not every["disable_rewards_normalization"]:
+            told = "one response per prompt: its own reward is its baseline, and every advantage is 0"
+            key = "n_samples_per_prompt"
+            yield Finding(
+                "group-size", "error", key, told, "GSPO-ADV-4", "nothing is learnt", "--n-samples-per-prompt 8"
+            )
+        if every["kl_coef"] and grouped:
+            told = f"kl_coef = {every['kl_coef']:g} has no effect: advantages of {every['advantage_estimator']} are made of the rewards alone"
+            yield Finding("kl-ignored", "error", "kl_coef", told, "GSPO-REWARD-4", fix="no --kl-coef")
+        if every["use_opsm"]:
+            told = "responses with a negative advantage lose their gradient where log s_i is below the negative of opsm_delta"
+            cost = f"s_i < {math.exp(-every['opsm_delta']):.6g}, inside the clip range of the paper where opsm_delta is below 3e-4"
+            yield Finding("sequence-mask", "warning", "use_opsm", told, "GSPO-CORR-6", cost, "no --use-opsm")
+        if every["use_rollout_logprobs"]:
+            told = "the ratio is to the policy of the sampling engine, whose numerics enter s_i"
+            yield Finding(
+                "old-policy", "note", "use_rollout_logprobs", told, "GSPO-RATIO-1", fix="no --use-rollout-logprobs"
+            )
+        if every["entropy_coef"]:
+            told = f"an entropy bonus with the coefficient {every['entropy_coef']:g}"
+            yield Finding("entropy-bonus", "warning", "entropy_coef", told, "GSPO-AGG-1", fix="--entropy-coef 0")
+        for key in CUSTOM:
+            if every.get(key) and every[key] != self.icepop and (key != CUSTOM[-1] or every["use_tis"]):
+                told = f"{every[key]} takes the place of {self.title}'s own code, and is not read here"
+                yield Finding("custom-code", "warning", key, told, "GSPO-AGG-1", fix=f"no --{key.replace('_', '-')}")
+
+    def _penalty(self, every: Mapping[str, Any]) -> dict[str, Any] | None:
+        if not every["use_kl_loss"] or not every["kl_loss_coef"]:
+            return None
+        estimator, clamp, value = self.kinds[every["kl_loss_type"]]
+        return {
+            "estimator": estimator,
+            "coefficient": every["kl_loss_coef"],
+            "importance": "token" if every["use_unbiased_kl"] else None,
+            "aggregation": None,
+            "log_ratio_clamp": clamp,
+            "value_clamp": value,
+        }
+
+    def _correction(self, every: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if not every["use_tis"]:
+            return []
+        action = {None: "clamp", self.icepop: "mask"}.get(every["custom_tis_function_path"])
+        if action is None:  # code of somebody's own, which is told
+            return []
+        high = None if math.isinf(every["tis_clip"]) else every["tis_clip"]
+        return [{**PLAIN, "action": action, "low": every["tis_clip_low"] or None, "high": high}]
+
+    def _advantages(self, every: Mapping[str, Any]) -> dict[str, Any] | None:
+        estimator = every["advantage_estimator"]
+        if estimator not in (*self.grouped, "reinforce_plus_plus_baseline"):
+            return None
+        if every["disable_rewards_normalization"]:
+            return {"center": "none", "scale": "none"}
+        plain = every["disable_grpo_std_normalization"] or estimator not in self.grouped
+        return {"center": "mean", "scale": "none" if plain else "std", "ddof": 1, "eps": 1e-6}
+
+    def _written_surrogate(self, objective: Mapping[str, Any]) -> dict[str, Any]:
+        surrogate, ratio = objective["surrogate"], objective["ratio"]
+        kind = surrogate["kind"]
+        if kind == "clip" and ratio in ("sequence", "token"):
+            estimator = "gspo" if ratio == "sequence" else "grpo"
+            bounds = {"eps_clip": surrogate["low"], "eps_clip_high": surrogate["high"]}
+            return {"advantage_estimator": estimator, **bounds, "eps_clip_c": surrogate["dual"]}
+        if kind == "cispo" and ratio == "token" and "cispo" in self.grouped:
+            low = 1.0 if surrogate["low"] is None else surrogate["low"]
+            return {"advantage_estimator": "cispo", "eps_clip": low, "eps_clip_high": surrogate["high"]}
+        raise Inexpressible(f"no advantage_estimator of {self.title} has the surrogate {kind} on the {ratio} ratio")
+
+    def _written_aggregation(self, aggregation: Mapping[str, Any]) -> dict[str, Any]:
+        mode, constant = aggregation["mode"], aggregation["constant"]
+        if aggregation["count"] == "non_empty":
+            raise Inexpressible(f"{self.title} counts every response of a step, empty ones too")
+        if mode not in ("sequence_mean_token_mean", "token_mean") or constant != 1:
+            raise Inexpressible(f"{self.title} does not aggregate by {mode} with the constant {constant:g}")
+        return {"calculate_per_token_loss": mode == "token_mean"}
+
+    def _written_penalty(self, penalty: Mapping[str, Any] | None) -> dict[str, Any]:
+        if penalty is None or not penalty["coefficient"]:
+            return {"use_kl_loss": False}
+        form = (penalty["estimator"], penalty["log_ratio_clamp"], penalty["value_clamp"])
+        kind = next((name for name, one in self.kinds.items() if one == form), None)
+        if kind is None or penalty["aggregation"]:
+            clamped = "its value" if self.cap is None else f"its log-ratio clamped to {self.cap:g} and its value"
+            told = f"k1, k2, k3, or k3 with {clamped} clamped to 10, aggregated as the loss"
+            raise Inexpressible(f"{self.title}'s KL term is {told}")
+        if penalty["importance"] == "sequence" or (penalty["importance"] and kind == "low_var_kl"):
+            raise Inexpressible(
+                f"{self.title}'s KL term is weighted by the ratio of its token, before its value is clamped"
+            )
+        unbiased = penalty["importance"] == "token"
+        keys = {"use_kl_loss": True, "kl_loss_coef": penalty["coefficient"], "kl_loss_type": kind}
+        return keys | {"use_unbiased_kl": unbiased}
+
+    def _written_correction(self, corrections: Any) -> dict[str, Any]:
+        if not corrections:
+            return {"use_tis": False}
+        one = corrections[0]
+        plain = {key: one[key] for key in PLAIN} == PLAIN
+        if len(corrections) > 1 or not plain or one["action"] == "reject":
+            raise Inexpressible(f"{self.title}'s weights are those of tokens under the old policy, clamped or masked")
+        bounds = {"tis_clip_low": one["low"] or 0.0, "tis_clip": math.inf if one["high"] is None else one["high"]}
+        return {"use_tis": True, **bounds, "custom_tis_function_path": self.icepop if one["action"] == "mask" else None}
 
 
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,41 +235,6 @@ def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     if every["advantage_estimator"] == "cispo":
         return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
     return {"kind": "clip", "low": low, "high": high, "dual": every["eps_clip_c"]}
-
-
-def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not every["use_kl_loss"] or not every["kl_loss_coef"]:
-        return None
-    kinds = {name: kind for kind, name in KINDS.items()}
-    estimator, clamp = kinds[every["kl_loss_type"]]
-    return {
-        "estimator": estimator,
-        "coefficient": every["kl_loss_coef"],
-        "importance": "token" if every["use_unbiased_kl"] else None,
-        "aggregation": None,
-        "log_ratio_clamp": None,
-        "value_clamp": clamp,
-    }
-
-
-def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if not every["use_tis"]:
-        return []
-    action = {None: "clamp", ICEPOP: "mask"}.get(every["custom_tis_function_path"])
-    if action is None:  # code of somebody's own, which is told
-        return []
-    high = None if math.isinf(every["tis_clip"]) else every["tis_clip"]
-    return [{**PLAIN, "action": action, "low": every["tis_clip_low"] or None, "high": high}]
-
-
-def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
-    estimator = every["advantage_estimator"]
-    if estimator not in (*GROUPED, "reinforce_plus_plus_baseline"):
-        return None
-    if every["disable_rewards_normalization"]:
-        return {"center": "none", "scale": "none"}
-    plain = every["disable_grpo_std_normalization"] or estimator not in GROUPED
-    return {"center": "mean", "scale": "none" if plain else "std", "ddof": 1, "eps": 1e-6}
 
 
 def _updates(every: Mapping[str, Any]) -> int | None:
@@ -165,81 +246,6 @@ def _updates(every: Mapping[str, Any]) -> int | None:
     return max(
         1, int(every["rollout_batch_size"]) * int(every["n_samples_per_prompt"]) // int(every["global_batch_size"])
     )
-
-
-def _findings(every: Mapping[str, Any]) -> Iterator[Finding]:
-    grouped = every["advantage_estimator"] in GROUPED
-    if grouped and int(every["n_samples_per_prompt"]) == 1 and not every["disable_rewards_normalization"]:
-        told = "one response per prompt: its own reward is its baseline, and every advantage is 0"
-        key = "n_samples_per_prompt"
-        yield Finding("group-size", "error", key, told, "GSPO-ADV-4", "nothing is learnt", "--n-samples-per-prompt 8")
-    if every["kl_coef"] and grouped:
-        told = f"kl_coef = {every['kl_coef']:g} has no effect: advantages of {every['advantage_estimator']} are made of the rewards alone"
-        yield Finding("kl-ignored", "error", "kl_coef", told, "GSPO-REWARD-4", fix="no --kl-coef")
-    if every["use_opsm"]:
-        told = (
-            "responses with a negative advantage lose their gradient where log s_i is below the negative of opsm_delta"
-        )
-        cost = f"s_i < {math.exp(-every['opsm_delta']):.6g}, inside the clip range of the paper where opsm_delta is below 3e-4"
-        yield Finding("sequence-mask", "warning", "use_opsm", told, "GSPO-CORR-6", cost, "no --use-opsm")
-    if every["use_rollout_logprobs"]:
-        told = "the ratio is to the policy of the sampling engine, whose numerics enter s_i"
-        yield Finding(
-            "old-policy", "note", "use_rollout_logprobs", told, "GSPO-RATIO-1", fix="no --use-rollout-logprobs"
-        )
-    if every["entropy_coef"]:
-        told = f"an entropy bonus with the coefficient {every['entropy_coef']:g}"
-        yield Finding("entropy-bonus", "warning", "entropy_coef", told, "GSPO-AGG-1", fix="--entropy-coef 0")
-    for key in CUSTOM:
-        if every[key] and every[key] != ICEPOP and (key != CUSTOM[-1] or every["use_tis"]):
-            told = f"{every[key]} takes the place of slime's own code, and is not read here"
-            yield Finding("custom-code", "warning", key, told, "GSPO-AGG-1", fix=f"no --{key.replace('_', '-')}")
-
-
-def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:
-    surrogate, ratio = objective["surrogate"], objective["ratio"]
-    kind = surrogate["kind"]
-    if kind == "clip" and ratio in ("sequence", "token"):
-        estimator = "gspo" if ratio == "sequence" else "grpo"
-        bounds = {"eps_clip": surrogate["low"], "eps_clip_high": surrogate["high"]}
-        return {"advantage_estimator": estimator, **bounds, "eps_clip_c": surrogate["dual"]}
-    if kind == "cispo" and ratio == "token":
-        low = 1.0 if surrogate["low"] is None else surrogate["low"]
-        return {"advantage_estimator": "cispo", "eps_clip": low, "eps_clip_high": surrogate["high"]}
-    raise Inexpressible(f"no advantage_estimator of slime has the surrogate {kind} on the {ratio} ratio")
-
-
-def _written_aggregation(aggregation: Mapping[str, Any]) -> dict[str, Any]:
-    mode, constant = aggregation["mode"], aggregation["constant"]
-    if aggregation["count"] == "non_empty":
-        raise Inexpressible("slime counts every response of a step, empty ones too")
-    if mode not in ("sequence_mean_token_mean", "token_mean") or constant != 1:
-        raise Inexpressible(f"slime does not aggregate by {mode} with the constant {constant:g}")
-    return {"calculate_per_token_loss": mode == "token_mean"}
-
-
-def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
-    if penalty is None or not penalty["coefficient"]:
-        return {"use_kl_loss": False}
-    kind = KINDS.get((penalty["estimator"], penalty["value_clamp"]))
-    if kind is None or penalty["aggregation"] or penalty["log_ratio_clamp"]:
-        raise Inexpressible("slime's KL term is k1, k2, k3, or k3 with its value clamped to 10, aggregated as the loss")
-    if penalty["importance"] == "sequence" or (penalty["importance"] and kind == "low_var_kl"):
-        raise Inexpressible("slime's KL term is weighted by the ratio of its token, before its value is clamped")
-    unbiased = penalty["importance"] == "token"
-    keys = {"use_kl_loss": True, "kl_loss_coef": penalty["coefficient"], "kl_loss_type": kind}
-    return keys | {"use_unbiased_kl": unbiased}
-
-
-def _written_correction(corrections: Any) -> dict[str, Any]:
-    if not corrections:
-        return {"use_tis": False}
-    one = corrections[0]
-    plain = {key: one[key] for key in PLAIN} == PLAIN
-    if len(corrections) > 1 or not plain or one["action"] == "reject":
-        raise Inexpressible("slime's weights are those of tokens under the old policy, clamped or masked")
-    bounds = {"tis_clip_low": one["low"] or 0.0, "tis_clip": math.inf if one["high"] is None else one["high"]}
-    return {"use_tis": True, **bounds, "custom_tis_function_path": ICEPOP if one["action"] == "mask" else None}
 
 
 DIALECT = Slime()

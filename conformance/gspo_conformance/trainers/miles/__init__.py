@@ -1,0 +1,1 @@
+"""Miles: `loss_function` of its training backends, from a checkout."""

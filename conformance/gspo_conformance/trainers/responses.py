@@ -1,0 +1,180 @@
+"""Responses as a list without padding, as slime and its fork Miles hand them to the loss of a Megatron backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..target import Case, Skip
+from ..tensors import NumPyArray
+from .adapter import Settings, TrainerTarget, check_std, tensor, torch_loss
+
+Places = list[Any]
+
+
+def places_of(case: Case) -> Places:
+    """Where the responses stand: from their first counted token to their last."""
+    if "offsets" in case.inputs:
+        offsets = case.inputs["offsets"].tolist()
+        return [slice(start, end) for start, end in pairwise(offsets)]
+    found: Places = []
+    for row, mask in enumerate(case.inputs["mask"]):
+        counted = np.flatnonzero(mask)
+        found.append((row, slice(counted[0], counted[-1] + 1) if counted.size else slice(0, 0)))
+    return found
+
+
+def masks_of(case: Case, places: Places) -> list[Any]:
+    """The mask of each response."""
+    if "mask" in case.inputs:
+        counted = tensor(case.inputs["mask"], "int32")
+        return [counted[place] for place in places]
+    return [torch.ones(place.stop - place.start, dtype=torch.int32) for place in places]
+
+
+@dataclass(frozen=True)
+class ListLoss:
+    """`call(settings, batch, logp, count, rows)`: the loss of one of `count` micro-batches, in which `responses` have
+    the log-probabilities of this step, and what Megatron counts in it. `spread` gives every token the advantage of its response.
+    """
+
+    title: str
+    call: Callable[[Settings, dict[str, Any], Any, int, float], tuple[Any, Any]]
+    spread: Callable[[Any, list[Any]], list[Any]]
+
+    def __call__(self, settings: Settings, case: Case) -> Mapping[str, Any]:
+        """One micro-batch that is the whole step."""
+        places, given = places_of(case), case.parameters.get("normalizer")
+        if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
+            raise Skip(f"{self.title} always has a count to divide by")
+        rows = len(places) if given is None or settings.get("calculate_per_token_loss") else given
+        return torch_loss(case, partial(self._part, settings, case, places, 1, rows, given))
+
+    def step(self, settings: Settings, case: Case) -> Mapping[str, Any]:
+        """Losses of micro-batches add; per token they are divided by the tokens of all of them."""
+        cases = [replace(case, operation="policy_loss", inputs=part) for part in case.inputs["parts"]]
+        places = [places_of(one) for one in cases]
+        rows, tokens = sum(map(len, places)), _tokens(cases, places)
+        outputs = [
+            torch_loss(one, partial(self._part, settings, one, own, len(cases), rows, tokens))
+            for one, own in zip(cases, places, strict=True)
+        ]
+        gradients = {f"gradient.{i}": one["gradient"] for i, one in enumerate(outputs)}
+        return {"loss": sum(one["loss"] for one in outputs), **gradients}
+
+    def _part(
+        self, settings: Settings, case: Case, places: Places, count: int, rows: float, tokens: Any, logp: Any
+    ) -> Any:
+        """Divided as Megatron does: by the micro-batches, or by the tokens of the step."""
+        batch = self._batch(case, places) | {"responses": [logp[place] for place in places]}
+        loss, counted = self.call(settings, batch, logp, count, rows)
+        if not settings.get("calculate_per_token_loss"):
+            return loss / count
+        return loss / (counted if tokens is None else tokens)
+
+    def _batch(self, case: Case, places: Places) -> dict[str, Any]:
+        names = {"old_logp": "log_probs", "ref_logp": "ref_log_probs", "behavior_logp": "rollout_log_probs"}
+        given = {
+            key: [tensor(case.inputs[name], case.input_dtype)[place] for place in places]
+            for name, key in names.items()
+            if name in case.inputs
+        }
+        masks = masks_of(case, places)
+        lengths = [len(mask) for mask in masks]
+        return given | {
+            "advantages": self._advantages(case, places, lengths),
+            "loss_masks": masks,
+            "rollout_mask_sums": [mask.sum() for mask in masks],
+            "response_lengths": lengths,
+            "total_lengths": [length + 1 for length in lengths],
+            "unconcat_tokens": None,
+        }
+
+    def _advantages(self, case: Case, places: Places, lengths: list[int]) -> list[Any]:
+        """One number a token, as `compute_advantages_and_returns` makes of one a response."""
+        given = tensor(case.inputs["advantages"])
+        if case.inputs["advantages"].shape == case.inputs["logp"].shape:
+            return [given[place] for place in places]
+        return self.spread(given, [torch.zeros(length, dtype=given.dtype) for length in lengths])
+
+
+def _tokens(cases: list[Case], places: list[Places]) -> int:
+    """What Megatron adds up: `num_tokens` of every micro-batch, an empty response counting 1."""
+    masks = [mask for case, own in zip(cases, places, strict=True) for mask in masks_of(case, own)]
+    return int(sum(torch.clamp_min(mask.sum(), 1) for mask in masks))
+
+
+@dataclass(frozen=True)
+class ListTarget(TrainerTarget):
+    """The count of a step is handed to every micro-batch, as the actor does."""
+
+    loss: ListLoss
+
+    def _step(self, case: Case) -> Mapping[str, Any]:
+        return self.loss.step(self.settings(case), case)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The operations beside the loss that both trainers have under other names, in float32 whatever comes in."""
+
+    title: str
+
+    def single(self, case: Case) -> None:
+        """A skip in float64."""
+        if case.dtype != "float32":
+            raise Skip(f"{self.title} computes these in float32 whatever comes in")
+
+    def by_std(self, case: Case) -> bool:
+        """Whether advantages of a group are divided by its standard deviation; a skip where it has no such setting."""
+        scale = case.parameters.get("scale", "std")
+        if case.parameters.get("center", "mean") != "mean" or scale not in ("std", "none"):
+            center = case.parameters.get("center")
+            raise Skip(f"{self.title} has no advantages with center {center} and scale {scale}")
+        if scale == "std":
+            check_std(case, self.title, 1e-6)
+        self.single(case)
+        return bool(scale == "std")
+
+    def kl_penalty(self, compute: Callable[..., Any], case: Case) -> Mapping[str, Any]:
+        """`compute_approx_kl`."""
+        self.single(case)
+        estimator = case.parameters["estimator"]
+        if estimator not in ("k1", "k2", "k3"):
+            raise Skip(f"{self.title} has no estimator {estimator}")
+        logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
+        return {"value": compute(logp, ref, estimator).numpy()}
+
+    def whiten(self, compute: Callable[..., Any], case: Case) -> Mapping[str, Any]:
+        """`distributed_masked_whiten` over one rank, times the mask as the loss does."""
+        self.single(case)
+        if case.parameters.get("ddof", 1) != 1:
+            raise Skip(f"{self.title} whitens with ddof 1")
+        values = tensor(case.inputs["values"])
+        mask = _counted(case, values)
+        options = {"shift_mean": case.parameters.get("center", True), "epsilon": case.parameters.get("eps", 1e-8)}
+        return {"values": (compute(values, mask, **options) * mask).numpy()}
+
+
+def _counted(case: Case, values: Any) -> Any:
+    """1 at the tokens that count."""
+    if "mask" in case.inputs:
+        return tensor(case.inputs["mask"]).int()
+    mask = torch.zeros_like(values).int() if "offsets" in case.inputs else torch.ones_like(values).int()
+    for place in places_of(case) if "offsets" in case.inputs else ():
+        mask[place] = 1
+    return mask
+
+
+def put(case: Case, places: Places, responses: Any) -> NumPyArray:
+    """The responses where they stood, 0 at every token that is not counted."""
+    found = torch.zeros_like(tensor(case.inputs["rewards"]))
+    for place, one, mask in zip(places, responses, masks_of(case, places), strict=True):
+        found[place] = one * mask
+    return found.numpy()
