@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Reads, reports, and returns 1 where something was found that fails."""
     from ..lint.detection import recognised
+    from ..lint.overruled import overruled
     from ..lint.reading import read_settings
     from ..lint.sections import unnested
     from ..lint.spelling import misspelt, repeated
@@ -47,12 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     if name is None:
         name, how = recognised(arguments.configuration, configuration.settings)
     room = find_room(name)
-    configuration = unnested(configuration, room.dialect)
+    configuration, idle = overruled(unnested(configuration, room.dialect), room.dialect)
     version = _version(room, arguments.trainer_version or room.default)
     try:
         reading, found = read_settings(room.dialect, configuration.settings, version)
         found = [*misspelt(configuration.settings, reading), *doubted(found, configuration.unread, reading)]
-        found += [*repeated(configuration), *unset(reading, configuration.unread, arguments.configuration)]
+        found += [*idle, *repeated(configuration), *unset(reading, configuration.unread, arguments.configuration)]
         found.sort(key=lambda one: SEVERITIES.index(one.severity))
     except Inexpressible as reason:
         switch = getattr(room.dialect, "fixes", {}).get("ratio", "")

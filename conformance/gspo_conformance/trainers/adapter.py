@@ -103,16 +103,16 @@ def per_token(case: Case) -> NumPyArray:
     return np.where(case.inputs["mask"] != 0, advantages, 0).astype(case.dtype)
 
 
-def check_std(case: Case, trainer: str, eps: float) -> None:
-    """A skip where another standard deviation is asked for than ddof 1 plus `eps`, and a group has two rewards.
+def check_std(case: Case, trainer: str, eps: float, ddof: int = 1) -> None:
+    """A skip where another standard deviation is asked for than that of `ddof` plus `eps`, and a group has two rewards.
 
     Where none has, advantages are 0 whatever the divisor.
     """
     asked = {"ddof": 1, "eps": 1e-6, "eps_placement": "std"} | dict(case.parameters)
     rewards, groups = case.inputs["rewards"], case.inputs["groups"]
     differ = any(np.ptp(rewards[groups == group]) > 0 for group in np.unique(groups))
-    if differ and (asked["ddof"], asked["eps"], asked["eps_placement"]) != (1, eps, "std"):
-        raise Skip(f"{trainer}'s standard deviation has ddof 1, and {eps:g} is added to it")
+    if differ and (asked["ddof"], asked["eps"], asked["eps_placement"]) != (ddof, eps, "std"):
+        raise Skip(f"{trainer}'s standard deviation has ddof {ddof}, and {eps:g} is added to it")
 
 
 def tensor(values: NumPyArray, dtype: str | None = None) -> Any:
@@ -133,3 +133,13 @@ def torch_loss(case: Case, loss: Callable[[Any], Any]) -> dict[str, Any]:
     gradient = torch.zeros_like(logp) if gradient is None else gradient
     kind = getattr(torch, case.dtype)
     return {"loss": value.detach().to(kind).numpy(), "gradient": gradient.to(kind).numpy()}
+
+
+def mlx_loss(case: Case, loss: Callable[[Any], Any]) -> dict[str, Any]:
+    """`loss(logp)` by the trainer, then its gradient by `mlx.core.value_and_grad`: the outputs `loss` and `gradient` as NumPy arrays."""
+    import mlx.core as mx
+
+    from ..frameworks.mlx import array, numpy
+
+    found = mx.value_and_grad(loss)(array(case.inputs["logp"], case.input_dtype))
+    return {name: numpy(one).astype(case.dtype) for name, one in zip(("loss", "gradient"), found, strict=True)}

@@ -53,11 +53,15 @@ def wide(objective: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_factors(
-    spec: str, *aggregations: Mapping[str, Any], dtype: str = "float64", objective: Mapping[str, Any] = PAPER
+    spec: str,
+    *aggregations: Mapping[str, Any],
+    dtype: str = "float64",
+    objective: Mapping[str, Any] = PAPER,
+    ratios: np.ndarray = RATIOS,
 ) -> list[np.ndarray]:
     """Gradient of the real loss over the paper's, one number a response, under each aggregation; skipped where the trainer is not set up."""
-    cases = [_case({**wide(objective), "aggregation": dict(one)}, dtype) for one in aggregations]
-    return [_factors(values) for values in answers(spec, *cases)]
+    cases = [_case({**wide(objective), "aggregation": dict(one)}, dtype, ratios) for one in aggregations]
+    return [_factors(values, ratios) for values in answers(spec, *cases)]
 
 
 def answers(spec: str, *cases: Case) -> list[Mapping[str, Any]]:
@@ -76,19 +80,19 @@ def answers(spec: str, *cases: Case) -> list[Mapping[str, Any]]:
     return [reply.values for reply in replies]
 
 
-def _factors(values: Mapping[str, Any]) -> np.ndarray:
+def _factors(values: Mapping[str, Any], ratios: np.ndarray) -> np.ndarray:
     gradient = values["gradient"].array
-    paper = -RATIOS * ADVANTAGES / (len(LENGTHS) * LENGTHS)
+    paper = -ratios * ADVANTAGES / (len(LENGTHS) * LENGTHS)
     rows = [gradient[i, :length] / paper[i] for i, length in enumerate(LENGTHS)]
     assert max(np.ptp(row) for row in rows) < (1e-9 if gradient.dtype == np.float64 else 2e-6)
     return np.array([row.mean() for row in rows])
 
 
-def _case(objective: Mapping[str, Any], dtype: str) -> Case:
-    """Six responses of different lengths with the ratios above."""
+def _case(objective: Mapping[str, Any], dtype: str, ratios: np.ndarray) -> Case:
+    """Six responses of different lengths with these ratios."""
     mask = np.arange(LENGTHS.max()) < LENGTHS[:, None]
     old = np.where(mask, -1.5, 0.0)
-    logp = np.where(mask, old + np.log(RATIOS)[:, None], 0.0)
+    logp = np.where(mask, old + np.log(ratios)[:, None], 0.0)
     inputs = {"logp": logp, "old_logp": old, "advantages": ADVANTAGES}
     inputs = {name: value.astype(dtype) for name, value in inputs.items()} | {"mask": mask.astype(np.int64)}
     return Case("policy_loss", {"objective": objective}, inputs, dtype, ("loss", "gradient"))
