@@ -19,7 +19,6 @@ T = TypeVar("T")
 
 _switch = {"value_checks": True}
 _LARGEST = sys.float_info.max
-_NOT_DENSE = {"is_sparse": "sparse", "is_sparse_csr": "sparse", "is_nested": "nested"}
 _OWN_ARITHMETIC = ("MaskedArray", "matrix", "MaskedTensor")
 
 
@@ -53,9 +52,9 @@ def check_array(name: str, value: Any) -> Namespace:
     """The namespace of `value`, or a TypeError where it is not an array."""
     if type(value).__name__ in _OWN_ARITHMETIC:
         raise TypeError(f"{name}: expected a plain array, got {type(value).__name__}")
-    for flag, kind in _NOT_DENSE.items():
-        if getattr(value, flag, False):
-            raise TypeError(f"{name}: expected a dense array, got a {kind} one")
+    kind = "nested" if getattr(value, "is_nested", False) else str(getattr(value, "layout", ""))
+    if "sparse" in kind or kind == "nested":
+        raise TypeError(f"{name}: expected a dense array, got a {kind.rpartition('.')[2]} one")
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
     try:

@@ -102,14 +102,15 @@ def test_frameworks_do_not_mix() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API")
-@pytest.mark.parametrize("kind", ["sparse", "csr", "nested", "masked", "wide", "small"])
+@pytest.mark.parametrize("kind", ["sparse", "csr", "csc", "nested", "masked", "wide", "small"])
 def test_tensors_of_other_kinds_are_named(kind: str) -> None:
     torch = pytest.importorskip("torch")
 
     ones = torch.ones(2, 3)
     convert, told = {
-        "sparse": (torch.Tensor.to_sparse, "expected a dense array, got a sparse one"),
-        "csr": (torch.Tensor.to_sparse_csr, "expected a dense array, got a sparse one"),
+        "sparse": (torch.Tensor.to_sparse, "expected a dense array, got a sparse_coo one"),
+        "csr": (torch.Tensor.to_sparse_csr, "expected a dense array, got a sparse_csr one"),
+        "csc": (torch.Tensor.to_sparse_csc, "expected a dense array, got a sparse_csc one"),
         "nested": (lambda values: torch.nested.nested_tensor(list(values)), "expected a dense array, got a nested one"),
         "masked": (lambda values: torch.masked.masked_tensor(values, values > 0), "expected a plain array, got MaskedTensor"),
         "wide": (lambda values: values.to(torch.uint16), "expected a real floating-point dtype, got torch.uint16"),

@@ -308,7 +308,7 @@ def test_arrays_are_dense(name: str) -> None:
     """Sparse and nested tensors are named, before PyTorch fails on one of them by a page of its registrations."""
     ones = torch.ones(2, 3)
     good = {"logp": -ones, "old_logp": -ones, "advantages": ones[:, 0], "sequences": ones.bool()}
-    kinds = {"sparse": torch.Tensor.to_sparse, "nested": lambda value: torch.nested.nested_tensor(list(value))}
+    kinds = {"sparse_coo": torch.Tensor.to_sparse, "nested": lambda value: torch.nested.nested_tensor(list(value))}
     for kind, convert in kinds.items():
         with pytest.raises(TypeError, match=rf"^{name}: expected a dense array, got a {kind} one$"):
             gspo.policy_loss(gspo.Objective.gspo(), **(good | {name: convert(good[name])}))
