@@ -83,7 +83,7 @@ def prepare(
             old_logp=clean["old_logp"],
             ref_logp=clean["ref_logp"],
             advantages=units,
-            effective=_corrected(objective, layout, clean | {"logp": still}, units),
+            effective=_corrected(objective, layout, {**clean, "logp": still}, units),
             weights=weights,
             penalty_weights=penalty_weights(objective, layout, groups, dtype, weights),
         )
