@@ -24,6 +24,7 @@ OLDEST = {"array-api-compat": "1.11", "array-api-strict": "2.3.1", "jsonschema":
 FRAMEWORKS = {"torch": ("2.7.0", "2.13.0"), "jax": ("0.10.0", "0.10.2")}
 FAST = ("test_validation.py", "test_objective.py", "test_signatures.py")
 AREAS = ("ratio", "surrogate", "aggregation", "advantage", "penalty", "packing", "mask")
+COMPILED = ("mask", "packing")  # of PyTorch, whose compiler takes another part of Python in every release
 
 
 class Row(NamedTuple):
@@ -75,8 +76,8 @@ def tried(row: Row, wheel: Path, folder: Path) -> tuple[str, str]:
         [str(python), "-m", "pip", "install", "-q", f"{wheel}[conformance]", "pytest", "mpmath<1.4", *row.pins],
         [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib",
          *(str(tests / name) for name in FAST if row.target == "numpy")],
-        [str(python), "-m", "gspo_conformance.cli", "check", row.target, "--jobs", "1",
-         *(word for area in AREAS for word in ("-k", area))],
+        _check(python, row.target, AREAS),
+        *([_check(python, "torch:compile", COMPILED)] if row.target == "torch" else []),
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
     for step in steps[:2] + steps[2 + (row.target != "numpy") :]:
@@ -85,6 +86,11 @@ def tried(row: Row, wheel: Path, folder: Path) -> tuple[str, str]:
             return "FAILS", " ".join((done.stdout + done.stderr).split())[-300:]
     code = "from importlib.metadata import version as v; print('numpy', v('numpy'), 'compat', v('array-api-compat'))"
     return "passes", subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _check(python: Path, target: str, areas: tuple[str, ...]) -> list[str]:
+    globs = (word for area in areas for word in ("-k", area))
+    return [str(python), "-m", "gspo_conformance.cli", "check", target, "--jobs", "1", *globs]
 
 
 def _show(line: tuple[str, ...]) -> None:
