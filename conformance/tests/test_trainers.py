@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gspo_conformance.cli import main
@@ -94,7 +95,9 @@ def test_a_trainer_that_is_not_set_up_says_how(sample: Path) -> None:
 def test_an_environment_of_the_users_own(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is installed there is found, beside the suite, on the user's own path; none of its failures is expected."""
     own = tmp_path / "own"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(own)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(own)], check=True)
+    (packages,) = own.glob("lib/python3*/site-packages")
+    (packages / "numpy.pth").write_text(str(Path(np.__file__).parents[1]), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fork"))
     for spec, variant in ((f"sample@{own}", "claims"), (f"sample@{own}/bin/python:default", "default")):
         choice = choose(spec)
