@@ -15,11 +15,13 @@ from .sections import own_names
 
 # In this order: what builds on another trainer stands before it.
 NAMED: dict[str, str] = {
+    "art": r"\bopenpipe[-_]art\b|\bart\.(dev\.\w|TrainConfig|TrainableModel|TrajectoryGroup|gather_traj|local|serverless)|\bfrom art\.(local|serverless|rewards)\b",
     "unsloth": r"\b(from|import) unsloth\b|\bFastLanguageModel\b|\bpip install\b[\w \-=.]*\bunsloth\b",
     "mlx_lm_lora": r"\bmlx_lm_lora\b|\bmlx-lm-lora\b",
     "ms_swift": r"\bswift (rlhf|sft)\b|\bmegatron rlhf\b|\bfrom swift\b|\brlhf_type\b",
     "easydel": r"\beasydel\b",
     "liger": r"\bLigerFusedLinearGRPOLoss\b",
+    "textpolicy": r"\btextpolicy\b",
     "stateset_agents": r"\bstateset_agents\b",
     "openrlhf": r"\bopenrlhf\.cli\b",
     "skyrl": r"\bskyrl(_train|\.)|\bskyrl\b.*\bmain_base\b|\btrainer\.algorithm\.[\w.]+[\"']?\s*[=:]",
@@ -43,7 +45,7 @@ FORKS: dict[str, str] = {
 # Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
 ENOUGH, SHARE = 5, 10
 # Who reads the same keys: nothing but a name tells the others from the first.
-SAME_KEYS = (("trl", "unsloth", "easydel", "liger", "mlx_lm_lora", "ms_swift"), ("slime", "miles"))
+SAME_KEYS = (("trl", "unsloth", "easydel", "liger", "mlx_lm_lora", "ms_swift", "art"), ("slime", "miles"))
 
 
 def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-ENDINGS = ("Config", "Arguments", "Args", "GRPOLoss")
+ENDINGS = ("Config", "Arguments", "Args", "GRPOLoss", "create_gspo_policy_loss")
 # Trainers of which the class itself is the algorithm.
 ALGORITHMS = ("GRPO", "GSPO", "CISPO")
 # Configurations that stand beside that of the policy's training, and share names of keys with it.
 OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", "Quantization", "Model")
 # The sections of trainers that are configured by nested dictionaries.
 ROOTS = ("actor", "actor_rollout_ref", "algorithm", "grpo", "loss_fn")
+# Arguments of a trainer that is put together from functions.
+FUNCTIONS = ("loss_fn", "advantage_fn")
+_FUNCTION = re.compile(r"policy_loss|advantages")
 _FLAT = re.compile(r"^(actor|actor_rollout_ref|algorithm|grpo|loss_fn|trainer\.algorithm)\.\w")
 MAX_PARTS = 100_000
 _MAGIC = re.compile(r"^(\s*)[%!].*$", re.M)
@@ -160,6 +163,8 @@ class _Reader:
         for word in node.keywords:
             if word.arg is None:
                 self._unpacked(word.value, node, prefix)
+            elif word.arg in FUNCTIONS and _called(node) == "Trainer":
+                self._function(word.arg, word.value)
             elif isinstance(word.value, ast.Call) and _is_configuration(word.value):
                 self.call(word.value, f"{prefix}{word.arg}.")
             else:
@@ -174,6 +179,16 @@ class _Reader:
             self.found.pop(key, None)
             self.computed.append((value.lineno, key))
         self.lines[key] = value.lineno
+
+    def _function(self, key: str, value: ast.expr) -> None:
+        """The name of a function that is handed over; what makes it, a factory or `partial`, gives settings of its own."""
+        while isinstance(value, ast.Name) and value.id in self.names:
+            value = self.names[value.id]
+        if isinstance(value, ast.Call):
+            self.call(value)
+            value = value.args[0] if _called(value) == "partial" and value.args else value.func
+        name = value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", "")
+        self.setting(key, ast.copy_location(ast.Constant(name), value) if _FUNCTION.search(name) else value)
 
     def _unpacked(self, value: ast.expr, node: ast.Call, prefix: str) -> None:
         for _ in range(8):
@@ -336,7 +351,15 @@ def _number(value: Any) -> float:
 
 def _is_configuration(node: ast.Call) -> bool:
     name = _called(node)
-    return name in ALGORITHMS or (name.endswith(ENDINGS) and not name.startswith(OTHERS))
+    configured = name in ALGORITHMS or (name.endswith(ENDINGS) and not name.startswith(OTHERS))
+    return configured or (name == "train" and any(map(_is_loss, node.keywords)))
+
+
+def _is_loss(word: ast.keyword) -> bool:
+    """Whether an argument of `backend.train(...)` says which loss is trained with."""
+    return word.arg == "importance_sampling_level" or (
+        word.arg == "loss_fn" and getattr(word.value, "value", None) in ("cispo", "ppo")
+    )
 
 
 def _called(node: ast.Call) -> str:

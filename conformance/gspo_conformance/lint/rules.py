@@ -42,9 +42,8 @@ def _not_gspo(reading: Reading) -> Iterator[Finding]:
 def _surrogate(reading: Reading) -> Iterator[Finding]:
     kind = reading.objective["surrogate"]["kind"]
     if kind != "clip" and reading.objective["ratio"] in ("sequence", "gspo_token"):
-        yield Finding(
-            "surrogate", "error", "", f"the surrogate is {kind}, not the clipped one of the paper", "GSPO-SURR-1"
-        )
+        told = f"the surrogate is {kind}, not the clipped one of the paper"
+        yield Finding("surrogate", "error", "", told, "GSPO-SURR-1", fix=_fix(reading, "surrogate"))
 
 
 def _aggregation(reading: Reading) -> Iterator[Finding]:
