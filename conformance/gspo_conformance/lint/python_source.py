@@ -182,8 +182,9 @@ class _Reader:
 
     def _function(self, key: str, value: ast.expr) -> None:
         """The name of a function that is handed over; what makes it, a factory or `partial`, gives settings of its own."""
-        while isinstance(value, ast.Name) and value.id in self.names:
-            value = self.names[value.id]
+        for _ in range(8):
+            if isinstance(value, ast.Name) and value.id in self.names:
+                value = self.names[value.id]
         if isinstance(value, ast.Call):
             self.call(value)
             value = value.args[0] if _called(value) == "partial" and value.args else value.func
@@ -352,7 +353,8 @@ def _number(value: Any) -> float:
 def _is_configuration(node: ast.Call) -> bool:
     name = _called(node)
     configured = name in ALGORITHMS or (name.endswith(ENDINGS) and not name.startswith(OTHERS))
-    return configured or (name == "train" and any(map(_is_loss, node.keywords)))
+    functions = name == "Trainer" and any(word.arg == "advantage_fn" for word in node.keywords)
+    return configured or functions or (name == "train" and any(map(_is_loss, node.keywords)))
 
 
 def _is_loss(word: ast.keyword) -> bool:

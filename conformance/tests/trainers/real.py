@@ -84,7 +84,8 @@ def _factors(values: Mapping[str, Any], ratios: np.ndarray) -> np.ndarray:
     gradient = values["gradient"].array
     paper = -ratios * ADVANTAGES / (len(LENGTHS) * LENGTHS)
     rows = [gradient[i, :length] / paper[i] for i, length in enumerate(LENGTHS)]
-    assert max(np.ptp(row) for row in rows) < (1e-9 if gradient.dtype == np.float64 else 2e-6)
+    spread = max(np.ptp(row) for row in rows)
+    assert spread < (1e-9 if gradient.dtype == np.float64 else 2e-6), "the tokens of a response differ"
     return np.array([row.mean() for row in rows])
 
 
