@@ -16,6 +16,7 @@ from .sections import own_names
 # In this order: what builds on another trainer stands before it.
 NAMED: dict[str, str] = {
     "art": r"\bopenpipe[-_]art\b|\bart\.(dev\.\w|TrainConfig|TrainableModel|TrajectoryGroup|gather_traj|local|serverless)|\bfrom art\.(local|serverless|rewards)\b",
+    "unsloth_mlx": r"\bMLXGRPO(Config|Trainer)\b",
     "unsloth": r"\b(from|import) unsloth\b|\bFastLanguageModel\b|\bpip install\b[\w \-=.]*\bunsloth\b",
     "mlx_lm_lora": r"\bmlx_lm_lora\b|\bmlx-lm-lora\b",
     "ms_swift": r"\bswift (rlhf|sft)\b|\bmegatron rlhf\b|\bfrom swift\b|\brlhf_type\b",
@@ -29,6 +30,7 @@ NAMED: dict[str, str] = {
     "areal": r"\bareal\b",
     "tunix": r"\btunix\b",
     "agilerl": r"\bagilerl\b|^INIT_HP:",
+    "pipelinerl": r"\bpipelinerl\b|\bfinetune\.rl\.\w+[\"']?\s*[=:]",
     "miles": r"\b(from|import) miles\b|\bmiles\.(utils|ray|rollout|backends)\b|(?<!/home)(?<!/Users)/miles\b|\bMILES_[A-Z]+",
     "slime": r"\bslime\b|--(advantage-estimator|calculate-per-token-loss|hf-checkpoint|num-steps-per-rollout)\b",
     "verl": r"\bverl\.(trainer|workers)\b|\bactor_rollout_ref\b",
@@ -45,7 +47,10 @@ FORKS: dict[str, str] = {
 # Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
 ENOUGH, SHARE = 5, 10
 # Who reads the same keys: nothing but a name tells the others from the first.
-SAME_KEYS = (("trl", "unsloth", "easydel", "liger", "mlx_lm_lora", "ms_swift", "art"), ("slime", "miles"))
+SAME_KEYS = (
+    ("trl", "unsloth", "unsloth_mlx", "easydel", "liger", "mlx_lm_lora", "ms_swift", "art"),
+    ("slime", "miles"),
+)
 
 
 def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, str]:

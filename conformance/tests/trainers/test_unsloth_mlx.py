@@ -1,0 +1,87 @@
+"""Unsloth on MLX: what its configuration leaves of the one on PyTorch, its real loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gspo_conformance.lint.rules import findings
+from gspo_conformance.trainers.dialect import PAPER, Inexpressible
+from gspo_conformance.trainers.unsloth.dialect import CLAMPS
+from gspo_conformance.trainers.unsloth_mlx.dialect import DEFAULTS, DIALECT
+
+from .real import LENGTHS, expressible, has_penalty, row_factors
+
+VERSION = "2026.10.9"
+CLIP = {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None}
+TOKEN_MEAN = LENGTHS * 6 / LENGTHS.sum()
+RECIPE = {**DIALECT.gspo(CLIP, VERSION), "loss_type": "grpo", "beta": 0.0, "steps_per_generation": 16}
+
+
+def _plain(objective: dict[str, Any]) -> dict[str, Any]:
+    """Who counts and the clamps of the KL term are not a choice."""
+    penalty = has_penalty(objective) and {**objective["penalty"], **CLAMPS}
+    return {**objective, "aggregation": {**objective["aggregation"], "count": ""}, "penalty": penalty}
+
+
+def test_what_is_written_is_read_again() -> None:
+    pairs = list(expressible(DIALECT, VERSION))
+    assert len(pairs) >= 12
+    for objective, read in pairs:
+        assert _plain(read) == _plain(objective)
+
+
+def test_its_settings_are_those_that_exist_on_mlx() -> None:
+    """Hunts settings of PyTorch that are told as if they held here."""
+    reading = DIALECT.read({**RECIPE, "vllm_importance_sampling_mode": "token_mask"}, VERSION)
+    assert not findings(reading)
+    assert set(reading.settings) == set(DEFAULTS)
+    assert reading.given == set(RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"beta": None}, "penalty"),
+        ({"loss_type": None}, "aggregation"),
+        ({"loss_type": "dapo", "epsilon_high": None}, "silent-override"),
+        ({"loss_type": "dapo"}, "overlong-filter"),
+        ({"loss_type": "dr_grpo"}, "silent-override"),
+        ({"steps_per_generation": None}, "one-update"),
+    ],
+)
+def test_findings(settings: dict[str, Any], rule: str) -> None:
+    read = {**RECIPE, "scale_rewards": "group", **settings}
+    assert rule in {one.rule for one in findings(DIALECT.read(read, VERSION))}
+
+
+def test_a_kl_term_has_no_weight() -> None:
+    penalty = DIALECT.read({**RECIPE, "beta": 0.1}, VERSION).objective["penalty"]
+    assert (penalty["coefficient"], penalty["importance"]) == (0.1, None)
+
+
+@pytest.mark.parametrize("settings", [{"loss_type": "cispo"}, {"use_vllm": True}, {"use_liger_loss": True}])
+def test_what_it_refuses(settings: dict[str, Any]) -> None:
+    with pytest.raises(Inexpressible, match="on MLX"):
+        DIALECT.read(settings, VERSION)
+
+
+def test_what_it_cannot_express() -> None:
+    with pytest.raises(Inexpressible, match="no loss_type 'luspo' on MLX"):
+        DIALECT.write(
+            {**PAPER, "aggregation": {"mode": "sequence_mean_token_sum", "count": "all", "constant": 1}}, VERSION
+        )
+
+
+def test_row_factors_of_the_real_loss() -> None:
+    modes = {"sequence_mean_token_mean": 1.0, "token_mean": 1.0, "sequence_mean_token_sum": 11.0}
+    every = ({"mode": mode, "count": "all", "constant": constant} for mode, constant in modes.items())
+    found = row_factors("unsloth_mlx", *every, dtype="float32")
+    np.testing.assert_allclose(found, [np.ones(6), TOKEN_MEAN, LENGTHS / 11], rtol=2e-6)
+
+
+def test_row_factors_of_the_default() -> None:
+    (found,) = row_factors("unsloth_mlx:default", PAPER["aggregation"], dtype="float32")
+    np.testing.assert_allclose(found, TOKEN_MEAN, rtol=2e-6)
