@@ -1,4 +1,4 @@
-# GSPO of the paper in Miles, its arguments as a run script holds them: gspo lint examples/configs/miles.sh --dialect miles
+# GSPO of the paper in radixark/miles, its arguments as a run script holds them: gspo lint examples/configs/miles.sh --dialect miles
 GRPO_ARGS=(
    --advantage-estimator gspo # the mean over responses of the mean over tokens, as it comes
    --eps-clip 3e-4

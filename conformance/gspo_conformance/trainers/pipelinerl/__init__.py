@@ -1,0 +1,1 @@
+"""PipelineRL: `rl_step` of its trainer, from a checkout."""
