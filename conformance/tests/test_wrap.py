@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +15,13 @@ import pytest
 import torch
 
 import gspo_core
+from gspo_conformance.commands.new_target import add_arguments
 from gspo_conformance.connection import InProcess
 from gspo_conformance.run import ERROR, PASS, SKIPPED, UNSUPPORTED, Run
 from gspo_conformance.runner import run_vectors
+from gspo_conformance.scaffold import scaffold
 from gspo_conformance.target import FunctionTarget, Skip
-from gspo_conformance.wrap import loss_target, objective_dict
+from gspo_conformance.wrap import FRAMEWORKS, loss_target, objective_dict
 
 from .small import GSPO, loss_vector, ratio_vector
 
@@ -71,6 +75,16 @@ def test_a_right_loss_passes_in_both_precisions(fn: Any, framework: str) -> None
     assert outputs == ({"loss"} if framework == "numpy" else {"loss", "gradient"})
     assert found.target == fn.__name__
     assert framework in found.implementation
+
+
+def test_every_framework_has_a_scaffold_that_new_target_offers(tmp_path: Path) -> None:
+    """Of MLX too, where it is not installed."""
+    parser = ArgumentParser()
+    add_arguments(parser)
+    for framework in FRAMEWORKS:
+        assert parser.parse_args(["mine", "--framework", framework]).framework == framework
+        path, _ = scaffold(str(tmp_path / f"mine_{framework}"), framework=framework)
+        compile(path.read_text(encoding="utf-8"), path.name, "exec")
 
 
 @NEEDS_MLX

@@ -16,7 +16,7 @@ from .sections import own_names
 # In this order: what builds on another trainer stands before it.
 NAMED: dict[str, str] = {
     "art": r"\bopenpipe[-_]art\b|\bart\.(dev\.\w|TrainConfig|TrainableModel|TrajectoryGroup|gather_traj|local|serverless)|\bfrom art\.(local|serverless|rewards)\b",
-    "unsloth_mlx": r"\bMLXGRPO(Config|Trainer)\b",
+    "unsloth_mlx": r"\bunsloth_zoo\.mlx\b|\bunsloth\b.*\bMLXGRPO",
     "unsloth": r"\b(from|import) unsloth\b|\bFastLanguageModel\b|\bpip install\b[\w \-=.]*\bunsloth\b",
     "mlx_lm_lora": r"\bmlx_lm_lora\b|\bmlx-lm-lora\b",
     "ms_swift": r"\bswift (rlhf|sft)\b|\bmegatron rlhf\b|\bfrom swift\b|\brlhf_type\b",
@@ -33,6 +33,7 @@ NAMED: dict[str, str] = {
     "pipelinerl": r"\bpipelinerl\b|\bfinetune\.rl\.\w+[\"']?\s*[=:]",
     "miles": r"\b(from|import) miles\b|\bmiles\.(utils|ray|rollout|backends)\b|(?<!/home)(?<!/Users)/miles\b|\bMILES_[A-Z]+",
     "slime": r"\bslime\b|--(advantage-estimator|calculate-per-token-loss|hf-checkpoint|num-steps-per-rollout)\b",
+    "trinity_rft": r"\btrinity[-_]rft\b|\bTrinity-RFT\b|\btrinity\.(algorithm|common|trainer|cli)\b|\btrinity run\b|^ *(algorithm_type|policy_loss_fn_args|kl_loss_fn|explorer_input): *\S*$",
     "verl": r"\bverl\.(trainer|workers)\b|\bactor_rollout_ref\b",
     "roll": r"\broll\.(pipeline|configs)\b|\bstart_rlvr_pipeline\b|\bpg_clip\b|\bnum_return_sequences_in_group\b",
     "trl": r"\b(from|import) trl\b|\btrl grpo\b|\btrl\.GRPO",

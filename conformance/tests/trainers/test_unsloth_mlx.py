@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gspo_conformance.lint.detection import recognised
 from gspo_conformance.lint.rules import findings
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.unsloth.dialect import CLAMPS
 from gspo_conformance.trainers.unsloth_mlx.dialect import DEFAULTS, DIALECT
+from gspo_conformance.words import UsageError
 
 from .real import LENGTHS, expressible, has_penalty, row_factors
 
@@ -73,6 +76,24 @@ def test_what_it_cannot_express() -> None:
         DIALECT.write(
             {**PAPER, "aggregation": {"mode": "sequence_mean_token_sum", "count": "all", "constant": 1}}, VERSION
         )
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("from unsloth import MLXGRPOConfig\nc = MLXGRPOConfig(epsilon=3e-4, beta=0.0)\n", "unsloth_mlx"),
+        ("from unsloth import FastLanguageModel\nc = GRPOConfig(epsilon=3e-4, beta=0.0)\n", "unsloth"),
+    ],
+)
+def test_it_is_told_from_unsloth_on_pytorch(program: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(program)
+    assert recognised([str(tmp_path / "run.py")], {"epsilon": 3e-4, "beta": 0.0})[0] == name
+
+
+def test_another_project_with_such_a_class_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text("@dataclass\nclass MLXGRPOConfig:\n    clip_eps: float = 0.2\n")
+    with pytest.raises(UsageError, match="no setting in it"):
+        recognised([str(tmp_path / "run.py")], {})
 
 
 def test_row_factors_of_the_real_loss() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -28,16 +27,7 @@ grpo_trainer._prepare_grpo_inputs = lambda batch, mask, indices: (None, mask, ma
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
-    """`grpo_loss` of a batch, where the old policy is the policy: no argument of it takes another."""
-    logp, old, mask = (case.inputs[name] for name in ("logp", "old_logp", "mask"))
-    moved = (mask != 0) & (logp != old)
-    if moved.any():
-        raise Skip("mlx-lm-lora has no old policy: its ratio is 1 whatever the rollout's log-probabilities are")
-    return _loss(settings, case)
-
-
-def _loss(settings: Settings, case: Case) -> Mapping[str, Any]:
-    """The same without a look at the old log-probabilities, as its trainer has none."""
+    """`grpo_loss` of a batch. No argument of it takes old log-probabilities: those of the case are not handed over."""
     if case.inputs["advantages"].ndim > 1:
         raise Skip("mlx-lm-lora's advantages are one number a response")
     every, inputs = DEFAULTS | settings, case.inputs
@@ -105,11 +95,11 @@ CAPABILITIES = Capabilities(
 
 
 def claims() -> TrainerTarget:
-    """Every objective that its settings claim, in float32, as its log-probabilities are, on the policy that sampled."""
+    """Every objective that its settings claim, in float32, as its log-probabilities are whatever the logits."""
     versions = {"mlx-lm-lora": RELEASE, "mlx": mx.__version__}
     return TrainerTarget("mlx_lm_lora", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
-    """A sequence ratio and a clip range, all else as it comes: no old log-probabilities, and a KL term to the policy itself."""
-    return replace(claims().as_documented(), loss=_loss)
+    """A sequence ratio and a clip range, all else as it comes; the reference of its KL term is the policy itself."""
+    return claims().as_documented()
