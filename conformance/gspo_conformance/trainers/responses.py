@@ -40,8 +40,10 @@ def masks_of(case: Case, places: Places) -> list[Any]:
 
 @dataclass(frozen=True)
 class ListLoss:
-    """`call(settings, batch, logp, count, rows)`: the loss of one of `count` micro-batches, in which `responses` have
-    the log-probabilities of this step, and what Megatron counts in it. `spread` gives every token the advantage of its response.
+    """The loss of a micro-batch by the trainer, over micro-batches as Megatron adds them up.
+
+    `call(settings, batch, logp, count, rows)` gives the loss of one of `count` micro-batches of a step with `rows` responses, and
+    what Megatron counts in it; `batch["responses"]` are their parts of `logp`. `spread` gives every token the advantage of its response.
     """
 
     title: str

@@ -21,6 +21,21 @@ def stub(*packages: str) -> None:
         sys.meta_path.append(_Finder(absent))
 
 
+def names_only(*modules: str, root: str = "") -> None:
+    """Stands in for modules of the trainer itself of which nothing but names is needed; with `root` those below them are real."""
+    for name in modules:
+        module = ModuleType(name)
+        module.__getattr__ = _empty_class
+        if root:
+            module.__path__ = [f"{root}/{name.replace('.', '/')}"]
+        sys.modules[name] = module
+
+
+def compile_nothing(function: Any = None, **_: Any) -> Any:
+    """`torch.compile` as a decorator that leaves the function alone."""
+    return function if function is not None else lambda one: one
+
+
 class Placeholder(type):
     """The class of everything that a stand-in holds: it has any attribute and refuses to be called."""
 
@@ -60,6 +75,12 @@ class _Finder(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         return None
+
+
+def _empty_class(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
 
 
 def _placeholder(name: str) -> Any:

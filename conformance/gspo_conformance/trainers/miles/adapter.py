@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..stubs import stub
+from ..stubs import compile_nothing, stub
 
 SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
@@ -21,11 +21,6 @@ stub(
     *("pybase64", "datasets", "omegaconf", "aiohttp", "requests", "psutil", "orjson", "accelerate", "urllib3"),
     *("msgpack", "msgspec", "zmq", "mooncake"),
 )
-
-
-def compile_nothing(function: Any = None, **_: Any) -> Any:
-    """`torch.compile` as a decorator that leaves the function alone."""
-    return function if function is not None else lambda one: one
 
 
 torch.compile = compile_nothing

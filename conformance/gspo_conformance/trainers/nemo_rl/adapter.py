@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from ..stubs import stub
+from ..stubs import names_only, stub
 
 SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
@@ -19,25 +18,7 @@ stub(
     *("vllm", "mlflow", "wandb", "PIL", "omegaconf", "hydra", "zmq", "rich", "tqdm", "swanlab", "matplotlib"),
     *("huggingface_hub", "requests", "yaml", "peft", "pynvml", "prometheus_client", "torchvision", "jaxtyping"),
 )
-
-
-def _named(name: str) -> Any:
-    """A class of that name: types that annotations mention."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (), {})
-
-
-def _names_only(*modules: str) -> None:
-    """Modules of which the loss needs nothing but names: workers, and a logger that is not installed."""
-    for name in modules:
-        module = ModuleType(name)
-        module.__path__ = [SOURCE + "/" + name.replace(".", "/")]
-        module.__getattr__ = _named
-        sys.modules[name] = module
-
-
-_names_only("nemo_rl.models.policy", "torch.utils.tensorboard")
+names_only("nemo_rl.models.policy", "torch.utils.tensorboard", root=SOURCE)  # workers, and a logger
 
 from nemo_rl.algorithms.advantage_estimator import (
     AdvEstimatorConfig,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from types import ModuleType, SimpleNamespace
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..stubs import stub
+from ..stubs import names_only, stub
 
 SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
@@ -20,27 +21,10 @@ stub(
     *("tenacity", "psutil", "fastapi", "uvicorn", "PIL", "jsonref", "vllm", "peft", "ring_flash_attn", "tapeagents"),
     *("joblib", "math_verify"),
 )
-
-
-def _named(name: str) -> Any:
-    """A class of that name: types that annotations mention."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (), {})
-
-
-def _stand_in(*modules: str) -> None:
-    """Clients of an engine, and the loop around the step: nothing but names of them is needed."""
-    import datasets
-
-    datasets.disable_caching = lambda: None
-    for name in modules:
-        module = ModuleType(name)
-        module.__getattr__ = _named
-        sys.modules[name] = module
-
-
-_stand_in("pipelinerl.llm", "pipelinerl.async_llm", "pipelinerl.finetune_loop")
+names_only(
+    "pipelinerl.llm", "pipelinerl.async_llm", "pipelinerl.finetune_loop"
+)  # engines, and the loop around the step
+import_module("datasets").disable_caching = lambda: None
 
 from pipelinerl.domains.math.rollouts import length_penalty
 from pipelinerl.finetune.data import MASKED_TOKEN_ID, collate_packed

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..stubs import stub
+from ..stubs import compile_nothing, stub
 
 SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
@@ -33,11 +33,6 @@ stub(
         "urllib3",
     ),
 )
-
-
-def compile_nothing(function: Any = None, **_: Any) -> Any:
-    """`torch.compile` as a decorator that leaves the function alone."""
-    return function if function is not None else lambda one: one
 
 
 def _one_rank() -> None:

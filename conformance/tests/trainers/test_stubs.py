@@ -1,0 +1,42 @@
+"""The stand-ins for a trainer's surroundings: names that are there, and no more than names."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from gspo_conformance.trainers.stubs import compile_nothing, names_only
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_module_of_names_has_classes_and_no_special_attributes() -> None:
+    names_only("engine_of_nobody")
+    module = import_module("engine_of_nobody")
+    assert isinstance(module.Client, type)
+    assert module.Client.__name__ == "Client"
+    assert not hasattr(module, "__all__")
+
+
+@pytest.mark.usefixtures("modules")
+def test_what_lies_below_a_module_of_names_is_real(tmp_path: Path) -> None:
+    (tmp_path / "package_of_nobody").mkdir()
+    (tmp_path / "package_of_nobody" / "real.py").write_text("VALUE = 3\n", encoding="utf-8")
+    names_only("package_of_nobody", root=str(tmp_path))
+    assert import_module("package_of_nobody.real").VALUE == 3
+    assert isinstance(import_module("package_of_nobody").Worker, type)
+
+
+def test_nothing_is_compiled() -> None:
+    def function() -> int:
+        return 3
+
+    assert compile_nothing(function) is function
+    assert compile_nothing(dynamic=True)(function) is function
