@@ -93,6 +93,18 @@ class TrainerTarget:
             raise Skip(str(reason)) from None
 
 
+class PaddedBatch(dict[str, Any]):
+    """What a loss asks of a TensorDict of nested tensors, for tensors that are padded already."""
+
+    def select(self, *names: str) -> PaddedBatch:
+        """These entries."""
+        return PaddedBatch({name: self[name] for name in names})
+
+    def to_padded_tensor(self) -> PaddedBatch:
+        """Itself."""
+        return self
+
+
 def per_token(case: Case) -> NumPyArray:
     """Advantages in the shape of the tokens, 0 where nothing is counted, as trainers hand them on."""
     advantages, logp = case.inputs["advantages"], case.inputs["logp"]

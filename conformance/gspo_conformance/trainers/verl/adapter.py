@@ -33,7 +33,7 @@ from verl.workers.config.actor import PolicyLossConfig
 from verl.workers.utils import losses
 
 from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
+from ..adapter import PaddedBatch, Settings, TrainerTarget, per_token, tensor, torch_loss
 from .dialect import ACTOR, DIALECT
 
 RELEASE = version("verl")
@@ -45,23 +45,11 @@ GIVEN = frozenset(
 )
 
 
-class Batch(dict[str, Any]):
-    """What `ppo_loss` asks of a TensorDict, for tensors that are padded already."""
-
-    def select(self, *names: str) -> Batch:
-        """These entries."""
-        return Batch({name: self[name] for name in names})
-
-    def to_padded_tensor(self) -> Batch:
-        """Itself."""
-        return self
-
-
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
     """`ppo_loss` under `settings`, with the global counts that the trainer hands it."""
     config = _config(settings)
     batch = _batch(case)
-    return torch_loss(case, lambda logp: losses.ppo_loss(config, {"log_probs": logp}, Batch(batch))[0])
+    return torch_loss(case, lambda logp: losses.ppo_loss(config, {"log_probs": logp}, PaddedBatch(batch))[0])
 
 
 def _config(settings: Settings) -> ActorConfig:

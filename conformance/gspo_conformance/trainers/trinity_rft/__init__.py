@@ -1,0 +1,1 @@
+"""Trinity-RFT: `TrinityPolicyLoss` under the configuration that its validator completes."""

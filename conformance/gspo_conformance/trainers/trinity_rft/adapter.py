@@ -1,0 +1,211 @@
+"""`TrinityPolicyLoss` under an `AlgorithmConfig` that the validator of Trinity-RFT completes; advantages by its registered functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..stubs import stub
+
+os.environ["TRINITY_LOG_LEVEL"] = "CRITICAL"  # it logs to the stream of the answers
+stub(
+    *("ray", "verl", "tensordict", "omegaconf", "transformers", "openai", "datasets", "safetensors", "pandas"),
+    *("sqlalchemy", "huggingface_hub", "requests", "peft", "PIL", "tqdm", "yaml", "pydantic"),
+)
+
+
+def _packages(*names: str) -> None:
+    """Packages of Trinity-RFT without their `__init__`, which import its trainers."""
+    spec = find_spec("trinity")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    for name in names:
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = ["/".join([spec.submodule_search_locations[0], *name.split(".")[1:]])]
+
+
+_packages("trinity.trainer", "trinity.trainer.verl")
+import transformers
+
+transformers.__version__ = "5.12.1"
+
+from trinity.algorithm import ADVANTAGE_FN, KL_FN
+from trinity.algorithm.utils import aggregate_loss, masked_whiten
+from trinity.common.config import AlgorithmConfig, Config
+from trinity.common.config_validator import AlgorithmConfigValidator
+from trinity.common.experience import EID, Experience
+from trinity.trainer.verl import losses
+
+from ...target import Capabilities, Case, Skip
+from ..adapter import PaddedBatch, Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
+from .dialect import DIALECT
+from .functions import KINDS, MODES
+
+RELEASE = version("trinity-rft")
+# The engine hands over unpadded nested tensors; the cases are padded already.
+losses.no_padding_2_padding = lambda values, data: values
+
+
+def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
+    """One micro-batch that is the whole step; the reference of a KL term that nobody asked for is the policy itself."""
+    if case.parameters.get("normalizer") is not None or (case.objective or {})["aggregation"]["count"] == "given":
+        raise Skip("Trinity-RFT divides by the counts of a micro-batch alone")
+    loss = _loss(tuple(sorted(settings.items())))
+    batch = PaddedBatch(_batch(case))
+
+    def value(logp: Any) -> Any:
+        batch["ref_log_prob"] = batch.get("ref_log_prob", logp.detach())
+        return loss({"log_probs": logp}, batch)[0]
+
+    return torch_loss(case, value)
+
+
+@cache
+def _loss(settings: tuple[tuple[str, Any], ...]) -> Any:
+    """The loss for these keys, made as a worker makes it."""
+    own: dict[str, Any] = {}
+    for key, value in settings:
+        *sections, name = key.removeprefix("algorithm.").split(".")
+        (own.setdefault(sections[0], {}) if sections else own)[name] = value
+    config = Config()
+    config.algorithm = AlgorithmConfig(**own)
+    AlgorithmConfigValidator().validate(config)
+    return losses.TrinityPolicyLoss(config.algorithm)
+
+
+def _batch(case: Case) -> dict[str, Any]:
+    names = {"old_logp": "old_log_probs", "ref_logp": "ref_log_prob"}
+    given = {key: tensor(case.inputs[name], case.input_dtype) for name, key in names.items() if name in case.inputs}
+    mask = tensor(case.inputs["mask"]).bool()
+    return given | {"response_mask": mask, "advantages": tensor(per_token(case))}
+
+
+class TrinityTarget(TrainerTarget):
+    """verl's engine calls the loss once for every micro-batch and adds their gradients: no count of the step reaches it."""
+
+    def _step(self, case: Case) -> Mapping[str, Any]:
+        parameters = {key: value for key, value in case.parameters.items() if key != "normalizer"}
+        return super()._step(replace(case, parameters=parameters))
+
+
+def group_advantages(case: Case) -> Mapping[str, Any]:
+    """The registered functions: `grpo` with the spread of the group or the batch, `opmd` without one, `rloo`."""
+    asked = {"center": "mean", "scale": "std", "eps": 1e-6} | dict(case.parameters)
+    if asked["center"] == "leave_one_out" and asked["scale"] == "none":
+        return leave_one_out_advantages(case)
+    if asked["center"] != "mean" or asked["scale"] not in ("std", "batch_std", "none"):
+        raise Skip(f"Trinity-RFT has no advantages with center {asked['center']} and scale {asked['scale']}")
+    _single(case)
+    if asked["scale"] == "none":
+        return {"advantages": _grouped(case, ADVANTAGE_FN.get("opmd")())}
+    check_std(case, "Trinity-RFT", asked["eps"])
+    level = "batch" if asked["scale"] == "batch_std" else "group"
+    return {"advantages": _grouped(case, ADVANTAGE_FN.get("grpo")(epsilon=asked["eps"], std_cal_level=level))}
+
+
+def _single(case: Case) -> None:
+    if case.dtype != "float32":
+        raise Skip("Trinity-RFT computes these in float32 whatever comes in")
+
+
+def _grouped(case: Case, estimator: Any) -> Any:
+    """The advantages of responses of one token each, task by task."""
+    rewards, groups = case.inputs["rewards"].tolist(), case.inputs["groups"].tolist()
+    every = [
+        Experience(eid=EID(task=group, run=run), tokens=torch.zeros(2, dtype=torch.int64), reward=reward)
+        for run, (reward, group) in enumerate(zip(rewards, groups, strict=True))
+    ]
+    estimator(every)
+    return np.array([one.advantages.item() for one in every], case.dtype)
+
+
+def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
+    """`rloo`."""
+    _single(case)
+    rewards = tensor(case.inputs["rewards"])[:, None]
+    batch = SimpleNamespace(
+        batch={"token_level_rewards": rewards, "response_mask": torch.ones_like(rewards)},
+        non_tensor_batch={"uid": case.inputs["groups"]},
+    )
+    ADVANTAGE_FN.get("rloo")()(batch)
+    return {"advantages": batch.batch["advantages"][:, 0].numpy()}
+
+
+def kl_penalty(case: Case) -> Mapping[str, Any]:
+    """`calculate_kl` of the estimator."""
+    estimator = case.parameters["estimator"]
+    if KINDS.get(estimator) != (estimator, None, None):
+        raise Skip(f"Trinity-RFT has no estimator {estimator}")
+    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
+    return {"value": KL_FN.get(estimator)().calculate_kl(logp, ref).to(getattr(torch, case.dtype)).numpy()}
+
+
+def aggregate(case: Case) -> Mapping[str, Any]:
+    """`aggregate_loss`."""
+    mode, normalizer = case.parameters["mode"], case.parameters.get("normalizer")
+    name = next((key for key, value in MODES.items() if value == mode["mode"]), None)
+    if name is None or mode["count"] != "all" or mode["constant"] != 1 or normalizer is not None:
+        raise Skip(f"Trinity-RFT does not aggregate by {mode['mode']}, counting {mode['count']}")
+    found = aggregate_loss(tensor(case.inputs["values"]), tensor(case.inputs["mask"]).bool(), name)
+    return {"value": found.numpy()}
+
+
+def whiten(case: Case) -> Mapping[str, Any]:
+    """`masked_whiten`, times the mask as its callers take it."""
+    asked = {"center": True, "ddof": 1, "eps": 1e-8} | dict(case.parameters)
+    if (asked["ddof"], asked["eps"]) != (1, 1e-8) or "mask" not in case.inputs:
+        raise Skip("Trinity-RFT whitens padded rows with ddof 1, and adds 1e-8 to the variance")
+    values, mask = tensor(case.inputs["values"]), tensor(case.inputs["mask"])
+    return {"values": (masked_whiten(values, mask, shift_mean=asked["center"]) * mask).numpy()}
+
+
+OPERATIONS = {
+    "group_advantages": group_advantages,
+    "leave_one_out_advantages": leave_one_out_advantages,
+    "kl_penalty": kl_penalty,
+    "aggregate": aggregate,
+    "whiten": whiten,
+}
+INPUTS = ("logp", "old_logp", "advantages", "mask", "ref_logp", "groups", "rewards", "values")
+GIVEN = (
+    "objective",
+    "normalizer",
+    "advantages",
+    "center",
+    "scale",
+    "ddof",
+    "eps",
+    "eps_placement",
+    "estimator",
+    "mode",
+)
+CAPABILITIES = Capabilities(
+    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
+    dtypes=frozenset({"float32", "float64"}),
+    gradient=True,
+    token_advantages=True,
+    input_dtypes=frozenset({"bfloat16", "float16"}),
+    inputs=frozenset(INPUTS),
+    parameters=frozenset(GIVEN),
+)
+
+
+def claims() -> TrainerTarget:
+    """Every objective that a `policy_loss_fn` and a `kl_loss_fn` claim."""
+    versions = {"trinity-rft": RELEASE, "torch": torch.__version__}
+    return TrinityTarget("trinity_rft", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+
+
+def default() -> TrainerTarget:
+    """`algorithm_type: gspo` and a clip range where it is not the paper's, all else as it comes."""
+    return claims().as_documented()
