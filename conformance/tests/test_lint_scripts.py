@@ -37,6 +37,10 @@ def _errors(capsys: pytest.CaptureFixture[str], *words: str) -> set[str]:
         (f"echo it's time\n{VERL} {ACTOR}a=1\necho it's done", {f"{ACTOR}a": 1}),
         (f'B=1\nif x; then\nB=2\nfi\n{VERL} {ACTOR}a=$B', {}),
         (f'{VERL} {ACTOR}a=`echo 1` {ACTOR}b=$(f "$(g)" x.y=3) {ACTOR}c=3', {f"{ACTOR}c": 3}),
+        (f'srun -N 2 bash -lc "cd x && {VERL} {ACTOR}a=1" --b=2', {f"{ACTOR}a": 1}),
+        (f"/bin/sh -e -c '{VERL} {ACTOR}a=2'", {f"{ACTOR}a": 2}),
+        (f'A="{VERL} {ACTOR}a=1"\neval "$A {ACTOR}b=2"', {f"{ACTOR}a": 1, f"{ACTOR}b": 2}),
+        ("bash run.sh --beta 0.1", {"beta": 0.1}),
         (f'A="never closed\n{VERL} {ACTOR}a=1\n', {f"{ACTOR}a": 1}),
     ],
 )  # fmt: skip

@@ -20,6 +20,8 @@ _OPENED = re.compile(r"""^\s*(?:(?:export|local|readonly|declare)\s+)?[A-Za-z_]\
 _WITHIN = re.compile(r"(?<=[^\s;])#")
 _OUTPUT = re.compile(r"`[^`]*`|\$\((?!\()[^()`]*\)")
 _BETWEEN = frozenset(("then", "else", "do", "&&", "||", "{", "}", "|", "&"))
+_SHELLS = frozenset(("bash", "sh", "zsh", "eval"))
+_SCRIPT = re.compile(r"^-[a-z]*c$")
 _WORD = re.compile(r"--[\w.\-]+|[A-Za-z_][\w.@/\-\[\]]*")
 # What begins something else than a value: redirections, the next command, an array of words, the arguments of a script.
 _ENDS = re.compile(r"^(\d?>.*|\|.*|&.*|;.*|\)|\(|<.*|\$\{\w+\[[@*]\].*|\$\{?[@*]\}?)$")
@@ -40,7 +42,9 @@ def commands(text: str, variables: bool = True) -> Iterator[tuple[int, list[str]
         before, inside = inside, not variables or _in_array(line, inside)
         array = before or _ARRAY.search(line) is not None
         for part in _simple(_words(_ARRAY.sub(" ", _CLOSED.sub("", line)) if array else line)):
-            yield number, part if array else _assignments(part, bound)
+            own, script = _handed_on(part)
+            yield number, own if array else _assignments(own, bound)
+            yield from ((number, words) for _, words in commands(script, variables))
 
 
 def _without_outputs(line: str) -> str:
@@ -71,6 +75,15 @@ def _simple(words: list[str]) -> Iterator[list[str]]:
             yield part
             part = []
     yield part
+
+
+def _handed_on(words: list[str]) -> tuple[list[str], str]:
+    """The words before `bash -c "..."` or `eval "..."`, and the script in the quotes."""
+    at = next((at for at, word in enumerate(words) if word.rpartition("/")[2] in _SHELLS), len(words))
+    rest = words[at + 1 :]
+    flag = next((i for i, one in enumerate(rest) if _SCRIPT.match(one)), len(rest))
+    script = [one for one in rest if one != "eval"] if words[at : at + 1] == ["eval"] else rest[flag + 1 : flag + 2]
+    return (words[:at], " ".join(script)) if script else (words, "")
 
 
 def word_lines(text: str) -> dict[str, int]:
