@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,20 @@ def names_only(*modules: str, root: str = "") -> None:
         if root:
             module.__path__ = [f"{root}/{name.replace('.', '/')}"]
         sys.modules[name] = module
+
+
+def without_init(*packages: str) -> None:
+    """Packages of the trainer, the outermost first, without their `__init__`, which import all of it; what lies below them is real."""
+    for name in packages:
+        top, _, below = name.partition(".")
+        loaded = sys.modules.get(top)
+        found = find_spec(top) if loaded is None else loaded.__spec__
+        root = loaded.__path__[0] if found is None else (found.submodule_search_locations or [""])[0]
+        module = sys.modules[name] = ModuleType(name)
+        module.__path__ = ["/".join([root, *filter(None, below.split("."))])]
+        parent, _, own = name.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], own, module)
 
 
 def compile_nothing(function: Any = None, **_: Any) -> Any:
@@ -88,8 +103,6 @@ def _placeholder(name: str) -> Any:
 
 
 def _installed(name: str) -> bool:
-    from importlib.util import find_spec
-
     try:
         return find_spec(name) is not None
     except (ImportError, ValueError):

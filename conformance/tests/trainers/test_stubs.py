@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gspo_conformance.trainers.stubs import compile_nothing, names_only
+from gspo_conformance.trainers.stubs import compile_nothing, names_only, without_init
 
 
 @pytest.fixture
@@ -32,6 +32,19 @@ def test_what_lies_below_a_module_of_names_is_real(tmp_path: Path) -> None:
     names_only("package_of_nobody", root=str(tmp_path))
     assert import_module("package_of_nobody.real").VALUE == 3
     assert isinstance(import_module("package_of_nobody").Worker, type)
+
+
+@pytest.mark.usefixtures("modules")
+def test_packages_without_their_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their `__init__` never runs, their modules do, and a package is an attribute of its parent."""
+    inner = tmp_path / "trainer_of_nobody" / "losses"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "__init__.py").write_text("raise RuntimeError\n", encoding="utf-8")
+    (inner / "real.py").write_text("from trainer_of_nobody import losses as VALUE\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    without_init("trainer_of_nobody", "trainer_of_nobody.losses")
+    assert import_module("trainer_of_nobody.losses.real").VALUE is sys.modules["trainer_of_nobody.losses"]
 
 
 def test_nothing_is_compiled() -> None:

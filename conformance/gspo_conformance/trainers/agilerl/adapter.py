@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from inspect import signature
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,22 +14,13 @@ import torch
 from ...target import Capabilities, Case, Skip
 from ...tensors import NumPyArray
 from ..adapter import Settings, TrainerTarget, tensor, torch_loss
-from ..stubs import stub
+from ..stubs import stub, without_init
 from .dialect import DIALECT
 
 stub("accelerate", "transformers", "peft", "wandb", "pettingzoo", "PIL", "safetensors", "tokenizers", "huggingface_hub")
 
 
-def _algorithms() -> None:
-    """The package of the algorithms without its `__init__`, which imports them all."""
-    spec = find_spec("agilerl")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    sys.modules["agilerl.algorithms"] = ModuleType("agilerl.algorithms")
-    sys.modules["agilerl.algorithms"].__path__ = [f"{spec.submodule_search_locations[0]}/algorithms"]
-
-
-_algorithms()
+without_init("agilerl.algorithms")  # it imports them all
 
 from agilerl.algorithms.grpo import GRPO
 from agilerl.utils.llm_utils import calculate_k3_kl, masked_whiten

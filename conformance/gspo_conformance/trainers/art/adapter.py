@@ -9,34 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import pairwise
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..stubs import stub
+from ..stubs import stub, without_init
 
 stub("PIL", "transformers")
 
 
-def _packages(*names: str) -> None:
-    """Packages of ART without their `__init__`, which import its servers and clients."""
-    spec = find_spec("art")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    root = spec.submodule_search_locations[0]
-    for name in names:
-        sys.modules[name] = module = ModuleType(name)
-        module.__path__ = ["/".join([root, *name.split(".")[1:]])]
-        parent, _, own = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], own, module)
-
-
-_packages("art", "art.dev", "art.preprocessing", "art.utils")
+without_init("art", "art.dev", "art.preprocessing", "art.utils")
 sys.modules["art.dev"].TrainConfig = import_module("art.dev.train").TrainConfig
 
 from art._backend_training import build_rl_train_configs

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,20 +17,9 @@ import numpy as np
 from ...target import Capabilities, Case, Skip
 from ...tensors import NumPyArray
 from ..adapter import Settings, TrainerTarget
+from ..stubs import without_init
 
-
-def _packages(*names: str) -> None:
-    """Packages of EasyDeL without their `__init__`, which import servers and every model."""
-    spec = find_spec("easydel")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    root = spec.submodule_search_locations[0]
-    for name in names:
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__path__ = ["/".join([root, *name.split(".")[1:]])]
-
-
-_packages(
+without_init(
     "easydel",
     "easydel.infra",
     "easydel.trainers",

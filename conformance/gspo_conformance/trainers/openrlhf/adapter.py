@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..stubs import stub
+from ..stubs import stub, without_init
 
 stub(
     "deepspeed",
@@ -29,18 +28,7 @@ stub(
 )
 
 
-def _package(name: str) -> None:
-    """A package of OpenRLHF without its `__init__`, which imports engines for a GPU."""
-    spec = find_spec("openrlhf")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    module = ModuleType(name)
-    module.__path__ = [spec.submodule_search_locations[0] + "/" + "/".join(name.split(".")[1:])]
-    sys.modules[name] = module
-
-
-for package in ("openrlhf.models", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils"):
-    _package(package)
+without_init("openrlhf.models", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils")
 # The experience maker names this class in its annotations; the module starts engines.
 launcher = sys.modules["openrlhf.trainer.ray.launcher"] = ModuleType("openrlhf.trainer.ray.launcher")
 launcher.RayActorGroup = object

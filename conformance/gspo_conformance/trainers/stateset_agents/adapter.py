@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ...target import Capabilities, Case, Skip
 from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from ..stubs import without_init
 
-
-def _packages(*names: str) -> None:
-    """Packages of StateSet Agents without their `__init__`, which import its agents."""
-    spec = find_spec("stateset_agents")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    root = spec.submodule_search_locations[0]
-    for name in names:
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__path__ = ["/".join([root, *name.split(".")[1:]])]
-
-
-_packages("stateset_agents", "stateset_agents.training")
+without_init("stateset_agents", "stateset_agents.training")
 
 from stateset_agents.training import objectives
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..stubs import stub
+from ..stubs import stub, without_init
 
 os.environ["TRINITY_LOG_LEVEL"] = "CRITICAL"  # it logs to the stream of the answers
 stub(
@@ -24,17 +22,7 @@ stub(
 )
 
 
-def _packages(*names: str) -> None:
-    """Packages of Trinity-RFT without their `__init__`, which import its trainers."""
-    spec = find_spec("trinity")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    for name in names:
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__path__ = ["/".join([spec.submodule_search_locations[0], *name.split(".")[1:]])]
-
-
-_packages("trinity.trainer", "trinity.trainer.verl")
+without_init("trinity.trainer", "trinity.trainer.verl")
 import transformers
 
 transformers.__version__ = "5.12.1"

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..stubs import stub
+from ..stubs import stub, without_init
 
 stub("datasets", "transformers", "tqdm", "huggingface_hub", "mlx_lm", "mlx_vlm", "jinja2", "PIL", "torch")
 
 
-def _bare(*names: str) -> None:
-    """Packages of unsloth-zoo without their `__init__`, which look for a GPU and patch transformers."""
-    spec = find_spec("unsloth_zoo")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    for name in names:
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__path__ = ["/".join([spec.submodule_search_locations[0], *name.split(".")[1:]])]
-
-
-_bare("unsloth_zoo", "unsloth_zoo.mlx")
+without_init("unsloth_zoo", "unsloth_zoo.mlx")
 
 from unsloth_zoo.mlx import grpo
 
@@ -39,6 +27,15 @@ from ..adapter import Settings, TrainerTarget, check_std, mlx_loss
 from .dialect import DEFAULTS, DIALECT
 
 RELEASE = version("unsloth-zoo")
+SAMPLING: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": None,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "use_liger_loss": False,
+}
 # A model is its log-probabilities here, and the lengths of its responses are their mask.
 grpo.grpo_logps = lambda temperature, scorer=None: lambda model, batch, lengths: model
 grpo._response_mask = lambda targets, mask: mask
@@ -68,9 +65,7 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 @cache
 def _objective(settings: tuple[tuple[str, Any], ...]) -> Any:
     """What `MLXGRPOConfig` makes of the settings as it is constructed, and its trainer of that."""
-    config = SimpleNamespace(**DEFAULTS | dict(settings), generation_kwargs=None)
-    for name, value in {"top_p": 1.0, "top_k": None, "min_p": None, "repetition_penalty": 1.0}.items():
-        setattr(config, name, value)
+    config = SimpleNamespace(**SAMPLING | DEFAULTS | dict(settings))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it says of the values that it puts where nothing is set
         grpo.resolve_grpo_config(config)
