@@ -10,6 +10,7 @@ import pytest
 
 from gspo_conformance.cli import main
 from gspo_conformance.lint.configuration import read_configuration
+from gspo_conformance.lint.detection import recognised
 from gspo_conformance.lint.overruled import overruled
 from gspo_conformance.lint.rules import findings
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
@@ -43,6 +44,14 @@ def test_findings_of_its_own(settings: dict[str, Any], rule: str) -> None:
     plain = {"top_k": 0, "top_p": 1.0}
     assert rule in {one.rule for one in DIALECT.read(settings, VERSION).findings}
     assert not DIALECT.read(plain, VERSION).findings
+
+
+def test_keys_that_others_have_too_do_not_tell_it() -> None:
+    """Hunts a configuration of TRL that is taken for one of a trainer on MLX, which knows the sampler's keys as well."""
+    own = {"epsilon": 3e-4, "epsilon_high": 4e-4, "beta": 0.0, "importance_sampling_level": "sequence"}
+    shared = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "max_completion_length": 512, "use_liger_loss": False}
+    assert recognised([], own | shared)[0] == "trl"
+    assert recognised([], own | shared | {"group_size": 8, "grpo_loss_type": "grpo"})[0] == "mlx_lm_lora"
 
 
 def test_what_it_cannot_express() -> None:

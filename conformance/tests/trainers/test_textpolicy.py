@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gspo_conformance.lint.configuration import read_configuration
+from gspo_conformance.lint.detection import recognised
 from gspo_conformance.lint.rules import findings
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.textpolicy.dialect import DIALECT
@@ -79,6 +80,13 @@ def test_functions_that_a_program_hands_over_are_settings(loss: str, settings: d
     read = read_configuration([str(tmp_path / "run.py")])
     assert read.settings == {"advantage_fn": "compute_advantages", **settings}
     assert not read.computed
+
+
+def test_it_is_told_by_its_name_alone(tmp_path: Path) -> None:
+    """Hunts a file of another trainer that is taken for arguments of its functions."""
+    assert recognised([], {"clip_ratio": 0.2, "clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4})[0] == "verl"
+    (tmp_path / "run.py").write_text("from textpolicy.algorithms import gspo\n")
+    assert recognised([str(tmp_path / "run.py")], {"clip_ratio": 3e-4})[0] == "textpolicy"
 
 
 def test_a_function_that_cannot_be_told_is_computed_and_a_name_that_is_itself_ends(tmp_path: Path) -> None:

@@ -17,12 +17,10 @@ DEFAULTS: dict[str, Any] = {
     "beta": 0.1,
     "group_size": 4,
     "max_completion_length": 512,
-    "temperature": None,  # 0.8 in `GRPOTrainingArgs`, 1 as a flag
-    "top_p": 0.95,
-    "top_k": 20,
-    "min_p": 0.0,
     "reference_model_path": None,
 }
+# Of what other trainers have too; the temperature is 0.8 in `GRPOTrainingArgs`, 1 as a flag.
+SAMPLING: dict[str, Any] = {"temperature": None, "top_p": 0.95, "top_k": 20, "min_p": 0.0}
 AGGREGATIONS = {"grpo": "sequence_mean_token_mean", "bnpo": "token_mean", "dr_grpo": "sequence_mean_token_sum"}
 
 
@@ -53,7 +51,7 @@ class MlxLmLora:
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What a run optimises, were its ratio not 1."""
         given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        every = DEFAULTS | SAMPLING | {key: value for key, value in settings.items() if key in DEFAULTS | SAMPLING}
         level, loss, mode = (every[key] for key in ("importance_sampling_level", "grpo_loss_type", "train_mode"))
         if mode != "grpo":
             raise Inexpressible(f"train_mode {mode!r} is not of this family")

@@ -30,6 +30,7 @@ class TextPolicy:
     name = "textpolicy"
     versions = ("0.1.11",)
     clip_keys = ("clip_ratio",)
+    in_programs_alone = True
     fixes: ClassVar[dict[str, str]] = {
         "ratio": "loss_fn=gspo.create_gspo_policy_loss(variant='sequence')",
         "aggregation": "loss_fn=gspo.create_gspo_policy_loss(variant='sequence')",

@@ -24,11 +24,9 @@ DEFAULTS: dict[str, Any] = {
     "generation_batch_size": None,
     "per_device_train_batch_size": 2,
     "max_completion_length": 256,
-    "temperature": 1.0,
     "top_entropy_quantile": 1.0,
     "mask_truncated_completions": None,
     "use_vllm": False,
-    "use_liger_loss": False,
 }
 LOSSES = (None, "grpo", "bnpo", "dr_grpo", "dapo")
 
@@ -43,7 +41,7 @@ class UnslothMlx(Unsloth):
         """What an `MLXGRPOConfig` optimises; the KL term has no weight, and low entropy is never masked."""
         given = {key: value for key, value in settings.items() if key in DEFAULTS}
         every = DEFAULTS | given
-        if every["loss_type"] not in LOSSES or every["use_vllm"] or every["use_liger_loss"]:
+        if every["loss_type"] not in LOSSES or every["use_vllm"] or settings.get("use_liger_loss"):
             raise Inexpressible(f"Unsloth refuses loss_type {every['loss_type']!r}, vLLM and Liger's loss on MLX")
         if every["loss_type"] == "dapo" and every["mask_truncated_completions"] is None:
             every["mask_truncated_completions"] = True
