@@ -36,15 +36,6 @@ SAMPLING: dict[str, Any] = {
     "generation_kwargs": None,
     "use_liger_loss": False,
 }
-SAMPLING: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": None,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "generation_kwargs": None,
-    "use_liger_loss": False,
-}
 # A model is its log-probabilities here, and the lengths of its responses are their mask.
 grpo.grpo_logps = lambda temperature, scorer=None: lambda model, batch, lengths: model
 grpo._response_mask = lambda targets, mask: mask
