@@ -116,6 +116,16 @@ def test_what_it_cannot_express() -> None:
         DIALECT.write({**PAPER, "correction": [{}]}, VERSION)
     with pytest.raises(Inexpressible, match="not of this family"):
         DIALECT.read({"algorithm.algorithm_type": "sft"}, VERSION)
+    with pytest.raises(Inexpressible, match=r"kl_loss_fn 'mine\.Kl'"):
+        DIALECT.read({**GSPO, "algorithm.kl_loss_fn": "mine.Kl"}, VERSION)
+
+
+def test_arguments_that_are_null_are_not_given() -> None:
+    """Hunts an alarm about keys that the trainer has, and arguments that would replace all others."""
+    null = {f"algorithm.{name}_args": None for name in ("policy_loss_fn", "advantage_fn", "kl_loss_fn")}
+    reading = DIALECT.read({**GSPO, **null}, VERSION)
+    assert reading.given >= null.keys()
+    assert reading.objective == DIALECT.read(GSPO, VERSION).objective
 
 
 def test_its_configurations_are_recognised() -> None:

@@ -22,6 +22,9 @@ DEFAULTS: dict[str, Any] = {
     "algorithm.kl_penalty_fn_args.kl_coef": 0.001,
     "algorithm.entropy_loss_fn_args.entropy_coef": 0.0,
     "algorithm.bypass_old_logprobs": True,
+    **{f"algorithm.{name}_args": None for name in ("policy_loss_fn", "advantage_fn", "kl_loss_fn", "kl_penalty_fn")},
+    "algorithm.entropy_loss_fn": None,
+    "algorithm.entropy_loss_fn_args": None,
     "buffer.batch_size": None,
     "buffer.train_batch_size": None,
     "synchronizer.sync_interval": 1,
@@ -183,6 +186,8 @@ def _penalty(every: Mapping[str, Any], mode: str | None) -> dict[str, Any] | Non
     kind, coefficient = every["algorithm.kl_loss_fn"], every[KL]
     if kind == "none" or not coefficient:
         return None
+    if kind not in KINDS:
+        raise Inexpressible(f"the kl_loss_fn {kind!r} of Trinity-RFT is not of this family")
     estimator, log_clamp, value_clamp = KINDS[kind]
     return {
         "estimator": estimator,
