@@ -87,7 +87,7 @@ class Environment:
     def _install(self, say: Callable[[str], None]) -> None:
         steps = [*self.version.install, NEEDED]
         say(f"{self.room.name} {self.version.name}: an environment in {self.folder}")
-        _run([_interpreter(self.version.python), "-m", "venv", "--clear", str(self.folder)])
+        _run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
         for number, step in enumerate(steps, 1):
             say(f"[{number}/{len(steps)}] pip install {step}")
             _run([str(self.python), "-m", "pip", "install", "--quiet", *shlex.split(step)])
@@ -156,16 +156,6 @@ def _checked_source(room: Room, version: Version, source: Path | None) -> Path |
     if source is not None and not source.is_dir():
         raise UsageError(f"--source {source}: no such folder")
     return source.resolve() if source is not None else None
-
-
-def _interpreter(version: str) -> str:
-    """This interpreter, or `pythonX.Y` where the trainer needs that one."""
-    if not version or version == f"{sys.version_info.major}.{sys.version_info.minor}":
-        return sys.executable
-    found = shutil.which(f"python{version}")
-    if found is None:
-        raise HarnessError(f"this trainer needs Python {version}, and no python{version} is on the path")
-    return found
 
 
 def _run(command: list[str]) -> None:

@@ -28,7 +28,6 @@ class Version:
 
     name: str
     install: tuple[str, ...]
-    python: str = ""
     commit: str = ""
     source: str = ""
 
