@@ -72,7 +72,9 @@ SIZES = (
 )
 QUICK = (Size(4, 64), Size(4, 64, packed=True))
 # The trainers whose loss takes responses one behind the other.
-PACKS = {"areal", "slime"}
+PACKS = {"areal", "slime", "miles"}
+# Liger begins at hidden states, which `linear.py` measures. ART and PipelineRL lay their tokens out on the way, by the adapter.
+ELSEWHERE = {"liger", "art", "pipelinerl"}
 
 
 def main() -> None:
@@ -128,8 +130,8 @@ def _peers(names: list[str] | None, folder: str) -> list[Peer]:
 
 
 def _set_up() -> list[str]:
-    """Every trainer on PyTorch whose newest environment is there; Liger begins at hidden states, which `linear.py` measures."""
-    every = [room for room in rooms().values() if room.framework == "torch" and room.name != "liger"]
+    """Every trainer on PyTorch whose newest environment is there."""
+    every = [room for room in rooms().values() if room.framework == "torch" and room.name not in ELSEWHERE]
     return [room.name for room in every if Environment(room, room.versions[room.default]).ready]
 
 

@@ -93,10 +93,12 @@ def trainer(name: str, settings: dict[str, Any], objective: dict[str, Any], data
 
     arrays = {"logp": data.logp, "old_logp": data.old_logp, "advantages": data.advantages, **data.where}
     case = Case("policy_loss", {"objective": objective}, {key: value.detach().numpy() for key, value in arrays.items()})
-    adapter.torch_loss = lambda _case, loss: loss  # the function of the log-probabilities, instead of its value
+    target = adapter.claims()
+    # The function of the log-probabilities, instead of its value.
+    sys.modules[target.loss.__module__].torch_loss = lambda _case, loss: loss
     # JSON has no tuples, and adapters keep what they build by its settings.
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    loss = adapter.policy_loss(settings, case)
+    loss = target.loss(settings, case)
     return lambda: loss(data.logp), f"{name} {adapter.RELEASE}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -56,7 +55,7 @@ class ListLoss:
         if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
             raise Skip(f"{self.title} always has a count to divide by")
         rows = len(places) if given is None or settings.get("calculate_per_token_loss") else given
-        return torch_loss(case, partial(self._part, settings, case, places, 1, rows, given))
+        return torch_loss(case, self._part(settings, case, places, 1, rows, given))
 
     def step(self, settings: Settings, case: Case) -> Mapping[str, Any]:
         """Losses of micro-batches add; per token they are divided by the tokens of all of them."""
@@ -64,21 +63,26 @@ class ListLoss:
         places = [places_of(one) for one in cases]
         rows, tokens = sum(map(len, places)), _tokens(cases, places)
         outputs = [
-            torch_loss(one, partial(self._part, settings, one, own, len(cases), rows, tokens))
+            torch_loss(one, self._part(settings, one, own, len(cases), rows, tokens))
             for one, own in zip(cases, places, strict=True)
         ]
         gradients = {f"gradient.{i}": one["gradient"] for i, one in enumerate(outputs)}
         return {"loss": sum(one["loss"] for one in outputs), **gradients}
 
     def _part(
-        self, settings: Settings, case: Case, places: Places, count: int, rows: float, tokens: Any, logp: Any
-    ) -> Any:
+        self, settings: Settings, case: Case, places: Places, count: int, rows: float, tokens: Any
+    ) -> Callable[[Any], Any]:
         """Divided as Megatron does: by the micro-batches, or by the tokens of the step."""
-        batch = self._batch(case, places) | {"responses": [logp[place] for place in places]}
-        loss, counted = self.call(settings, batch, logp, count, rows)
-        if not settings.get("calculate_per_token_loss"):
-            return loss / count
-        return loss / (counted if tokens is None else tokens)
+        batch = self._batch(case, places)
+
+        def loss(logp: Any) -> Any:
+            responses = [logp[place] for place in places]
+            found, counted = self.call(settings, batch | {"responses": responses}, logp, count, rows)
+            if not settings.get("calculate_per_token_loss"):
+                return found / count
+            return found / (counted if tokens is None else tokens)
+
+        return loss
 
     def _batch(self, case: Case, places: Places) -> dict[str, Any]:
         names = {"old_logp": "log_probs", "ref_logp": "ref_log_probs", "behavior_logp": "rollout_log_probs"}
