@@ -246,6 +246,26 @@ def test_a_known_and_an_unknown_deviation_together_are_named_with_less_confidenc
     assert "explains" in diagnosis["sentence"]
 
 
+def test_of_several_functions_each_with_a_mistake_of_its_own_it_is_said_which() -> None:
+    """A clip that is wrong for GSPO alone, advantages of the whole batch, token ratios wrong in a way that nobody knows."""
+    clip, batch = find("clip.before-min"), find("advantage.batch-statistics")
+
+    def run(case: Case) -> Mapping[str, Any]:
+        if case.operation == "group_advantages":
+            return batch.run(case)
+        if case.objective and case.objective["ratio"] == "sequence":
+            return clip.run(case)
+        return {name: 1.7 * value for name, value in CORE.run(case).items()}
+
+    capabilities = Capabilities.everything(operations={"policy_loss", "group_advantages"}, metrics=())
+    diagnosis = found(FunctionTarget("three", run, capabilities), "surrogate/*", "gradient/*", "advantage/*")
+    assert diagnosis["mutants"] == [], diagnosis["sentence"]
+    assert "; by function, " in diagnosis["sentence"]
+    assert "losses of sequence ratios as `clip.before-min` (GSPO-SURR-1)" in diagnosis["sentence"]
+    assert "group_advantages as `advantage.batch-statistics` (GSPO-ADV-1)" in diagnosis["sentence"]
+    assert "token ratios as" not in diagnosis["sentence"]
+
+
 def test_a_dialect_is_named() -> None:
     dialect = next(one for one in DIALECTS if one.trainer == "verl 0.9.1")
     diagnosis = found(find("+".join(dialect.names)), "aggregation/*", "mask/*", "ratio/*", "numerics/*")

@@ -87,14 +87,23 @@ def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | N
 
     Where all answers together fit nobody, those that the run is judged by are looked at alone: a target
     may have one mistake and conventions of its own beside it. A few conventions alone are no mistake.
+    Where that fits nobody either, its functions are looked at one by one.
     """
     everything, own = load_vectors(), [] if vectors is None else list(vectors)
     atlas = atlas_of(everything if {*map(id, own)} <= {*map(id, everything)} else own)
     evidence = evidence_of(run, atlas)
+    judged = [item for item in evidence if item.result is None or run.counts_for_exit(item.result)]
+    found = _whole(run, evidence, judged, atlas)
+    if found is None or found.suspect:
+        return found
+    told = _by_function(evidence if all(item.right for item in judged) else judged, atlas)
+    return replace(found, sentence=f"{found.sentence}; {told}") if told else found
+
+
+def _whole(run: Run, evidence: list[Evidence], judged: list[Evidence], atlas: Atlas) -> Diagnosis | None:
     whole = diagnose_evidence(evidence, atlas)
     if whole is None or whole.confidence == 1:
         return whole
-    judged = [item for item in evidence if item.result is None or run.counts_for_exit(item.result)]
     part = diagnose_evidence(judged, atlas)
     if part is None:
         return whole if whole.suspect or sum(not item.right for item in evidence) > ODD * len(evidence) else None
@@ -104,6 +113,25 @@ def diagnose(run: Run, vectors: Iterable[Vector] | None = None) -> Diagnosis | N
     if any(Search(atlas, missed).explains(whole.suspect.parts, item) for item in missed):
         return whole
     return replace(part, sentence=f"{part.sentence}; below {run.level}, {whole.sentence}")
+
+
+def _by_function(evidence: Sequence[Evidence], atlas: Atlas) -> str:
+    """Who is known in the answers of one function alone, where several have mistakes; one wrong answer fits many."""
+    functions: dict[str, list[Evidence]] = {}
+    for item in evidence:
+        case = atlas.bench.questions[item.question].case
+        ratio = (case.objective or {}).get("ratio")
+        functions.setdefault(f"losses of {ratio} ratios" if ratio else case.operation, []).append(item)
+    wrong = {name: sum(not item.right for item in items) for name, items in functions.items()}
+    if sum(map(bool, wrong.values())) < 2:
+        return ""
+    told: list[str] = []
+    for name in sorted(functions, key=lambda name: -wrong[name]):
+        found = diagnose_evidence(functions[name], atlas) if wrong[name] > 1 else None
+        if found is not None and (best := found.suspect):
+            some = "" if best.share >= SURE else f", {best.explained} of {best.of} answers"
+            told.append(f"{name} as {_names(best)}{some}")
+    return f"by function, {', '.join(told[:SAID])}" if told else ""
 
 
 def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis | None:
@@ -194,13 +222,16 @@ def _rounded(search: Search) -> list[str]:
 
 
 def _named(best: Suspect, noun: str) -> str:
-    names = " and ".join(f"`{part.name}` ({part.clause})" for part in best.named)
     alone = len(best.named) == 1
     told = [
         uncapitalised(text) for part in best.named for text in (part.title, part.consequence if alone else "") if text
     ]
     form = "" if best.named == best.parts else "as GSPO-token writes it, whose gradient does not pass through s: "
-    return f"returns the {noun} of {names}: {form}{'; '.join(told)}"
+    return f"returns the {noun} of {_names(best)}: {form}{'; '.join(told)}"
+
+
+def _names(suspect: Suspect) -> str:
+    return " and ".join(f"`{part.name}` ({part.clause})" for part in suspect.named)
 
 
 def _undecided(alike: Iterable[str]) -> str:
