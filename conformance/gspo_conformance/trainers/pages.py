@@ -35,7 +35,7 @@ eight (`gspo explain aggregation/many-responses`).
 
 _SYMBOLS = """
 ✓ every vector that its settings can express agrees · ◐ some deviate, all by design · ✗ some deviate · – it has nothing of the
-kind. In brackets: agreeing and deviating vectors, each in its dtypes.
+kind. Point at a symbol for the agreeing and deviating vectors, each in its dtypes.
 """
 
 _ABSENT = """
@@ -82,7 +82,11 @@ def index(found: Sequence[tuple[Room, Sequence[Record]]]) -> str:
             "",
             "With the settings that each objective needs.",
             _SYMBOLS,
+            '<div class="matrix" markdown>',
+            "",
             *_areas(found),
+            "",
+            "</div>",
             "",
             "## What changed between versions",
             "",
@@ -141,11 +145,12 @@ def _words(record: Record) -> str:
 
 
 def _areas(found: Sequence[tuple[Room, Sequence[Record]]]) -> list[str]:
-    newest = [(room, records[0]) for room, records in found]
-    rows = ["| | " + " | ".join(f"[{room.title}]({room.name}.md)" for room, _ in newest) + " |"]
-    rows.append("|---|" + ":---:|" * len(newest))
-    cells = {area: [_cell(record["claims"], area) for _, record in newest] for area in AREAS.split()}
-    return rows + [f"| {area} | {' | '.join(row)} |" for area, row in cells.items()]
+    areas = AREAS.split()
+    rows = [f"| | {' | '.join(areas)} |", "|---|" + ":---:|" * len(areas)]
+    for room, records in found:
+        cells = " | ".join(_cell(records[0]["claims"], area) for area in areas)
+        rows.append(f"| [{room.title}]({room.name}.md) | {cells} |")
+    return rows
 
 
 def _cell(variant: Record, area: str) -> str:
@@ -153,10 +158,9 @@ def _cell(variant: Record, area: str) -> str:
     good, bad = counts["passed"], counts["deviating"]
     if not good + bad:
         return "–"
-    if not bad:
-        return f"✓ ({good})"
     chosen = all(cause["reason"].startswith(BY_DESIGN) for cause in variant["causes"] if area in cause.get("areas", ()))
-    return f"{'◐' if chosen else '✗'} ({good}, {bad})"
+    symbol = "✓" if not bad else "◐" if chosen else "✗"
+    return f'<span title="{good} agree, {bad} deviate">{symbol}</span>'
 
 
 def _changes(found: Sequence[tuple[Room, Sequence[Record]]]) -> list[str]:
