@@ -26,6 +26,7 @@ RECIPE = {
     "algorithm.bypass_old_logprobs": False,
     "buffer.batch_size": 64,
     "buffer.train_batch_size": 128,
+    "synchronizer.trainer_sync_interval": 4,
 }
 TOKEN_MEAN, PAPERS = "token_mean", "sequence_mean_token_mean"
 
@@ -95,7 +96,9 @@ def test_the_kl_term_keeps_the_other_aggregation() -> None:
         ({"algorithm.entropy_loss_fn_args.entropy_coef": 0.01}, "entropy-bonus"),
         ({"algorithm.policy_loss_fn": "ppo", **RANGE, ARGUMENTS + "enable_sequence_masking": True}, "sequence-mask"),
         ({"algorithm.policy_loss_fn": "sapo"}, "gate-value"),
-        ({"buffer.train_batch_size": None}, "one-update"),
+        ({"buffer.train_batch_size": None, "synchronizer.trainer_sync_interval": None}, "one-update"),
+        ({"synchronizer.trainer_sync_interval": None}, "backlog"),
+        ({"buffer.train_batch_size": 512}, "backlog"),
     ],
 )
 def test_findings(settings: dict[str, Any], rule: str) -> None:
@@ -107,6 +110,17 @@ def test_an_interval_of_synchronisations_makes_the_ratio_real() -> None:
     assert DIALECT.read(GSPO, VERSION).updates_per_rollout == 1
     assert DIALECT.read({**GSPO, "synchronizer.sync_interval": 4}, VERSION).updates_per_rollout == 4
     assert DIALECT.read({**GSPO, "synchronizer.sync_offset": 1}, VERSION).updates_per_rollout is None
+
+
+def test_a_part_of_the_responses_per_step_is_a_backlog_unless_the_trainer_synchronises_less() -> None:
+    """Hunts updates counted from the sizes alone: at one interval for both sides the weights are handed over after every step."""
+    alone = {key: value for key, value in RECIPE.items() if "sync_interval" not in key}
+    reading = DIALECT.read(alone, VERSION)
+    assert reading.updates_per_rollout is None
+    (found,) = (one for one in reading.findings if one.rule == "backlog")
+    assert "makes 512 responses and the trainer takes 128" in found.message
+    assert found.fix == "synchronizer.trainer_sync_interval: 4"
+    assert DIALECT.read({**alone, "synchronizer.sync_interval": 4}, VERSION).updates_per_rollout is None
 
 
 def test_what_it_cannot_express() -> None:

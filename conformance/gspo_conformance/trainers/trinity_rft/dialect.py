@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..dialect import PAPER, Inexpressible, Reading, cispo_range
-from .findings import findings
+from .findings import between_synchronisations, findings, interval
 from .functions import ADVANTAGES, ALGORITHMS, KINDS, LOSSES, MODES, UNSET
 
 ALGORITHM, ARGUMENTS, KL = "algorithm.", "algorithm.policy_loss_fn_args.", "algorithm.kl_loss_fn_args.kl_coef"
@@ -28,6 +28,8 @@ DEFAULTS: dict[str, Any] = {
     "buffer.batch_size": None,
     "buffer.train_batch_size": None,
     "synchronizer.sync_interval": 1,
+    "synchronizer.explorer_sync_interval": None,
+    "synchronizer.trainer_sync_interval": None,
     "synchronizer.sync_offset": 0,
     "synchronizer.sync_style": "fixed",
     "trainer.use_dynamic_bsz": True,
@@ -208,13 +210,10 @@ def _advantages(estimator: str, every: Mapping[str, Any]) -> dict[str, Any] | No
 
 
 def _updates(every: Mapping[str, Any]) -> int | None:
-    """Optimiser steps between two synchronisations of the explorer; None where the sizes are not given."""
-    whole, part = every["buffer.batch_size"], every["buffer.train_batch_size"]
+    """Optimiser steps between two synchronisations; None where the trainer does not use up what the explorer makes."""
+    made, taken = between_synchronisations(every)
     fixed = every["synchronizer.sync_style"] == "fixed" and not every["synchronizer.sync_offset"]
-    if (part and not whole) or not fixed:
-        return None
-    steps = int(whole) * int(every["algorithm.repeat_times"]) // int(part) if part else 1
-    return max(1, steps) * int(every["synchronizer.sync_interval"])
+    return interval(every, "trainer") if fixed and made == taken else None
 
 
 def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

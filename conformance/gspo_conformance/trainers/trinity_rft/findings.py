@@ -17,7 +17,38 @@ def findings(every: Mapping[str, Any], given: Mapping[str, Any], arguments: Mapp
     yield from _loss(every, given, arguments)
     yield from _kl(every, given)
     yield from _rest(every, arguments)
+    yield from _synchronised(every)
     yield from asides(every, BESIDE)
+
+
+def interval(every: Mapping[str, Any], role: str) -> int:
+    """Steps of the trainer or of the explorer between two synchronisations."""
+    own = every[f"synchronizer.{role}_sync_interval"]
+    return int(every["synchronizer.sync_interval"] if own is None else own)
+
+
+def between_synchronisations(every: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Responses that the explorer makes and that the trainer takes between two synchronisations; None where a size is not given."""
+    tasks, part = every["buffer.batch_size"], every["buffer.train_batch_size"]
+    made = int(tasks) * int(every["algorithm.repeat_times"]) * interval(every, "explorer") if tasks else None
+    if part:
+        return made, int(part) * interval(every, "trainer")
+    return made, made and made // interval(every, "explorer") * interval(every, "trainer")
+
+
+def _synchronised(every: Mapping[str, Any]) -> Iterator[Finding]:
+    made, taken = between_synchronisations(every)
+    if every["synchronizer.sync_style"] != "fixed" or made is None or taken is None or made == taken:
+        return
+    told = f"between two synchronisations the explorer makes {made} responses and the trainer takes {taken}"
+    cost = (
+        "the trainer falls behind, on ever older responses"
+        if made > taken
+        else "the trainer waits for responses that are made after the next one"
+    )
+    key, steps = "synchronizer.trainer_sync_interval", made * interval(every, "trainer") / taken
+    fix = f"{key}: {steps:g}" if steps >= 1 and steps.is_integer() else ""
+    yield Finding("backlog", "error", key, told, "GSPO-RATIO-8", cost, fix)
 
 
 def _loss(every: Mapping[str, Any], given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Finding]:
@@ -89,14 +120,17 @@ def _rest(every: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Fi
         )
     correction = next((key for key in every if key.startswith("algorithm.rollout_correction.rollout_")), None)
     if correction and every[correction]:
-        told = "with verl 0.8 or later nothing reads it: the loss has no weights for the sampler"
+        told = (
+            "with verl 0.8 or later it has no effect: the loss that it is handed to is replaced by one without weights"
+        )
         yield Finding("key-ignored", "warning", correction, told, "GSPO-CORR-5", fix=f"no {correction}")
     if every["algorithm.bypass_old_logprobs"]:
         key, told = (
             "algorithm.bypass_old_logprobs",
             "the ratio is to the log-probabilities of the sampler, whose numerics enter s_i",
         )
-        yield Finding("old-policy", "note", key, told, "GSPO-DATA-5", fix=f"{key}: false")
+        cost = "the code of 0.6.0 calls its own recomputation not fully validated with verl 0.8 or later"
+        yield Finding("old-policy", "note", key, told, "GSPO-DATA-5", cost, f"{key}: false")
     told = "with verl 0.8 or later every micro-batch is averaged on its own and their gradients are added: a step of n of them is n times the paper's"
     cost = "n follows the lengths of the responses where trainer.use_dynamic_bsz is true, which it is unless set"
     yield Finding("micro-batches-add", "note", "trainer.use_dynamic_bsz", told, "GSPO-DIST-1", cost)
