@@ -58,7 +58,18 @@ def test_the_shipped_recipe_makes_one_update_of_a_rollout() -> None:
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"skip_actor_forward_only": True}, "ratio-forced"),
+        ({"skip_actor_forward_only": True, "num_steps_per_rollout": 1}, "ratio-forced"),
+        ({"skip_actor_forward_only": True}, "refused"),
+        (
+            {
+                "skip_actor_forward_only": True,
+                "num_steps_per_rollout": None,
+                "global_batch_size": 8,
+                "rollout_batch_size": 2,
+            },
+            "refused",
+        ),
+        ({"skip_actor_forward_only": True, "num_steps_per_rollout": 1, "kl_coef": 0.01}, "refused"),
         ({"use_rollout_logprobs": True, "use_tis": True}, "refused"),
         ({"kl_coef": 0.01, "kl_loss_coef": 0.01}, "refused"),
         ({"kl_coef": 0.01}, "kl-ignored"),
@@ -72,8 +83,8 @@ def test_findings(settings: dict[str, Any], rule: str) -> None:
 
 
 def test_the_policy_of_the_engine_is_no_forced_ratio() -> None:
-    settings = {**RECIPE, "skip_actor_forward_only": True, "use_rollout_logprobs": True}
-    assert "ratio-forced" not in {one.rule for one in findings(DIALECT.read(settings, VERSION))}
+    settings = {**SHIPPED, "skip_actor_forward_only": True, "use_rollout_logprobs": True}
+    assert not {one.rule for one in findings(DIALECT.read(settings, VERSION))} & {"ratio-forced", "refused"}
 
 
 def test_what_it_cannot_express() -> None:

@@ -35,14 +35,13 @@ def _surrogate(every: Mapping[str, Any], surrogate: Mapping[str, Any]) -> Iterat
 def _weights(every: Mapping[str, Any]) -> Iterator[Finding]:
     if every["truncated_importance_sampling"] and not every["precalculate_logprobs"]:
         told = "without precalculate_logprobs there is nothing to correct, and the loss is multiplied by the policy's own ratio once more"
-        cost = "a response counts s_i times, up to the bound, what it does in the paper"
+        cost = "a response counts s_i times, up to the bound, what it does in the paper; on the Megatron backend with the key too, which it never reads"
         key = "truncated_importance_sampling"
         yield Finding("ratio-twice", "error", key, told, "GSPO-CORR-1", cost, "precalculate_logprobs=True")
     if not every["precalculate_logprobs"]:
         told = "the ratio is to the log-probabilities of the sampler, whose numerics enter s_i"
-        yield Finding(
-            "old-policy", "note", "precalculate_logprobs", told, "GSPO-DATA-5", fix="precalculate_logprobs=True"
-        )
+        key, cost = "precalculate_logprobs", "the Megatron backend never reads the key: there it is always so"
+        yield Finding("old-policy", "note", key, told, "GSPO-DATA-5", cost, fix="precalculate_logprobs=True")
 
 
 def _advantages(every: Mapping[str, Any]) -> Iterator[Finding]:

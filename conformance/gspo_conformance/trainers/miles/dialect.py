@@ -13,7 +13,7 @@ DEFAULTS: dict[str, Any] = {
     **{key: value for key, value in SLIME.items() if key != "custom_advantage_function_path"},
     "skip_actor_forward_only": False,
 }
-REFUSED = (("use_rollout_logprobs", "use_tis"), ("kl_coef", "kl_loss_coef"))
+REFUSED = (("use_rollout_logprobs", "use_tis"), ("kl_coef", "kl_loss_coef"), ("kl_coef", "skip_actor_forward_only"))
 CAP = 20.0
 
 
@@ -36,11 +36,23 @@ class Miles(Slime):
                 told = f"Miles refuses {one} together with {other}"
                 fix = f"no --{other.replace('_', '-')}"
                 yield Finding("refused", "error", other, told, "GSPO-RATIO-1", "the run does not start", fix)
-        if every["skip_actor_forward_only"] and not every["use_rollout_logprobs"]:
-            key = "skip_actor_forward_only"
+        if not every["skip_actor_forward_only"]:
+            return
+        key, fix = "skip_actor_forward_only", "no --skip-actor-forward-only"
+        if _several(every):
+            told = f"Miles refuses {key} where a rollout makes more than one optimiser step"
+            yield Finding("refused", "error", key, told, "GSPO-RATIO-8", "the run does not start", fix)
+        elif not every["use_rollout_logprobs"]:
             told = "the old policy is the policy itself, detached: every ratio is 1 and nothing is ever clipped"
-            fix = "no --skip-actor-forward-only"
             yield Finding("ratio-forced", "warning", key, told, "GSPO-RATIO-8", "GSPO and GRPO are one", fix)
+
+
+def _several(every: Mapping[str, Any]) -> bool:
+    """Whether the sizes that are given make more than one optimiser step of a rollout."""
+    steps, part, prompts = (every[key] for key in ("num_steps_per_rollout", "global_batch_size", "rollout_batch_size"))
+    if steps is not None:
+        return int(steps) > 1
+    return bool(part and prompts) and int(prompts) * int(every["n_samples_per_prompt"]) > int(part)
 
 
 DIALECT = Miles()
