@@ -60,6 +60,17 @@ def test_findings(settings: dict[str, Any], rule: str) -> None:
     assert rule in {one.rule for one in findings(DIALECT.read(read, VERSION))}
 
 
+def test_the_spread_that_is_kept_with_dr_grpo_and_a_loss_type_in_capitals() -> None:
+    """Hunts a lint that ends with an error where `resolve_grpo_config` goes on, and one that goes on where it ends."""
+    kept = DIALECT.read({"loss_type": "DR_GRPO", "scale_rewards": None}, VERSION)
+    assert kept.settings["loss_type"] == "dr_grpo"
+    assert (kept.settings["scale_rewards"], (kept.advantages or {})["scale"]) == ("group", "std")
+    assert (DIALECT.read({"loss_type": "dr_grpo"}, VERSION).advantages or {})["scale"] == "none"
+    assert DIALECT.read({"loss_type": "DAPO"}, VERSION).objective["surrogate"]["high"] == 0.28
+    with pytest.raises(Inexpressible, match="refuses scale_rewards=None"):
+        DIALECT.read({"loss_type": "grpo", "scale_rewards": None}, VERSION)
+
+
 def test_a_kl_term_has_no_weight() -> None:
     penalty = DIALECT.read({**RECIPE, "beta": 0.1}, VERSION).objective["penalty"]
     assert (penalty["coefficient"], penalty["importance"]) == (0.1, None)

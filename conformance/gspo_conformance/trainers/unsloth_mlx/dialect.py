@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "use_vllm": False,
 }
 LOSSES = (None, "grpo", "bnpo", "dr_grpo", "dapo")
+LOWERED = ("dr_grpo", "dapo")  # are taken in any case
 
 
 class UnslothMlx(Unsloth):
@@ -41,12 +42,23 @@ class UnslothMlx(Unsloth):
         """What an `MLXGRPOConfig` optimises; the KL term has no weight, and low entropy is never masked."""
         given = {key: value for key, value in settings.items() if key in DEFAULTS}
         every = DEFAULTS | given
+        if str(every["loss_type"]).lower() in LOWERED:
+            every["loss_type"] = every["loss_type"].lower()
         if every["loss_type"] not in LOSSES or every["use_vllm"] or settings.get("use_liger_loss"):
             raise Inexpressible(f"Unsloth refuses loss_type {every['loss_type']!r}, vLLM and Liger's loss on MLX")
         if every["loss_type"] == "dapo" and every["mask_truncated_completions"] is None:
             every["mask_truncated_completions"] = True
-        reading = super().read(every | {"use_bias_correction_kl": False, "top_entropy_quantile": 1.0}, version)
+        scaled = every["scale_rewards"] is None
+        if scaled and every["loss_type"] != "dr_grpo":
+            raise Inexpressible(
+                "Unsloth refuses scale_rewards=None on MLX but with loss_type='dr_grpo', where it is 'group'"
+            )
+        read = every | {"use_bias_correction_kl": False, "top_entropy_quantile": 1.0}
+        reading = super().read(read | ({"scale_rewards": "none"} if scaled else {}), version)
         resolved = {key: reading.settings[key] for key in DEFAULTS if key in reading.settings}
+        if scaled:
+            resolved["scale_rewards"] = "group"
+            reading = replace(reading, advantages={**(reading.advantages or {}), "scale": "std"})
         return replace(reading, settings=every | resolved, given=frozenset(given))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
