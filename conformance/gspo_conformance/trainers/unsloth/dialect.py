@@ -65,7 +65,7 @@ def _findings(asked: Mapping[str, Any], every: Mapping[str, Any]) -> Iterator[Fi
         told = f"loss_type={every['loss_type']!r} sets epsilon_high to {every['epsilon_high']:g} where it is not given; the default loss_type does not"
         yield Finding("silent-override", "warning", "epsilon_high", told, "GSPO-SURR-3", fix="epsilon_high=4e-4")
     if asked["scale_rewards"] != every["scale_rewards"]:
-        told = "loss_type='dr_grpo' turns scale_rewards off, whatever it is set to"
+        told = "loss_type='dr_grpo' turns scale_rewards='group' off, also where that is set"
         yield Finding("silent-override", "warning", "scale_rewards", told, "GSPO-ADV-7", fix="loss_type='grpo'")
 
 
