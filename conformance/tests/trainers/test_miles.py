@@ -104,7 +104,7 @@ def test_keys_without_a_name_are_slimes() -> None:
     settings = dict.fromkeys(("eps_clip_high", "use_opsm", "n_samples_per_prompt", "advantage_estimator", "use_tis"), 1)
     assert recognised([], settings)[0] == "slime"
     assert recognised(["import miles.utils.external_utils.command_utils as U"], settings)[0] == "miles"
-    assert recognised(["cd /root/miles && python train.py"], settings)[0] == "miles"
+    assert recognised(["cd /src/miles && python train.py"], settings)[0] == "miles"
 
 
 def test_the_source_is_a_checkout() -> None:
