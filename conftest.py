@@ -16,6 +16,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 collect_ignore_glob = [
     "backends/benchmarks/*",
     "backends/tests/jax/eight_devices*.py",
+    "conformance/gspo_conformance/frameworks/mlx.py",
     "conformance/gspo_conformance/trainers/*/adapter.py",
     "conformance/gspo_conformance/trainers/liger/head.py",
     "conformance/tests/traces/*",
