@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ def places_of(case: Case) -> Places:
         counted = np.flatnonzero(mask)
         found.append((row, slice(counted[0], counted[-1] + 1) if counted.size else slice(0, 0)))
     return found
+
+
+def arguments(every: Settings, fixed: Settings) -> SimpleNamespace:
+    """The command line as the trainer has it: an upper width that is not given is the lower one."""
+    high = every["eps_clip"] if every["eps_clip_high"] is None else every["eps_clip_high"]
+    return SimpleNamespace(**(every | fixed | {"eps_clip_high": high}))
 
 
 def masks_of(case: Case, places: Places) -> list[Any]:

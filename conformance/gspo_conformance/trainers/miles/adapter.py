@@ -21,8 +21,6 @@ stub(
     *("pybase64", "datasets", "omegaconf", "aiohttp", "requests", "psutil", "orjson", "accelerate", "urllib3"),
     *("msgpack", "msgspec", "zmq", "mooncake"),
 )
-
-
 torch.compile = compile_nothing
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
@@ -35,7 +33,7 @@ from miles.utils.ft_utils.process_group_utils import GroupInfo
 
 from ...target import Capabilities, Case
 from ..adapter import Settings, TrainerTarget, tensor
-from ..responses import Beside, ListLoss, ListTarget, masks_of, places_of, put
+from ..responses import Beside, ListLoss, ListTarget, arguments, masks_of, places_of, put
 from .dialect import DEFAULTS, DIALECT
 
 FIXED = {
@@ -55,13 +53,7 @@ def _loss(settings: Settings, batch: dict[str, Any], logp: Any, count: int, rows
     """`loss_function` of a micro-batch, as the Megatron backend calls it."""
     losses.get_log_probs_and_entropy = lambda logits, **_: {"log_probs": batch["responses"]}
     options = {"apply_megatron_loss_scaling": True, "num_rollouts": rows}
-    return backend.loss_function(_arguments(settings), batch, count, logp, **options)[:2]
-
-
-def _arguments(settings: Settings) -> SimpleNamespace:
-    every = DEFAULTS | settings
-    high = every["eps_clip"] if every["eps_clip_high"] is None else every["eps_clip_high"]
-    return SimpleNamespace(**(every | FIXED | {"eps_clip_high": high}))
+    return backend.loss_function(arguments(DEFAULTS | settings, FIXED), batch, count, logp, **options)[:2]
 
 
 def group_advantages(case: Case) -> Mapping[str, Any]:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..stubs import compile_nothing, stub
+from ..stubs import compile_nothing, stub, without_init
 
 SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
@@ -44,9 +44,7 @@ def _one_rank() -> None:
         get_context_parallel_group=lambda: None,
         get_data_parallel_world_size=lambda with_context_parallel: 1,
     )
-    package = ModuleType("slime.backends.megatron_utils")
-    package.__path__ = [SOURCE + "/slime/backends/megatron_utils"]
-    sys.modules[package.__name__] = package
+    without_init("slime.backends.megatron_utils")
 
 
 _one_rank()
@@ -60,7 +58,7 @@ from slime.utils.distributed_utils import distributed_masked_whiten
 
 from ...target import Capabilities, Case, Skip
 from ..adapter import Settings, TrainerTarget, tensor
-from ..responses import Beside, ListLoss, ListTarget, places_of, put
+from ..responses import Beside, ListLoss, ListTarget, arguments, places_of, put
 from .dialect import DEFAULTS, DIALECT
 
 FIXED = {
@@ -78,13 +76,7 @@ def _loss(settings: Settings, batch: dict[str, Any], logp: Any, count: int, rows
     responses = batch["responses"]
     found = {"log_probs": responses, "entropy": [torch.zeros_like(one) for one in responses]}
     backend.get_log_probs_and_entropy = lambda logits, **_: (None, found)
-    return backend.loss_function(_arguments(settings), batch, count, rows, logp)[:2]
-
-
-def _arguments(settings: Settings) -> SimpleNamespace:
-    every = DEFAULTS | settings
-    high = every["eps_clip"] if every["eps_clip_high"] is None else every["eps_clip_high"]
-    return SimpleNamespace(**(every | FIXED | {"eps_clip_high": high}))
+    return backend.loss_function(arguments(DEFAULTS | settings, FIXED), batch, count, rows, logp)[:2]
 
 
 @dataclass(frozen=True)

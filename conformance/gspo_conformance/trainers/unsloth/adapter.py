@@ -5,36 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from ..stubs import stub
+from ..stubs import compile_nothing, stub, without_init
 
 stub("datasets", "transformers", "tqdm", "trl", "huggingface_hub", "psutil", "requests", "peft", "triton", "tokenizers")
-
-
-def _bare(name: str, root: str) -> None:
-    """A package without its `__init__`, which looks for a GPU and patches transformers."""
-    module = ModuleType(name)
-    module.__path__ = [root + name.removeprefix("unsloth_zoo").replace(".", "/")]
-    sys.modules[name] = module
 
 
 def _uncompiled() -> None:
     """Its decorator for `torch.compile` leaves functions alone."""
     module = ModuleType("unsloth_zoo.temporary_patches.utils")
-    module.torch_compile_with_fallback = lambda **_: lambda function: function
+    module.torch_compile_with_fallback = compile_nothing
     sys.modules[module.__name__] = module
 
 
-spec = find_spec("unsloth_zoo")
-assert spec is not None
-assert spec.submodule_search_locations is not None
-_bare("unsloth_zoo", spec.submodule_search_locations[0])
-_bare("unsloth_zoo.temporary_patches", spec.submodule_search_locations[0])
+# They look for a GPU and patch transformers.
+without_init("unsloth_zoo", "unsloth_zoo.temporary_patches")
 _uncompiled()
 
 from unsloth_zoo.rl_replacements import grpo_compute_loss
