@@ -106,6 +106,11 @@ def asides(every: Mapping[str, Any], keys: Mapping[str, str]) -> list[Finding]:
     ]
 
 
+def updates(parts: int, accumulation: int) -> int:
+    """Optimiser steps that see one rollout of so many micro-batches; 1 only where no step falls between two of them."""
+    return 1 if accumulation % parts == 0 else max(2, -(-parts // accumulation))
+
+
 def cispo_range(cap: float) -> dict[str, Any]:
     """CISPO with its weight held at `cap`; one below 1 is told by `cispo_cap`."""
     return {"kind": "cispo", "low": None, "high": max(cap - 1, 0.0)}

@@ -47,7 +47,7 @@ def test_the_defaults_are_the_papers_but_for_the_range_and_the_kl_term() -> None
     assert rules == {"inherited-clip-range", "penalty", "one-update"}
 
 
-@pytest.mark.parametrize(("steps", "updates"), [(4, 1), (8, 1), (32, 4)])
+@pytest.mark.parametrize(("steps", "updates"), [(4, 1), (8, 1), (12, 2), (32, 4)])
 def test_steps_per_generation_are_micro_batches(steps: int, updates: int) -> None:
     """Hunts the example that set 4 for four updates and got one (ms-swift pull request 9352)."""
     reading = DIALECT.read({**DOCUMENTED, "steps_per_generation": steps}, VERSION)

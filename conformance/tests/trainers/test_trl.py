@@ -56,9 +56,12 @@ def test_the_paper_is_written_with_loss_type_grpo() -> None:
         ({}, 1),
         ({"steps_per_generation": 8, "gradient_accumulation_steps": 2}, 4),
         ({"generation_batch_size": 32, "per_device_train_batch_size": 8, "num_iterations": 2}, 8),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 3}, 2),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 4, "num_iterations": 2}, 1),
     ],
 )
 def test_updates_of_a_generated_batch(settings: dict[str, Any], updates: int) -> None:
+    """Hunts steps counted as if they ended where batches do: TRL asks whether the accumulation is a multiple of the batch."""
     assert DIALECT.read(settings, VERSION).updates_per_rollout == updates
 
 

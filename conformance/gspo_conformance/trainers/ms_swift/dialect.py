@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range, updates
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -158,12 +158,12 @@ def _advantages(every: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _updates(every: Mapping[str, Any]) -> int | None:
-    """Optimiser steps per generation batch, times `num_iterations`; `steps_per_generation` counts micro-batches."""
+    """Optimiser steps that see a generation batch, gone through `num_iterations` times; `steps_per_generation` counts micro-batches."""
     accumulation = int(every["gradient_accumulation_steps"])
     if every["steps_per_generation"] is None and every["generation_batch_size"]:
         return None
     steps = every["steps_per_generation"] or accumulation
-    return max(1, int(steps) // accumulation) * int(every["num_iterations"])
+    return updates(int(steps) * int(every["num_iterations"]), accumulation)
 
 
 def _findings(every: Mapping[str, Any]) -> list[Finding]:

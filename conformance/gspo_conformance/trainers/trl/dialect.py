@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range, updates
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -155,12 +155,12 @@ def _scale(value: Any) -> str:
 
 
 def _updates(every: Mapping[str, Any]) -> int:
-    """Optimiser steps per generation batch, times `num_iterations`."""
+    """Optimiser steps that see a generation batch, which is gone through `num_iterations` times."""
     accumulation = int(every["gradient_accumulation_steps"])
     steps = every["steps_per_generation"]
     if steps is None and every["generation_batch_size"]:
         steps = int(every["generation_batch_size"]) // int(every["per_device_train_batch_size"])
-    return max(1, (accumulation if steps is None else int(steps)) // accumulation) * int(every["num_iterations"])
+    return updates((accumulation if steps is None else int(steps)) * int(every["num_iterations"]), accumulation)
 
 
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
