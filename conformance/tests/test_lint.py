@@ -203,3 +203,20 @@ def test_a_value_that_no_setting_can_have_is_named(
 ) -> None:
     assert main(["lint", setting, "num_generations=8", "--dialect", "trl"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_value_that_is_none_of_the_choices_is_named_and_not_the_setting_that_makes_it_count(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hunts `adv_estimator` blamed for a `reward_norm` that only this estimator reads."""
+    words = ["adv_estimator=reinforce", "reward_norm=groups", "--dialect", "roll", "--trainer-version", "c0c0d2b1"]
+    assert main(["lint", *words]) == 2
+    assert "reward_norm = 'groups': roll cannot mean that" in capsys.readouterr().err
+
+
+def test_sarif_spells_settings_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["actor_rollout_ref.actor.clip_ratio=3e-4", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo"]
+    assert main(["lint", *words, "--dialect", "verl", "--format", "sarif"]) == 1
+    told = {one["ruleId"]: one["message"]["text"] for one in json.loads(capsys.readouterr().out)["runs"][0]["results"]}
+    assert told["clip-range-ignored"].startswith("clip_ratio = 0.0003 never")
+    assert told["advantages"].startswith("The advantages")

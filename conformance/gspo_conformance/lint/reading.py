@@ -24,7 +24,7 @@ def read_settings(dialect: Dialect, settings: Mapping[str, Any], version: str) -
     except (Inexpressible, UsageError):
         raise
     except Exception as error:
-        culprit = _text_for_number(dialect, settings, version) or _culprit(dialect, settings, version)
+        culprit = _text_for_number(dialect, settings, version) or _culprit(dialect, settings, version, error)
         what = f"{cut(culprit)} = {cut(repr(settings[culprit]))}" if culprit else "these settings"
         reason = "it has no such value" if isinstance(error, KeyError) else cut(describe(error), 200)
         if culprit and isinstance(settings[culprit], str) and "format code" in reason:
@@ -50,8 +50,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _culprit(dialect: Dialect, settings: Mapping[str, Any], version: str) -> str:
-    """The setting without which the others can be read; empty where there is no single one."""
+def _culprit(dialect: Dialect, settings: Mapping[str, Any], version: str, error: Exception) -> str:
+    """The setting that has the value which was looked up in vain, else the one without which the others can be read; empty where there is no single one."""
+    if isinstance(error, KeyError):
+        having = [key for key, value in settings.items() if repr(value) == repr(error.args[0])]
+        if len(having) == 1:
+            return having[0]
     for name in islice(settings, _SUSPECTS):
         try:
             _read(dialect, {key: value for key, value in settings.items() if key != name}, version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -129,7 +130,7 @@ def _result(one: Finding, configuration: Configuration) -> dict[str, Any]:
     file, _, line = (places[0] if places else "").rpartition(":")
     file, line = (file, line) if line.isdigit() else (f"{file}:{line}" if file else line, "1")
     parts = (one.message, one.consequence, f"fix: {one.fix}" if one.fix else "")
-    text = " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts if part)
+    text = " ".join(f"{_capitalised(part)}." for part in parts if part)
     location = {"artifactLocation": {"uri": file}, "region": {"startLine": int(line)}}
     return {
         "ruleId": one.rule,
@@ -137,3 +138,8 @@ def _result(one: Finding, configuration: Configuration) -> dict[str, Any]:
         "message": {"text": text},
         "locations": [{"physicalLocation": location}],
     }
+
+
+def _capitalised(text: str) -> str:
+    """A sentence with its first letter large, unless its first word is the name of a setting."""
+    return text if re.match(r"\w*[_.]\w", text) else text[:1].upper() + text[1:]
