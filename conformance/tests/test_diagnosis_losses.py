@@ -64,6 +64,7 @@ SEEN: dict[str, tuple[Any, str]] = {
     "bad ones lost": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).detach(), paper(new, old, a, m)).mean(), "responses with A < 0 have no gradient"),
     "a length in the ratio": (lambda new, old, a, m: formed(new, old, a, m, length=m.sum(1) + 1), "log s is that of a length that is 1 too large"),
     "a bounded loss": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=3).mean(), "only with A < 0 where s |A| is 3.05 and more"),
+    "certain tokens": (lambda new, old, a, m: paper(new.clamp(max=-1e-6), old, a, m).mean(), "the gradient differs between tokens of one response"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
 

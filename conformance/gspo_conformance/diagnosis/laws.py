@@ -118,7 +118,7 @@ def _uneven(wrong: Sequence[Response]) -> str:
     for place in ("first", "last"):
         odd = [one.oddity for one in many if one.odd == place]
         whole = [one for one in many if one.length > 2]
-        if len(odd) >= MOST * len(whole) and np.ptp(odd) <= CLOSE * max(map(abs, odd)):
+        if odd and len(odd) >= MOST * len(whole) and np.ptp(odd) <= CLOSE * max(map(abs, odd)):
             times = f"{np.median(odd):.3g}x the" if any(odd) else "no"
             return f"the {place} counted token of a response has {times} gradient" + (
                 " of the others" if any(odd) else ""
