@@ -203,13 +203,14 @@ def _divided(told: str, divisors: Sequence[float], several: Sequence[Sequence[Re
 
 
 def _divisor(ones: Sequence[Recomputed], other: Objective, precision: float) -> float:
-    """The number that all micro-batches of a step are divided by; 0 where there is none."""
+    """The number that all micro-batches of a step are divided by, up to their rounding; 0 where there is none."""
     pairs = [(exact(other, one.part.tokens), one.part.loss or 0.0) for one in ones]
     usable = [(truth, loss) for truth, loss in pairs if abs(truth.numerator) > 1e3 * precision * truth.scale and loss]
     if len(usable) < 2:
         return 0.0
     found = [truth.numerator / loss for truth, loss in usable]
-    return found[0] if found[0] > 0 and max(found) - min(found) <= SAME * found[0] else 0.0
+    rounding = max(truth.tolerance(precision, abs(truth.numerator)) for truth, _ in usable)
+    return found[0] if found[0] > 0 and max(found) - min(found) <= min(SAME, 2 * rounding) * found[0] else 0.0
 
 
 def by_definitions(few: Sequence[Recomputed], name: str) -> Iterator[Explanation]:

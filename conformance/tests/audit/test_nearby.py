@@ -105,6 +105,16 @@ def test_a_fault_is_named_with_its_number(name: str, tmp_path: Path) -> None:
     assert words in found.errors[0].message
 
 
+def test_losses_that_no_number_divides_alike_are_of_no_other_objective(tmp_path: Path) -> None:
+    """Hunts `each micro-batch of a step divided by the same number (8.0003)` of losses that are off by a little each."""
+    calls = [[(batch(6, 10 * step + at), {"normalizer": 12.0}) for at in range(2)] for step in range(3)]
+    for at, (arrays, fields) in enumerate(one for ones in calls for one in ones):
+        right = compute(gspo.Objective.gspo(), arrays, normalizer=np.float32(12))[0]
+        fields["loss"] = right * (1 + 3e-5 * float(np.cos(at)))
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ["loss-differs"]
+
+
 def test_the_advantages_of_another_batch_are_recognised(tmp_path: Path) -> None:
     steps = [batch(6, step) for step in range(4)]
     before = [steps[0], *steps]
