@@ -19,7 +19,7 @@ from .steps import Recomputed
 from .trace import Part, Tokens, Trace
 from .variants import Explanation, Right
 
-MOST_TOKENS, MOST_RESPONSES = 20_000, 64
+MOST_TOKENS, MOST_RESPONSES, MOST_GROUPS = 20_000, 64, 64
 HALVINGS, NARROWEST, WIDEST = 26, 1e-6, 1.0
 
 
@@ -98,6 +98,34 @@ def _response(one: Recomputed, times: int, right: Right) -> int | None:
         ):
             return at
     return None
+
+
+def by_groups(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Losses in which the responses of one group are missing, divided by all or by those that are left."""
+    told: list[str] = []
+    for one in few:
+        group = next(_missing_group(one, right), None)
+        if group is None:
+            return
+        told.append(f"{group} at step {one.part.step}")
+    if told:
+        words = f"the responses of group {', of group '.join(told)} are in the trace and not in the loss"
+        yield Explanation("dropped-group", "GSPO-AGG-2", words, "what these prompts teach is lost, without a word")
+
+
+def _missing_group(one: Recomputed, right: Right) -> Iterator[int]:
+    tokens = one.part.tokens
+    if tokens.groups is None:
+        return
+    keys = np.unique(tokens.groups)
+    for key in keys[:MOST_GROUPS] if len(keys) > 1 else []:
+        try:
+            left = exact(one.objective, without(tokens, tokens.groups == key))
+        except NotComputable:
+            return
+        options = [left.loss(), left.loss(one.truth.count), left.loss(one.normalizer)]
+        if any(right(one, loss) for loss in options):
+            yield int(key)
 
 
 def without(tokens: Tokens, dropped: NumPyArray) -> Tokens:

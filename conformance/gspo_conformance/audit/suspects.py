@@ -20,7 +20,7 @@ from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
-from .nearby import by_other_batches, by_ranges, by_responses, by_rounding, without
+from .nearby import by_groups, by_other_batches, by_ranges, by_responses, by_rounding
 from .replaced import by_advantages, by_gradient_terms, by_rough_factor, by_terms
 from .steps import Recomputed, exact_gradient
 from .trace import Trace
@@ -46,7 +46,7 @@ FAMILIES = (
 BOUNDS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)
 # Of several that give the same numbers, what people leave on comes before what they would have to write.
 LIKELY = ("clip.default-range", "ratio.token-level")
-MOST_PARTS, MOST_TOKENS, MOST_GROUPS = 5, 400_000, 64
+MOST_PARTS, MOST_TOKENS = 5, 400_000
 # A factor this close to 1 is none: a small term is added.
 NO_FACTOR = 1e-3
 # They change how parts are put together, of which a part alone shows nothing.
@@ -61,7 +61,7 @@ def from_mutant(mutant: Mutant) -> Explanation:
 def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | None = None) -> list[Explanation]:
     """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been.
 
-    Where their gradients were recorded and are right, a mutant with another gradient is no explanation.
+    Where their gradients were recorded, what gives another gradient is an explanation only if nothing else is one.
     """
     recorded = [one for one in parts if one.part.loss is not None]
     parts = [one for one in recorded if math.isfinite(one.part.loss or 0.0)]
@@ -71,9 +71,17 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | N
     others = _divided_otherwise(parts) if parts else []
     base = [(explain, parts) for explain in (_known_ones, _by_factor) if parts]
     rest = [(explain, chosen) for explain in (_by_factor, _known_ones) for chosen in others]
+    of_loss: list[Explanation] = []
     for explain, chosen in (*base, *rest, *((_variants, chosen) for chosen in (parts, *others))):
-        if found := _of_this_gradient(chosen, list(explain(chosen, precision)), precision):
-            return found
+        explained = list(explain(chosen, precision))
+        fits = [one for one in explained if _gives_gradient(one, _few(chosen), precision) is not False]
+        if of_loss:
+            fits = [one for one in fits if _gives_gradient(one, _few(chosen), precision)]
+        if fits:
+            return fits
+        of_loss = of_loss or ([] if _gradients_are_right(_few(chosen), precision) else explained)
+    if of_loss:
+        return of_loss
     few = _few(parts)
     if few and trace is not None:
 
@@ -85,17 +93,25 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | N
     return list(_by_precision(few, precision)) if few else []
 
 
-def _of_this_gradient(parts: Sequence[Recomputed], explained: list[Explanation], precision: float) -> list[Explanation]:
-    few = _few(parts)
-    if not explained or not all("gradient" in one.part.names and _gradient_is_right(one, precision) for one in few):
-        return explained
-    names = {one.name for one in mutants()}
-    also = {one.name for one in explain_gradient(few, precision, frozenset(one.name for one in explained))}
-    return [one for one in explained if one.name in also or one.name not in names]
+def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:
+    """Whether an explanation gives the recorded gradients too; None where they were not recorded, or it does not tell."""
+    if not few or not all("gradient" in one.part.names for one in few):
+        return None
+    if explained.axes is None:
+        known = explained.name in {one.name for one in mutants()}
+        return bool(explain_gradient(few, precision, frozenset((explained.name,)))) if known else None
+    with suppress(NotComputable):
+        wrong = [replace(one, truth=exact(explained.axes, one.part.tokens)) for one in few]
+        return all(_gradient_is_right(one, precision) for one in wrong)
+    return None
+
+
+def _gradients_are_right(few: Sequence[Recomputed], precision: float) -> bool:
+    return all("gradient" in one.part.names and _gradient_is_right(one, precision) for one in few)
 
 
 def _gradient_is_right(one: Recomputed, precision: float) -> bool:
-    """Whether the recorded gradient is that of the claim."""
+    """Whether the recorded gradient is that of the claim, or of another truth."""
     want, uncertain = exact_gradient(one, precision)
     got = one.part.tokens.gradient
     return want is not None and got is not None and _parallel(np.asarray(got, np.float64), want, ~uncertain, precision)
@@ -121,7 +137,11 @@ def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
 
 def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
     few = _few(parts)
-    found = [*_groups_dropped(few, precision), *_by_mutants(few, precision)] if few else []
+
+    def right(one: Recomputed, loss: float) -> bool:
+        return _right_loss(one, loss, precision)
+
+    found = [*by_groups(few, right), *_by_mutants(few, precision)] if few else []
     return sorted(found, key=lambda one: (one.name == _less_likely(parts), one.name not in LIKELY))
 
 
@@ -294,7 +314,7 @@ def _by_objectives(few: Sequence[Recomputed], precision: float) -> Iterator[Expl
     for told, other in _neighbours(few[0].objective):
         with suppress(NotComputable):
             if all(_right_loss(one, _loss_of(other, one), precision) for one in few):
-                yield Explanation("objective", "", f"it is the loss with {told}")
+                yield Explanation("objective", "", f"it is the loss with {told}", axes=other)
 
 
 def _bounded(claimed: Objective, high: float) -> tuple[Correction, ...]:
@@ -328,34 +348,6 @@ def _neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
             other = claimed.replace(**change)
             if other != claimed:
                 yield told, other
-
-
-def _groups_dropped(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
-    """Losses in which the responses of one group are missing, divided by all or by those that are left."""
-    told: list[str] = []
-    for one in few:
-        group = next(_missing_group(one, precision), None)
-        if group is None:
-            return
-        told.append(f"{group} at step {one.part.step}")
-    if told:
-        words = f"the responses of group {', of group '.join(told)} are in the trace and not in the loss"
-        yield Explanation("dropped-group", "GSPO-AGG-2", words, "what these prompts teach is lost, without a word")
-
-
-def _missing_group(one: Recomputed, precision: float) -> Iterator[int]:
-    tokens = one.part.tokens
-    if tokens.groups is None:
-        return
-    keys = np.unique(tokens.groups)
-    for key in keys[:MOST_GROUPS] if len(keys) > 1 else []:
-        try:
-            left = exact(one.objective, without(tokens, tokens.groups == key))
-        except NotComputable:
-            return
-        options = [left.loss(), left.loss(one.truth.count), left.loss(one.normalizer)]
-        if any(_right_loss(one, loss, precision) for loss in options):
-            yield int(key)
 
 
 def _by_factor(parts: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:

@@ -26,12 +26,13 @@ MOST_PADDED = 20_000_000
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a run computes instead. `name` is a mutant's, or one of the audit's own."""
+    """What a run computes instead. `name` is a mutant's, or one of the audit's own; `axes` the objective, where it is another one."""
 
     name: str
     clause: str
     told: str
     effect: str = ""
+    axes: Objective | None = None
 
 
 Right = Callable[[Recomputed, float], bool]

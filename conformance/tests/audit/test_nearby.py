@@ -105,6 +105,18 @@ def test_a_fault_is_named_with_its_number(name: str, tmp_path: Path) -> None:
     assert words in found.errors[0].message
 
 
+def test_what_gives_the_loss_and_another_gradient_is_no_explanation(tmp_path: Path) -> None:
+    """Hunts `nothing is clipped` of token ratios, whose loss is the same where tokens have hardly moved."""
+    calls = [[(batch(6, step, moved=1e-3), {"normalizer": 6.0})] for step in range(4)]
+    for ((arrays, fields),) in calls:
+        step = {name: arrays[name] for name in ("logp", "old_logp", "advantages")} | {"sequences": arrays["mask"]}
+        fields["loss"] = compute(gspo.Objective.grpo(), arrays, normalizer=np.float32(6))[0]
+        arrays["gradient"] = np.asarray(gspo.policy_gradient(gspo.Objective.grpo(), **step))
+    found = audit_trace(write(tmp_path, calls, objective="gspo"))
+    assert [one.rule for one in found.errors] == ["objective"]
+    assert "the loss with grpo()" in found.errors[0].message
+
+
 def test_losses_that_no_number_divides_alike_are_of_no_other_objective(tmp_path: Path) -> None:
     """Hunts `each micro-batch of a step divided by the same number (8.0003)` of losses that are off by a little each."""
     calls = [[(batch(6, 10 * step + at), {"normalizer": 12.0}) for at in range(2)] for step in range(3)]
