@@ -106,7 +106,7 @@ class Responses:
 class Reading:
     """A trace, read: its rows, the gate, and the dtypes that bits of log-probabilities betray (name: (dtype, σ_q)).
 
-    `signals` are the rewards of all responses, each with its rollout and group: `[3, n]`. `broken` counts the parts that cannot be read.
+    `signals` are the rewards of whole groups, each with its rollout and group: `[3, n]`. `broken` counts the parts that cannot be read.
     """
 
     responses: Responses
@@ -138,7 +138,17 @@ def read_responses(trace: Trace, gate: Gate | None = None) -> Reading:
     columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in names}
     counted = columns["length"] > 0
     responses = Responses(**{name: column[counted] for name, column in columns.items()})
-    return Reading(responses, gate, rounding.found, np.concatenate(signals, axis=1), broken)
+    spread = bool(np.any(responses.rollout == UNKNOWN))
+    whole = _whole(np.concatenate(signals, axis=1), trace.run.get("group_size"), spread)
+    return Reading(responses, gate, rounding.found, whole, broken)
+
+
+def _whole(signals: NumPyArray, group_size: int | None, spread: bool) -> NumPyArray:
+    """Without groups of which members are missing; where they may be `spread` over steps, the largest are whole."""
+    if not signals.size or (group_size is None and not spread):
+        return signals
+    _, place, counts = np.unique(signals[:2], axis=1, return_inverse=True, return_counts=True)
+    return signals[:, counts[place.ravel()] >= (group_size or max(2, int(counts.max())))]
 
 
 def _signal(part: Part) -> NumPyArray:

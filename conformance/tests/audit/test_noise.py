@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from gspo_conformance.trainers.dialect import Finding
 from gspo_core import Clip, Objective
 
 from .simulated import Run
+from .test_right_runs import batch
+from .test_right_runs import write as written
 
 
 def found(trace: Trace) -> dict[str, Finding]:
@@ -119,6 +122,17 @@ def test_planted_trouble_is_named(tmp_path: Path, name: str) -> None:
     one = found(run.write(tmp_path))[rule]
     assert one.severity == severity, one
     assert words in one.message, one
+
+
+@pytest.mark.parametrize("run", [{}, {"group_size": 4}])
+def test_groups_that_go_on_in_other_steps_are_not_silent(run: dict[str, Any], tmp_path: Path) -> None:
+    """Hunts `100 % of 24 groups have equal rewards` where a step sees one response of each."""
+    stream = np.random.default_rng(0)
+    steps = [batch(6, step) for step in range(4)]
+    for arrays in steps:
+        arrays["rewards"], arrays["groups"] = stream.normal(size=6).astype(np.float32), np.arange(6)
+    trace = read_trace(written(tmp_path, [[(arrays, {})] for arrays in steps], objective="gspo", **run))
+    assert "silent-groups" not in found(trace)
 
 
 def test_advantages_stand_in_for_rewards_and_nothing_is_guessed(tmp_path: Path) -> None:
