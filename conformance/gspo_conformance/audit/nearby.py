@@ -24,7 +24,7 @@ HALVINGS, NARROWEST, WIDEST = 26, 1e-6, 1.0
 
 
 def by_ranges(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """Another width of the range above, below, or on both sides: the loss falls with it, so that halving finds it."""
+    """Another width of the range above, below, or on both sides, alike or in proportion: the loss falls with it, so that halving finds it."""
     objective = few[0].objective
     clip: Any = objective.surrogate
     if objective.to_dict()["surrogate"]["kind"] != "clip" or any(one.part.tokens.count > MOST_TOKENS for one in few):
@@ -33,6 +33,10 @@ def by_ranges(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
         ("ε_high = {:.4g} where {:g} is claimed", lambda width: {"high": width}),
         ("ε_low = {:.4g} where {:g} is claimed", lambda width: {"low": width}),
         ("ε = {:.4g} on both sides", lambda width: {"low": width, "high": width}),
+        (
+            "ε_high = {:.4g} where {:g} is claimed, ε_low in proportion",
+            lambda width: {"low": width * clip.low / (clip.high or 1.0), "high": width},
+        ),
     )
     for told, changed in sides:
 
