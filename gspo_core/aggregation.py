@@ -85,11 +85,10 @@ def token_weights(
     aggregation: Aggregation, layout: Layout, groups: Array | None, normalizer: Any, dtype: Any
 ) -> Weights:
     """ω and M for `aggregation` over `layout`; `normalizer` replaces M."""
-    lengths = layout.lengths(dtype)
-    xp = layout.xp
-    nonempty = xp.astype(lengths > 0, dtype)
+    lengths, divisors = layout.lengths(dtype), layout.divisors(dtype)
+    xp, nonempty = layout.xp, lengths / divisors
     if aggregation.mode == "sequence_mean_token_mean":
-        omega, count = nonempty / _nonzero(lengths), _responses(xp, aggregation, nonempty)
+        omega, count = nonempty / divisors, _responses(xp, aggregation, nonempty)
     elif aggregation.mode == "sequence_mean_token_sum":
         omega, count = xp.ones_like(lengths) / aggregation.constant, _responses(xp, aggregation, nonempty)
     elif aggregation.mode == "token_mean":

@@ -67,6 +67,12 @@ class Backend:
         xp = namespace_of(values)
         return xp.where(condition, values, 0)
 
+    def held(self, values: Array, low: float, high: float = math.inf) -> Array:
+        """v, and the bound where v is past one; without a derivative."""
+        xp = namespace_of(values)
+        above = xp.maximum(values, low)
+        return above if high == math.inf else xp.minimum(above, high)
+
     def truth(self, numbers: Array) -> Array:
         """Where a number, or a boolean, is not 0; the booleans that every token is looked up in."""
         return numbers if numbers.dtype == namespace_of(numbers).bool else numbers != 0

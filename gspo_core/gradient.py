@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .arrays import Array, namespace_of, times
+from .aggregation import divide
+from .arrays import Array, times
 from .objective import Objective
 from .penalty import penalty_slope
 from .sequences import Sequences
@@ -56,7 +57,7 @@ def step_gradient(step: Step) -> Array:
     gradient = _share(step) * _coefficients(step)
     if penalty is not None:
         slope = penalty_slope(penalty, layout, step.logp, step.old_logp, step.ref_logp)
-        share = _over(step.penalty_weights.omega, step.penalty_weights.count, layout)
+        share = layout.spread(divide(step.penalty_weights.omega, step.penalty_weights.count))
         gradient = gradient + penalty.coefficient * share * slope
     return layout.clean(gradient)
 
@@ -67,12 +68,7 @@ def unit_gradient(step: Step, log_ratio: Array, slope: Array) -> Array:
 
 
 def _share(step: Step) -> Array:
-    return -_over(step.weights.omega, step.weights.count, step.layout)
-
-
-def _over(omega: Array, count: Array, layout: Any) -> Array:
-    xp = namespace_of(omega)
-    return layout.spread(omega / xp.where(count > 0, count, 1.0))
+    return step.layout.spread(-divide(step.weights.omega, step.weights.count))
 
 
 def _coefficients(step: Step) -> Array:

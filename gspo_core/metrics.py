@@ -14,6 +14,9 @@ from .objective import SEQUENCE_RATIOS
 from .step import Step, at_tokens
 from .surrogate import Clipped, Gmpo
 
+# Finite in every dtype that is computed in.
+_LOWEST = -3e38
+
 
 class TokenSums(NamedTuple):
     """What the metrics of the token log-ratio d are made of: Σ (e^d - 1 - d), and how many d are not 0 (or whether one is)."""
@@ -24,9 +27,8 @@ class TokenSums(NamedTuple):
 
 def token_sums(step: Step, logp: Array) -> TokenSums:
     """The sums over the counted tokens of a step; `logp` is the step's, detached."""
-    xp, total = step.xp, step.layout.total
     token = logp - step.old_logp
-    return TokenSums(total(divergence(token)), total(xp.astype(token != 0, token.dtype)))
+    return TokenSums(step.layout.total(divergence(token)), step.layout.count(token != 0, token.dtype))
 
 
 def divergence(log_ratio: Array) -> Array:
@@ -48,7 +50,7 @@ def step_metrics(
     logp, log_ratio, kl = step.stop(step.logp), step.stop(log_ratio), None if kl is None else step.stop(kl)
     known = (*(tokens or ()), *(clipped or ()), *step.weights)
     with step.layout.backend.apart(logp, log_ratio, kl, step.old_logp, step.advantages, *known):
-        causes = Clipped(*(_count(step, cause) for cause in clipped or _clipped(step, log_ratio)))
+        causes = _counts(step, clipped or _clipped(step, log_ratio))
         ratios = ratio_sums(step, log_ratio)
         return metrics_of(step.weights.lengths, causes, ratios, tokens or token_sums(step, logp), kl)
 
@@ -58,7 +60,7 @@ def metrics_of(
 ) -> dict[str, Array]:
     """The metrics from what they are made of: T `[S]`, how many tokens are clipped by which cause, and sums."""
     xp, num_tokens = namespace_of(lengths), namespace_of(lengths).sum(lengths)
-    total, zero = xp.where(num_tokens > 0, num_tokens, 1.0), xp.zeros_like(num_tokens)
+    total, zero = backend_of(lengths).held(num_tokens, 1.0), xp.zeros_like(num_tokens)
     low, high, dual = (count / total for count in clipped)
     return {
         "clip_fraction": (clipped.low + clipped.high + clipped.dual) / total,
@@ -84,12 +86,14 @@ def _clipped(step: Step, log_ratio: Array) -> Clipped:
     return surrogate.clipped(step.xp.exp(unit), step.advantages)
 
 
-def _count(step: Step, clipped: Array) -> Array:
-    """How many counted tokens are clipped; a clipped response counts with all of its tokens."""
-    xp, lengths = step.xp, step.weights.lengths
-    counted = xp.astype(clipped, lengths.dtype)
-    per_response = step.objective.per_sequence and not isinstance(step.objective.surrogate, Gmpo)
-    return xp.sum(counted * lengths) if per_response else step.layout.total(counted)
+def _counts(step: Step, clipped: Clipped) -> Clipped:
+    """How many counted tokens are clipped by each cause; a clipped response counts with all of its tokens."""
+    lengths = step.weights.lengths
+    if step.objective.per_sequence and not isinstance(step.objective.surrogate, Gmpo):
+        xp = step.xp
+        low, high, dual = xp.sum(xp.astype(xp.stack(clipped), lengths.dtype) * lengths[None, :], axis=1)
+        return Clipped(low, high, dual)
+    return Clipped(*(step.layout.count(cause, lengths.dtype) for cause in clipped))
 
 
 class RatioSums(NamedTuple):
@@ -116,19 +120,22 @@ def ratio_sums(step: Step, log_ratio: Array) -> RatioSums:
     ends = xp.stack([xp.max(held), xp.max(xp.where(present, -unit, absent))])
     top, low = backend.all_reduce_max(ends, ranks)
     # e^{-inf} is 0: absent units add nothing, whatever they hold.
-    ratio, scaled = xp.exp(held), xp.exp(held - xp.where(top > -float("inf"), top, 0.0))
-    parts = (xp.astype(present, unit.dtype), ratio, scaled, scaled * scaled)
-    count, total, scaled, squares = backend.all_reduce_sum(xp.stack([xp.sum(part) for part in parts]), ranks)
+    ratio, scaled = xp.exp(held), xp.exp(held - backend.held(top, _LOWEST))
+    parts = [xp.astype(present, unit.dtype), ratio, scaled, scaled * scaled]
+    whole = step.objective.ratio != "token"
+    sums = xp.sum(xp.stack(parts), axis=1) if whole else xp.stack([xp.sum(part) for part in parts])
+    count, total, scaled, squares = backend.all_reduce_sum(sums, ranks)
     return RatioSums(count, total, -low, top, scaled, squares)
 
 
 def ratio_statistics(sums: RatioSums) -> dict[str, Array]:
     """Mean, minimum, maximum and effective sample size (Σx)²/Σx² over the units; 1, 1, 1 and 0 without any."""
     xp = namespace_of(sums.count)
-    some, ones = sums.count > 0, xp.ones_like(sums.count)
-    squares = xp.where(sums.squares > 0, sums.squares, ones)
+    some, ones, held = sums.count > 0, xp.ones_like(sums.count), backend_of(sums.count).held
+    # The greatest x/max x is 1, and so is its square.
+    squares = held(sums.squares, 1.0)
     return {
-        "ratio_mean": xp.where(some, sums.total / xp.where(some, sums.count, ones), ones),
+        "ratio_mean": xp.where(some, sums.total / held(sums.count, 1.0), ones),
         "ratio_min": xp.where(some, xp.exp(sums.low), ones),
         "ratio_max": xp.where(some, xp.exp(sums.top), ones),
         "effective_sample_size": xp.minimum(sums.scaled * (sums.scaled / squares), sums.count),

@@ -32,12 +32,16 @@ class Responses(Layout):
         return self.clean(values) * self._lengths
 
     def mean_tokens(self, values: Array) -> Array:
-        """v_i."""
-        return self.clean(values)
+        """v_i, which is 0 for an empty response."""
+        return values
 
     def total(self, values: Array) -> Array:
         """Σ_i T_i v_i."""
         return self.xp.sum(self.sum_tokens(values))
+
+    def count(self, flags: Array, dtype: Any) -> Array:
+        """Σ T_i over the responses with a flag."""
+        return self.xp.astype(self.xp.sum(self.backend.select(self._lengths, flags)), dtype)
 
     def spread(self, per_sequence: Array) -> Array:
         """v_i: the tokens of a response are one entry here."""
@@ -67,7 +71,7 @@ def response_step(
     groups: Array | None = None,
     normalizer: Any = None,
 ) -> Step:
-    """The step of `objective` over responses with Σ_t d_{i,t} = `log_ratio` and T_i = `lengths`, both `[S]`.
+    """The step of `objective` over responses with Σ_t d_{i,t} = `log_ratio`, 0 without a token, and T_i = `lengths`, both `[S]`.
 
     `step_gradient` of it is d loss / d log π_θ at each token of the response. Its token metrics
     are not those of the tokens: pass `TokenSums` to `step_loss`.
@@ -75,13 +79,13 @@ def response_step(
     layout = Responses(lengths)
     if objective.ratio == "gspo_token":
         objective = objective.replace(ratio="sequence")
-    mean = log_ratio / layout.xp.where(layout.counted, lengths, 1.0)
+    mean = log_ratio / layout.divisors(lengths.dtype)
     units = unit_advantages(objective, layout, advantages, lengths.dtype)
     weights = token_weights(objective.aggregation, layout, groups, normalizer, lengths.dtype)
     return Step(
         objective=objective,
         layout=layout,
-        logp=layout.clean(mean),
+        logp=mean,
         old_logp=layout.xp.zeros_like(mean),
         ref_logp=None,
         advantages=units,

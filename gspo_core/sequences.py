@@ -60,19 +60,27 @@ class Layout:
         """Σ_i Σ_t v_{i,t} over all counted tokens, 0-d."""
         return self.backend.all_reduce_sum(self.xp.sum(self._sum(self.clean(values))), self.context)
 
+    def count(self, flags: Array, dtype: Any) -> Array:
+        """How many counted tokens have a flag, 0-d."""
+        found = self.xp.count_nonzero(flags & self.counted)
+        return self.backend.all_reduce_sum(self.xp.astype(found, dtype), self.context)
+
     def lengths(self, dtype: Any) -> Array:
         """T_i, the number of counted tokens of each sequence, as `dtype`; counted once."""
         if self._lengths is None or self._lengths.dtype != dtype:
             self._lengths = self.backend.all_reduce_sum(self._count(dtype), self.context)
         return self._lengths
 
+    def divisors(self, dtype: Any) -> Array:
+        """T_i, and 1 for an empty sequence."""
+        return self.backend.held(self.lengths(dtype), 1.0)
+
     def _count(self, dtype: Any) -> Array:
         return self._sum(self.xp.astype(self.counted, dtype))
 
     def mean_tokens(self, values: Array) -> Array:
         """(1/T_i) Σ_t v_t over the counted tokens of each sequence; 0 for an empty sequence (GSPO-DATA-3)."""
-        lengths = self.lengths(values.dtype)
-        return self.sum_tokens(values) / self.xp.where(lengths > 0, lengths, 1.0)
+        return self.sum_tokens(values) / self.divisors(values.dtype)
 
 
 @dataclass(frozen=True, eq=False)

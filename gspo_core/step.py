@@ -155,7 +155,7 @@ def _token_array(layout: Layout, name: str, values: Array | None, dtype: Any) ->
     if values is None:
         return None
     check_finite(name, values, layout.counted)
-    return layout.clean(layout.xp.astype(values, dtype))
+    return layout.clean(layout.xp.astype(values, dtype, copy=False))
 
 
 def unit_advantages(objective: Objective, layout: Layout, advantages: Array, dtype: Any) -> Array:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from .arrays import Array, clamp, compute_dtype, namespace_of
+from .backend import backend_of
 from .validation import check_array, check_field, check_floating, check_kind, check_same_namespace, check_shape
 
 StopGradient: TypeAlias = Callable[[Array], Array]
@@ -66,10 +67,11 @@ class Clip:
     def value(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
         """J, differentiable in `log_ratio`."""
         xp = namespace_of(log_ratio)
-        clipped = self.clipped(xp.exp(stop(log_ratio)), advantages)
+        still = xp.exp(stop(log_ratio))
+        clipped = self.clipped(still, advantages)
         open_ = _open(clipped, advantages)
         ratio = xp.exp(xp.where(open_, log_ratio, 0.0))
-        return xp.where(open_, ratio, self._bound(clipped, ratio)) * advantages
+        return xp.where(open_, ratio, self._bound(clipped, still)) * advantages
 
     def slope(self, log_ratio: Array, advantages: Array) -> Array:
         """dJ/dℓ = x A gate(x, A)."""
@@ -84,13 +86,13 @@ class Clip:
         ratio = xp.exp(log_ratio)
         clipped = self.clipped(ratio, advantages)
         open_ = _open(clipped, advantages)
-        held, passed = xp.where(open_, ratio, self._bound(clipped, ratio)), xp.where(open_, ratio, 0.0)
-        return Evaluation(held * advantages, passed * advantages, clipped)
+        value = xp.where(open_, ratio, self._bound(clipped, ratio)) * advantages
+        return Evaluation(value, xp.where(open_, value, 0.0), clipped)
 
-    def _bound(self, clipped: Clipped, like: Array) -> Array:
-        xp = namespace_of(like)
-        bound = xp.where(clipped.low, 1 - self.low, xp.full_like(like, 1 + self.high))
-        return bound if self.dual is None else xp.where(clipped.dual, self.dual, bound)
+    def _bound(self, clipped: Clipped, ratio: Array) -> Array:
+        """What a clipped ratio is held at; finite whatever the ratio is."""
+        bound = backend_of(ratio).held(ratio, 1 - self.low, 1 + self.high)
+        return bound if self.dual is None else namespace_of(ratio).where(clipped.dual, self.dual, bound)
 
 
 @dataclass(frozen=True)

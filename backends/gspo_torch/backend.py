@@ -75,6 +75,10 @@ class TorchBackend(Backend):
         """A NumPy view of what can be inspected: comparisons take a tenth of the time there."""
         return values if numpy is None else numpy_of(values)
 
+    def held(self, values: Tensor, low: float, high: float = math.inf) -> Tensor:
+        """v, and the bound where v is past one: one call, which makes no tensors of the numbers."""
+        return values.clamp(low, None if high == math.inf else high)
+
     def segment_sum(self, values: Tensor, offsets: Tensor, max_length: int) -> Tensor:
         """Σ_{t in segment i} v_t in two levels; memory O(N) whatever the longest segment."""
         if adds_segments(values):

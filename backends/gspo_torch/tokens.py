@@ -82,8 +82,9 @@ def log_ratio_sums(logp: Tensor, old_logp: Tensor, layout: Layout, dtype: torch.
         return _host_sums(logp, old_logp, layout, dtype)
     d = logp.to(dtype) - old_logp.to(dtype)
     d = layout.clean(d)
-    tokens = TokenSums(divergence(d).sum(), (d != 0).any())
-    return LogRatioSums(layout.sum_tokens(d), layout.lengths(dtype), tokens)
+    tokens = TokenSums(divergence(d).sum(), d.any())
+    whole = Block(slice(None), slice(None), None if d.ndim == 2 else layout.offsets)
+    return LogRatioSums(whole.sums(d), layout.lengths(dtype), tokens)
 
 
 def token_sums(values: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:

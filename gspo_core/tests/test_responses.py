@@ -54,8 +54,10 @@ def test_a_total_weighs_each_response_by_its_tokens() -> None:
     layout = Responses(np.asarray([3.0, 0.0, 2.0]))
     values = np.asarray([0.5, np.nan, -1.0])
     assert layout.sum_tokens(values).tolist() == [1.5, 0.0, -2.0]
-    assert layout.mean_tokens(values).tolist() == [0.5, 0.0, -1.0]
+    assert layout.mean_tokens(values) is values
     assert float(layout.total(values)) == -0.5
+    assert float(layout.count(values < 0.75, values.dtype)) == 5.0
+    assert float(layout.count(values < 0.25, values.dtype)) == 2.0
     assert layout.spread(values) is values
 
 
