@@ -281,6 +281,21 @@ def test_a_loss_that_was_detached_or_is_no_tensor_is_an_error_that_says_so() -> 
     assert "expected a tensor, got ndarray" in array.reason
 
 
+def test_a_bound_that_is_a_plain_number_has_no_gradient() -> None:
+    """Hunts a right loss, written response by response, in which `was it detached?` is said where all are clipped."""
+
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        total = torch.zeros((), dtype=logp.dtype)
+        for new, old, a, row in zip(logp, old_logp, advantages, mask):
+            s = torch.exp((new[row] - old[row]).mean())
+            clipped = min(max(s.item(), 1 - 3e-4), 1 + 4e-4)
+            total = total - (clipped * a if a == 0 or s * a > clipped * a else s * a)
+        return total / len(logp)
+
+    closed = loss_vector("gradient/all-closed", advantages=(0.0, 0.5, -2.0))
+    assert run(loss_target(loss), SUITE[0], closed).exit_code == 0
+
+
 def test_the_suite_gives_every_call_arrays_of_its_own() -> None:
     def vandal(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
         loss = torch_loss(logp, old_logp, advantages, mask)

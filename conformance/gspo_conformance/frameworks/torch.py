@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 VERSION = torch.__version__
+NEAR = 2.0**-20
 
 
 def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,10 +20,17 @@ def run(fn: Any, gradient: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
         return {"loss": loss} if gradient is None else {"loss": _tensor(loss), "gradient": gradient(*tensors.values())}
     loss = _tensor(fn(*(tensors | {"logp": leaf.clone()}).values()))
     if leaf.grad is None:
-        if not loss.requires_grad:
+        if loss.requires_grad:
+            loss.backward()
+        elif not _held(fn, tensors, loss):
             raise ValueError("the loss does not depend on the first argument: was it detached?")
-        loss.backward()
     return {"loss": loss, "gradient": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad}
+
+
+def _held(fn: Any, tensors: Mapping[str, torch.Tensor], loss: torch.Tensor) -> bool:
+    """Whether a loss without a graph is a bound: to one side at least it stays where it is, as where every response is clipped."""
+    logp = tensors["logp"].detach()
+    return any(torch.equal(fn(*{**tensors, "logp": logp * factor}.values()), loss) for factor in (1 + NEAR, 1 - NEAR))
 
 
 def _tensor(loss: Any) -> torch.Tensor:
