@@ -143,3 +143,22 @@ def test_what_grows_without_end_is_left_alone(tmp_path: Path, name: str, text: s
     found: Any = _read(tmp_path, name, text)
     assert time.process_time() - begin < 3
     assert len(repr(found.settings)) < 2000
+
+
+def test_a_dictionary_of_keywords_that_is_changed_before_it_is_unpacked(tmp_path: Path) -> None:
+    """Hunts the clip range of the default, where the program sets the paper's by `settings["epsilon"] = ..`."""
+    plain = 's = {"loss_type": "grpo"}\ns["epsilon"] = 3e-4\ns.update(beta=0.0)\nGRPOConfig(**s)'
+    assert _read(tmp_path, "a.py", plain).settings == {"loss_type": "grpo", "epsilon": 3e-4, "beta": 0.0}
+    for change in ('s.pop("loss_type")', "s.update(more)", "s[key] = 1", 's["a"]["b"] = 1', 'del s["loss_type"]'):
+        found = _read(tmp_path, "b.py", f's = dict(loss_type="grpo")\n{change}\nGRPOConfig(**s)')
+        assert found.unread == {"**keywords of GRPOConfig"}, change
+
+
+def test_calls_of_one_configuration_that_differ_are_told(tmp_path: Path) -> None:
+    """Hunts two experiments in a file that were read as one; sections of one configuration may differ."""
+    calls = "a = GRPOConfig(epsilon=0.2, lr=1)\nb = GRPOConfig(epsilon=3e-4, lr=1)\n"
+    found = _read(tmp_path, "a.py", calls)
+    assert (found.settings["epsilon"], dict(found.repeated)) == (3e-4, {"epsilon": 1})
+    norms = 'PPOActorConfig(reward_norm=NormConfig(mean_level="group"), adv_norm=NormConfig(mean_level="batch"))'
+    others = "OptimizerConfig(lr=1)\nOptimizerConfig(lr=2)\n"
+    assert not _read(tmp_path, "b.py", others + norms).repeated

@@ -219,11 +219,11 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 
 def _from_python(text: str, place: str) -> Configuration:
-    found, lines, computed = python_settings(text)
+    found, lines, computed, repeated = python_settings(text)
     if not found and not computed:
         return _from_strings(text, place)
     places = {key: f"{place}:{line}" for key, line in lines.items()}
-    return Configuration(found, places, tuple(f"{place}:{line}: {key}" for line, key in computed))
+    return Configuration(found, places, tuple(f"{place}:{line}: {key}" for line, key in computed), repeated)
 
 
 def _from_notebook(text: str, place: str) -> Configuration:

@@ -7,8 +7,10 @@ import json
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+from .python_names import Change, called, changes, constants
 
 ENDINGS = ("Config", "Arguments", "Args", "GRPOLoss", "create_gspo_policy_loss")
 # Trainers of which the class itself is the algorithm.
@@ -19,6 +21,7 @@ OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", 
 ROOTS = ("actor", "actor_rollout_ref", "algorithm", "grpo", "loss_fn")
 # Arguments of a trainer that is put together from functions.
 FUNCTIONS = ("loss_fn", "advantage_fn")
+_ALGORITHM = re.compile(r"GRPO|GSPO|CISPO|PPO|RLHF|gspo")
 _FUNCTION = re.compile(r"policy_loss|advantages")
 _FLAT = re.compile(r"^(actor|actor_rollout_ref|algorithm|grpo|loss_fn|trainer\.algorithm)\.\w")
 MAX_PARTS = 100_000
@@ -72,23 +75,36 @@ def _readable(cell: str) -> bool:
     return True
 
 
-def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tuple[int, str]]]:
-    """Settings, their lines, and (line, key) of what is computed.
+def python_settings(text: str) -> tuple[dict[str, Any], dict[str, int], list[tuple[int, str]], dict[str, int]]:
+    """Settings, their lines, (line, key) of what is computed, and the first line of what two such calls set differently.
 
     The keyword arguments of every call of something whose name ends as a configuration's does, `reward_norm=NormConfig(...)`
     in them as `reward_norm.KEY`; dictionaries with a trainer's sections; and what is set later on either.
     """
     tree = parsed(text)
-    reader = _Reader(_constants(tree))
+    reader = _Reader(constants(tree), changes(tree))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_configuration(node)]
+    calls.sort(key=lambda call: call.lineno)
     inner = {id(word.value) for call in calls for word in call.keywords}
-    for call in calls:
-        if id(call) not in inner:
-            reader.call(call)
+    outer = [call for call in calls if id(call) not in inner]
+    for call in outer:
+        reader.call(call)
     for nested in _sectioned(tree):
         reader.mapping(nested, "")
     _later(tree, reader)
-    return reader.found, reader.lines, reader.computed
+    return reader.found, reader.lines, reader.computed, _repeated(outer)
+
+
+def _repeated(calls: Iterable[ast.Call]) -> dict[str, int]:
+    """What calls of one algorithm's configuration are given with different values, and the line of the first."""
+    first: dict[tuple[str, str], ast.expr] = {}
+    found: dict[str, int] = {}
+    for call in filter(_is_of_algorithm, calls):
+        for word in call.keywords:
+            before = first.setdefault((called(call), word.arg or ""), word.value)
+            if word.arg and ast.dump(before) != ast.dump(word.value):
+                found.setdefault(word.arg, before.lineno)
+    return found
 
 
 def command_lines(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -149,8 +165,9 @@ def _closed(text: str, begin: int, left: list[int]) -> str:
 class _Reader:
     """Collects settings in the order of the file; a later one wins, and takes the place of a computed one."""
 
-    def __init__(self, names: Mapping[str, ast.expr]) -> None:
+    def __init__(self, names: Mapping[str, ast.expr], changes: Mapping[str, list[Change]]) -> None:
         self.names = names
+        self.changes = changes
         self.left = [MAX_PARTS]
         self.found: dict[str, Any] = {}
         self.lines: dict[str, int] = {}
@@ -158,12 +175,12 @@ class _Reader:
 
     def call(self, node: ast.Call, prefix: str = "") -> None:
         """The keywords of a call, those of configurations inside it below their own."""
-        if _called(node) in ALGORITHMS:
-            self.found["algo"], self.lines["algo"] = _called(node), node.lineno
+        if called(node) in ALGORITHMS:
+            self.found["algo"], self.lines["algo"] = called(node), node.lineno
         for word in node.keywords:
             if word.arg is None:
                 self._unpacked(word.value, node, prefix)
-            elif word.arg in FUNCTIONS and _called(node) == "Trainer":
+            elif word.arg in FUNCTIONS and called(node) == "Trainer":
                 self._function(word.arg, word.value)
             elif isinstance(word.value, ast.Call) and _is_configuration(word.value):
                 self.call(word.value, f"{prefix}{word.arg}.")
@@ -187,20 +204,27 @@ class _Reader:
                 value = self.names[value.id]
         if isinstance(value, ast.Call):
             self.call(value)
-            value = value.args[0] if _called(value) == "partial" and value.args else value.func
+            value = value.args[0] if called(value) == "partial" and value.args else value.func
         name = value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", "")
         self.setting(key, ast.copy_location(ast.Constant(name), value) if _FUNCTION.search(name) else value)
 
     def _unpacked(self, value: ast.expr, node: ast.Call, prefix: str) -> None:
+        changed: list[Change] = []
         for _ in range(8):
             if isinstance(value, ast.Name) and value.id in self.names:
+                changed += self.changes.get(value.id, [])
                 value = self.names[value.id]
-        if isinstance(value, ast.Call) and _called(value) == "dict" and not value.args:
+        if isinstance(value, ast.Call) and called(value) == "dict" and not value.args:
             self.call(value, prefix)
         elif isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
             self.mapping(value, prefix)
         else:
-            self.computed.append((node.lineno, f"**keywords of {_called(node)}"))
+            changed = [("", node)]
+        for key, item in changed:
+            if key:
+                self.setting(prefix + key, item)
+            else:
+                self.computed.append((item.lineno, f"**keywords of {called(node)}"))
 
     def mapping(self, value: ast.Dict, prefix: str) -> None:
         """The keys of a dictionary, those of dictionaries in it below their own."""
@@ -258,74 +282,6 @@ def _subscripts(node: ast.expr) -> list[str]:
     return path if len(path) > 1 else []
 
 
-def _constants(tree: ast.AST) -> dict[str, ast.expr]:
-    """Names that are bound once, or always to the same."""
-    found: dict[str, ast.expr] = {}
-    written: dict[str, str] = {}
-    for name, value in _bindings(tree):
-        text = "" if value is None else ast.dump(value)
-        found |= {} if value is None else {name: value}
-        written[name] = text if written.get(name, text) == text else ""
-    return {name: value for name, value in found.items() if written[name]} | _attributes(tree)
-
-
-def _attributes(tree: ast.AST) -> dict[str, ast.expr]:
-    """`Name.value` of a class with constants; `args.epsilon` by the default of its argument. What is set later is neither."""
-    found: dict[str, ast.expr] = {}
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    defaults = {
-        flag: word.value for call in calls for flag in _flags(call) for word in call.keywords if word.arg == "default"
-    }
-    later: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            found |= {
-                f"{node.name}.{name}": value
-                for name, value in _bindings(ast.Module(node.body, []))
-                if value is not None
-            }
-        if isinstance(node, ast.Assign):
-            later |= {ast.unparse(target) for target in node.targets if isinstance(target, ast.Attribute)}
-            if name := _parsed_into(node):
-                found |= {f"{name}.{flag}": value for flag, value in defaults.items()}
-    return {name: value for name, value in found.items() if name not in later}
-
-
-def _parsed_into(node: ast.Assign) -> str:
-    """The name that is given to the arguments of a command line, `args` in `args, _ = parser.parse_known_args()`."""
-    if not isinstance(node.value, ast.Call) or _called(node.value) not in ("parse_args", "parse_known_args"):
-        return ""
-    target = node.targets[0]
-    first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
-    return first.id if isinstance(first, ast.Name) else ""
-
-
-def _flags(call: ast.Call) -> list[str]:
-    """The names under which an argument of a command line is found later."""
-    if _called(call) != "add_argument":
-        return []
-    words = [word.value for word in call.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
-    return [word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
-
-
-def _bindings(tree: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
-    """Every name that something is bound to; None where it is not a plain assignment of one value."""
-    plain: set[int] = set()
-    for node in ast.walk(tree):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and getattr(node, "value", None) is not None:
-                plain.add(id(target))
-                yield target.id, node.value  # type: ignore[attr-defined]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in plain:
-            yield node.id, None
-        elif isinstance(node, ast.arg):
-            yield node.arg, None
-
-
 def _value(node: ast.expr, names: Mapping[str, ast.expr], left: list[int]) -> Any:
     """What an expression of literals, names and arithmetic is; raises where it is anything else, or of too many parts."""
     left[0] -= 1
@@ -351,10 +307,14 @@ def _number(value: Any) -> float:
 
 
 def _is_configuration(node: ast.Call) -> bool:
-    name = _called(node)
+    name = called(node)
     configured = name in ALGORITHMS or (name.endswith(ENDINGS) and not name.startswith(OTHERS))
     functions = name == "Trainer" and any(word.arg == "advantage_fn" for word in node.keywords)
     return configured or functions or (name == "train" and any(map(_is_loss, node.keywords)))
+
+
+def _is_of_algorithm(call: ast.Call) -> bool:
+    return _ALGORITHM.search(called(call)) is not None
 
 
 def _is_loss(word: ast.keyword) -> bool:
@@ -362,8 +322,3 @@ def _is_loss(word: ast.keyword) -> bool:
     return word.arg == "importance_sampling_level" or (
         word.arg == "loss_fn" and getattr(word.value, "value", None) in ("cispo", "ppo")
     )
-
-
-def _called(node: ast.Call) -> str:
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")

@@ -60,13 +60,13 @@ def misspelt(settings: Mapping[str, Any], reading: Reading) -> list[Finding]:
 
 
 def repeated(configuration: Configuration) -> list[Finding]:
-    """A finding for every key of a YAML file that stands twice: readers take one of the values and say nothing."""
+    """A finding for every key that stands twice, in a YAML file or in calls of one configuration: one of the values counts, and nobody says which."""
     return [
         Finding(
             rule="repeated-key",
             severity="warning",
             key=key,
-            message=f"the key {cut(key)} stands in line {line} too; most readers take the last value without a word, some refuse the file",
+            message=f"the key {cut(key)} stands in line {line} too; the last value is taken here, as most readers do without a word, and some refuse the file",
             fix="keep one of them",
         )
         for key, line in list(configuration.repeated.items())[:MOST]
