@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -117,7 +118,7 @@ class Objective:
     def from_json(cls, text: str) -> Objective:
         """The inverse of `to_json`."""
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=_once)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"text: expected the JSON of an objective, got {repr(text)[:60]}: {error}") from None
         return cls.from_dict(fields)
@@ -216,6 +217,14 @@ class Objective:
         """MiniRL (arXiv 2512.01374): gated REINFORCE with truncated π/μ weights, token sums."""
         weight = Correction("token", "clamp", high=cap, numerator="current")
         return cls("token", Reinforce(gate), Aggregation("sequence_mean_token_sum"), correction=(weight,))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} stands twice")
+    return fields
 
 
 def _known(name: str, cls: type[Any], fields: Any) -> dict[str, Any]:

@@ -55,6 +55,10 @@ def test_from_json_names_what_is_unknown_or_missing() -> None:
         gspo.Objective.from_json('{"surrogate": {"kind": "unclipped"}}')
     with pytest.raises(TypeError, match="objective: expected a JSON object, got list"):
         gspo.Objective.from_json("[]")
+    with pytest.raises(ValueError, match="'low' stands twice"):
+        gspo.Objective.from_json(
+            '{"ratio": "token", "surrogate": {"kind": "clip", "low": 0.2, "high": 0.2, "low": 0.1}}'
+        )
 
 
 MEAN, SUM = "sequence_mean_token_mean", "sequence_mean_token_sum"
