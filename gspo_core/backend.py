@@ -31,6 +31,8 @@ _NEEDS_AN_ENTRY = ("torch", "jax")
 # Within ±1, Σ_{1<k<=n} v^k / k! up to these n leaves less than a rounding in float64, and in float32.
 _LAST_TERM, _LAST_TERM_OF_FLOAT32 = 18, 10
 _BACKENDS: dict[str, Backend] = {}
+# Rows of the longest segment's length may hold this many times the tokens.
+_MOST_ROWS = 8
 
 
 class Backend:
@@ -46,11 +48,16 @@ class Backend:
         """Raises where the framework, as it is configured, lacks arithmetic for `dtype`, or would narrow its values silently."""
 
     def segment_sum(self, values: Array, offsets: Array, max_length: int) -> Array:
-        """Σ_{t in segment i} v_t for `values` `[N]` and `offsets` `[S+1]`, by gathering to `[S, max_length]`."""
+        """Σ_{t in segment i} v_t for `values` `[N]` and `offsets` `[S+1]`, by gathering to `[S, max_length]`.
+
+        Where one long segment among short ones would make that many times `[N]`, by a scan.
+        """
         xp = namespace_of(values)
         if max_length == 0 or values.shape[0] == 0:
             return xp.zeros_like(offsets[1:], dtype=values.dtype)
         starts, ends = offsets[:-1, None], offsets[1:, None]
+        if starts.shape[0] * max_length > _MOST_ROWS * values.shape[0]:
+            return _scanned_sum(values, offsets, max_length)
         columns = xp.arange(max_length, dtype=offsets.dtype, device=device_of(values))[None, :]
         positions = starts + columns
         inside = positions < ends
@@ -133,6 +140,17 @@ class _NumPy(Backend):
     def select(self, values: Array, condition: Array) -> Array:
         """v or 0, row by row in memory."""
         return namespace_of(values).asarray(super().select(values, condition), order="C")
+
+
+def _scanned_sum(values: Array, offsets: Array, max_length: int) -> Array:
+    from .scan import add, segmented_scan  # which looks at values, and needs this module for that
+
+    xp, last = namespace_of(values), offsets[1:] - 1
+    place = xp.arange(values.shape[0], dtype=offsets.dtype, device=device_of(values))
+    begins = gather(offsets, xp.searchsorted(offsets[1:], place, side="right"))
+    (totals,) = segmented_scan(add, (values,), place - begins, max_length)
+    empty = last < offsets[:-1]
+    return xp.where(empty, 0, gather(totals, xp.where(empty, 0, last)))
 
 
 def exp_series(values: Array) -> tuple[Array, Array]:

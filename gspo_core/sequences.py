@@ -118,6 +118,9 @@ class _Rows(Layout):
         self.context = padded.context
         self.num_sequences = padded.mask.shape[0]
 
+    def _count(self, dtype: Any) -> Array:
+        return self.xp.astype(self.xp.count_nonzero(self.counted, axis=1), dtype)
+
     def _sum(self, values: Array) -> Array:
         return self.xp.sum(values, axis=1, dtype=values.dtype)
 

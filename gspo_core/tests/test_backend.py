@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+import math
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -305,6 +308,21 @@ def test_segments_are_summed_apart(kind: Callable[[Any], Any]) -> None:
     for nothing in (Backend().segment_sum(values, offsets, 0), Backend().segment_sum(values[:0], offsets * 0, 3)):
         assert nothing.dtype == values.dtype
         np.testing.assert_array_equal(np.asarray(np.from_dlpack(nothing)), np.zeros(4))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, strict.asarray])
+def test_one_long_segment_among_short_ones_needs_no_row_of_its_length_for_each(kind: Callable[[Any], Any]) -> None:
+    lengths = np.asarray([1, 0, 3, 20_000, *[2] * 200, 0])
+    offsets = np.append(0, np.cumsum(lengths))
+    values = np.random.default_rng(0).normal(size=offsets[-1] + 5)
+    values[[1, 20_010, -1]] = np.nan, np.inf, np.nan
+    tracemalloc.start()
+    found = Backend().segment_sum(kind(values), kind(offsets), 20_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30 * values.nbytes
+    due = [math.fsum(values[a:b]) for a, b in itertools.pairwise(offsets)]
+    np.testing.assert_allclose(np.asarray(np.from_dlpack(found)), due, rtol=1e-12)
 
 
 def test_finite_where_it_matters() -> None:
