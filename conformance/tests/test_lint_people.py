@@ -20,7 +20,7 @@ loss_mode=gspo
 clip_ratio_low=0.0003 # as recommended by the paper
 python3 -m verl.trainer.main_ppo algorithm.adv_estimator=${adv_estimator} \\
   actor_rollout_ref.actor.policy_loss.loss_mode=${loss_mode} \\
-  actor_rollout_ref.actor.clip_ratio_low=${clip_ratio_low} actor_rollout_ref.actor.clip_ratio_high=0.0004 \\
+  actor_rollout_ref.actor.clip_ratio_low=${clip_ratio_low} actor_rollout_ref.actor.clip_ratio_high=0.0004 actor_rollout_ref.rollout.n=16 \\
   actor_rollout_ref.actor.loss_agg_mode=%s "$@"
 """
 GSPO = "importance_sampling_level='sequence', loss_type='grpo', epsilon=3e-4, epsilon_high=4e-4"

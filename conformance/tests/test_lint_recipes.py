@@ -107,3 +107,39 @@ def test_the_seed_of_trl_without_mini_batches_has_no_effect(capsys: pytest.Captu
     code, found = _lint(capsys, [*TRL, "steps_per_generation=1"])
     assert code == 1
     assert _rules(found, "error", "warning", "note") == {"one-update"}
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"),
+    [
+        ("verl.yaml", "actor_rollout_ref.rollout.n=1"),
+        ("roll.yaml", "num_return_sequences_in_group=1"),
+        ("skyrl.yaml", "generator.n_samples_per_prompt=1"),
+        ("nemo_rl.yaml", "grpo.num_generations_per_prompt=1"),
+        ("ms_swift.yaml", "num_generations=1"),
+        ("slime.sh", "n_samples_per_prompt=1"),
+    ],
+)
+def test_one_response_to_a_prompt_is_no_group(file: str, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hunts a baseline that is promised where nothing is there to compare with."""
+    code, found = _lint(capsys, [file, setting])
+    told = next(one for one in found if one["rule"] == "group-size")
+    assert code == 1
+    assert (told["severity"], told["key"], told["clause"]) == ("error", setting.partition("=")[0], "GSPO-ADV-4")
+
+
+def test_a_group_of_one_is_the_default_of_verl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (CONFIGS / "verl.yaml").read_text(encoding="utf-8").splitlines()
+    alone = tmp_path / "verl.yaml"
+    alone.write_text(
+        "\n".join(line for line in lines if not line.lstrip().startswith(("rollout:", "n: "))), encoding="utf-8"
+    )
+    assert main(["lint", str(alone)]) == 1
+    assert "actor_rollout_ref.rollout.n=8" in capsys.readouterr().out
+
+
+def test_agents_of_roll_are_grouped_by_other_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    agents = ["adv_estimator=agentic_reinforce", "reward_normalization.grouping=traj_group_id"]
+    agents += ["reward_normalization.method=mean_std", "ratio_type=segment", "--dialect", "roll", "--format", "json"]
+    main(["lint", *agents])
+    assert "group-size" not in _rules(json.loads(capsys.readouterr().out)["findings"], "error")

@@ -16,7 +16,7 @@ config = {
     "algorithm": {"adv_estimator": "grpo"},
     "data": {"train_batch_size": 512, "train_files": find()},
     "actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": "gspo"}, "clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4,
-                                    "ppo_mini_batch_size": 128}},
+                                    "ppo_mini_batch_size": 128}, "rollout": {"n": 8}},
 }
 config["actor_rollout_ref"]["actor"]["loss_agg_mode"] = "token-mean"
 start(config, actor_rollout_ref=None)

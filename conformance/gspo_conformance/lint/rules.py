@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..trainers.dialect import Finding, Reading
+from ..trainers.dialect import Finding, Reading, lone
 
 # A token log-ratio that differs by this much is what mini-batches and engines produce; see the numerics page.
 TOKEN_SPREAD, LENGTH = 0.05, 512
@@ -197,6 +197,13 @@ def _advantages(reading: Reading) -> Iterator[Finding]:
     yield from _scale(reading, advantages)
 
 
+def _group_of_one(reading: Reading) -> Iterator[Finding]:
+    key, cost = getattr(_dialect(reading), "group", ("", ""))
+    grouped = reading.advantages is not None and reading.advantages.get("center", "mean") != "none"
+    if grouped and reading.settings.get(key) == 1:
+        yield lone(key, cost, f"{key}=8")
+
+
 def _scale(reading: Reading, advantages: Mapping[str, Any]) -> Iterator[Finding]:
     scale, ddof, eps = advantages.get("scale", "std"), advantages.get("ddof", 1), advantages.get("eps", 1e-6)
     if scale != "std":
@@ -276,6 +283,7 @@ RULES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (
     _dtype,
     _updates,
     _advantages,
+    _group_of_one,
     _whiten,
     _penalty,
     _correction,

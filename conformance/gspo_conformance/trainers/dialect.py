@@ -106,6 +106,12 @@ def asides(every: Mapping[str, Any], keys: Mapping[str, str]) -> list[Finding]:
     ]
 
 
+def lone(key: str, cost: str, fix: str) -> Finding:
+    """An error where a prompt has one response, which then has nothing to be compared with."""
+    told = "one response per prompt: every response is a group of its own"
+    return Finding("group-size", "error", key, told, "GSPO-ADV-4", cost, fix)
+
+
 def updates(parts: int, accumulation: int) -> int:
     """Optimiser steps that see one rollout of so many micro-batches; 1 only where no step falls between two of them."""
     return 1 if accumulation % parts == 0 else max(2, -(-parts // accumulation))

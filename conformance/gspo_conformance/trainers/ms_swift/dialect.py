@@ -59,6 +59,7 @@ class MsSwift:
     name = "ms_swift"
     versions = ("4.6.0",)
     clip_keys = ("epsilon", "epsilon_high")
+    group: ClassVar[tuple[str, str]] = ("num_generations", "its advantage is 0: nothing is learnt")
     fixes: ClassVar[dict[str, str]] = {
         "ratio": "importance_sampling_level: sequence",
         "aggregation": "loss_type: grpo",

@@ -53,6 +53,7 @@ class NemoRl:
     name = "nemo_rl"
     versions = ("7ea279ab",)
     clip_keys = (LOSS + "ratio_clip_min", LOSS + "ratio_clip_max")
+    group: ClassVar[tuple[str, str]] = (GRPO + "num_generations_per_prompt", "its advantage is 0: nothing is learnt")
     fixes: ClassVar[dict[str, str]] = {
         "ratio": f"{LOSS}sequence_level_importance_ratios=true {LOSS}token_level_loss=false",
         "aggregation": f"{LOSS}token_level_loss=false",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import sqrt
 from typing import Any
 
-from ..dialect import Finding, Reading
+from ..dialect import Finding, Reading, lone
 
 OLD_NORM = ("reward_norm", "reward_shift", "reward_scale")
 NEW_KEYS = ("use_pg_clip_range", "pg_clip_low", "pg_clip_high", "norm_mean_type", "norm_std_type")
@@ -17,6 +17,7 @@ def findings(every: Mapping[str, Any], settings: Mapping[str, Any], reading: Rea
     yield from _dropped(every, settings)
     yield from _bounds(every, reading)
     yield from _norms(every)
+    yield from _group(every, reading)
     yield from _weights(every)
     yield from _masks(every)
     if every["add_token_level_kl"] and every["init_kl_coef"]:
@@ -57,6 +58,13 @@ def _bounds(every: Mapping[str, Any], reading: Reading) -> Iterator[Finding]:
         severity = "note" if scaled and widest <= bound else "warning"
         reach = f"it cannot bind: |A| is at most {widest:.2f} in groups of {group}" if severity == "note" else ""
         yield Finding("reward-clip", severity, "reward_clip", told, "GSPO-REWARD-1", reach, "reward_clip: null")
+
+
+def _group(every: Mapping[str, Any], reading: Reading) -> Iterator[Finding]:
+    """A group of one; the pipeline for agents groups trajectories by other keys."""
+    key, grouped = "num_return_sequences_in_group", (reading.advantages or {}).get("center") == "mean"
+    if grouped and every[key] == 1 and "ratio_type" not in every:
+        yield lone(key, "its advantage is NaN, or the run stops (c0c0d2b1)", f"{key}: 8")
 
 
 def _norms(every: Mapping[str, Any]) -> Iterator[Finding]:

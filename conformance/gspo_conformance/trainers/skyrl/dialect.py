@@ -10,6 +10,7 @@ from .correction import CORRECTION, read_correction, write_correction
 from .correction import DEFAULTS as CORRECTIONS
 
 ALGORITHM = "trainer.algorithm."
+GROUP = "generator.n_samples_per_prompt"
 BESIDE = {
     ALGORITHM + "dynamic_sampling.type": "equal",
     ALGORITHM + "zero_variance_filter": "equal",
@@ -39,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     **{ALGORITHM + CORRECTION + key: value for key, value in CORRECTIONS.items()},
     ALGORITHM + "use_tis": False,
     ALGORITHM + "tis_imp_ratio_cap": -1.0,
+    GROUP: 5,
     "generator.step_wise_trajectories": False,
     **dict.fromkeys(BESIDE),
     "trainer.train_batch_size": 1024,
@@ -64,6 +66,7 @@ class SkyRl:
     name = "skyrl"
     versions = ("0.4.0",)
     clip_keys = (ALGORITHM + "eps_clip_low", ALGORITHM + "eps_clip_high")
+    group: ClassVar[tuple[str, str]] = (GROUP, "its advantage is its reward: nothing is subtracted")
     fixes: ClassVar[dict[str, str]] = {
         "ratio": f"{ALGORITHM}policy_loss_type=gspo",
         "aggregation": f"{ALGORITHM}loss_reduction=sequence_mean",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..dialect import PAPER, Inexpressible, Reading, asides, given_keys
 from .findings import ACTOR, ROLLOUT, dialect_findings
 
+GROUP = "actor_rollout_ref.rollout.n"
 OVERLONG = "overlong_buffer_cfg.enable"
 BESIDE = {
     "algorithm.filter_groups.enable": "equal",
@@ -31,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     ACTOR + "ppo_mini_batch_size": 256,
     ACTOR + "ppo_epochs": 1,
     ACTOR + "entropy_coeff": 0,
+    GROUP: 1,
     "data.train_batch_size": 1024,
     "data.max_response_length": 512,
     "algorithm.adv_estimator": "gae",
@@ -70,6 +72,7 @@ class Verl:
 
     name = "verl"
     versions = ("0.9.0", "0.9.1")
+    group: ClassVar[tuple[str, str]] = (GROUP, "its advantage is its reward: nothing is subtracted")
     fixes: ClassVar[dict[str, str]] = {
         "ratio": f"{ACTOR}policy_loss.loss_mode=gspo",
         "aggregation": f"{ACTOR}loss_agg_mode=seq-mean-token-mean",
