@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import gspo_conformance
 from gspo_conformance.cli import main
 from gspo_conformance.trainers.room import rooms
 
@@ -143,3 +145,19 @@ def test_agents_of_roll_are_grouped_by_other_keys(capsys: pytest.CaptureFixture[
     agents += ["reward_normalization.method=mean_std", "ratio_type=segment", "--dialect", "roll", "--format", "json"]
     main(["lint", *agents])
     assert "group-size" not in _rules(json.loads(capsys.readouterr().out)["findings"], "error")
+
+
+def test_what_is_said_of_several_trainers_names_one_clause() -> None:
+    """Hunts a finding that sends its reader to a clause about something else."""
+    clauses: dict[str, set[str]] = {}
+    for path in sorted((Path(gspo_conformance.__file__).parent / "trainers").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding":
+                said = [part.value if isinstance(part, ast.Constant) else "" for part in call.args]
+                if len(said) > 4:
+                    clauses.setdefault(str(said[0]), set()).add(str(said[4]))
+    for rule in ("denominator", "old-policy", "sampler-as-old"):
+        assert clauses[rule] == {"GSPO-DATA-5"}
+    assert clauses["kl-in-reward"] == {"GSPO-REWARD-4"}
+    assert clauses["tiny-eps"] == {"GSPO-ADV-3"}
+    assert clauses["step-wise"] == clauses["segment-ratio"] == {"GSPO-DATA-4"}

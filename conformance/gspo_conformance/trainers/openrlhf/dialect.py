@@ -207,7 +207,7 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
     if gspo and level != "off":
         told = "the ratio is taken to the sampler's policy, and mode, gating and threshold of the correction have no effect"
         key = ADVANTAGE + "is_correction_level"
-        found.append(Finding("correction-ignored", "error", key, told, "GSPO-RATIO-1", fix=f"--{key} off"))
+        found.append(Finding("correction-ignored", "error", key, told, "GSPO-DATA-5", fix=f"--{key} off"))
     gating = every[ADVANTAGE + "is_correction_gating"]
     if not gspo and level != "off" and gating != "ratio":
         told = f"what differs too much from the sampler by {gating} is dropped from the loss"
@@ -218,7 +218,7 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
     if coefficient and not every[KL + "use_loss"]:
         told = f"a KL term of {coefficient:g} enters the rewards, token by token, and with it the advantages"
         key = KL + "init_coef"
-        found.append(Finding("kl-in-reward", "warning", key, told, "GSPO-KL-1", fix=f"--{key} 0"))
+        found.append(Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"--{key} 0"))
     if every[ACTOR + "entropy_coef"]:
         key = ACTOR + "entropy_coef"
         told = f"an entropy bonus with the coefficient {every[key]:g} where the paper has none"
@@ -229,7 +229,7 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
         found.append(Finding("refused", "error", key, told, "GSPO-ADV-1", fix=f"--{key} {ALIASES[every[key]]}"))
     if every[ADVANTAGE + "estimator"] == "group_norm":
         told = "equal rewards of a group leave the rounding of their mean, divided by 1e-9: eight rewards of 0.1 give |A| = 0.83 in float32"
-        found.append(Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-4"))
+        found.append(Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-3"))
     return found
 
 

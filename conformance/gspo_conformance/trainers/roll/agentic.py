@@ -35,7 +35,7 @@ def findings(every: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[
     segment = every["ratio_type"] == "segment"
     if segment:
         told = "the ratio is one for every unbroken run of the policy's tokens: of a dialogue every turn has its own"
-        yield Finding("segment-ratio", "note", "ratio_type", told, "GSPO-RATIO-1")
+        yield Finding("segment-ratio", "note", "ratio_type", told, "GSPO-DATA-4")
     if "importance_sampling" in settings:
         told = "importance_sampling is not read by the pipeline for agents: its ratio is that of ratio_type"
         severity = "warning" if segment else "error"

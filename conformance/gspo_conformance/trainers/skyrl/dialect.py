@@ -195,7 +195,7 @@ def _findings(own: Mapping[str, Any]) -> list[Finding]:
     if own["generator.step_wise_trajectories"] and own["policy_loss_type"] == "gspo":
         told = "with trajectories cut into steps the sequence of the ratio is one turn, not the response"
         key = "generator.step_wise_trajectories"
-        found.append(Finding("step-wise", "warning", key, told, "GSPO-RATIO-1", fix=f"{key}=false"))
+        found.append(Finding("step-wise", "warning", key, told, "GSPO-DATA-4", fix=f"{key}=false"))
     if own["use_entropy_loss"] and own["entropy_loss_coef"]:
         told = f"an entropy bonus with the coefficient {own['entropy_loss_coef']:g}, always a mean over tokens"
         key = ALGORITHM + "use_entropy_loss"

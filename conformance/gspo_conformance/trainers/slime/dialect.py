@@ -140,7 +140,7 @@ class Slime:
         if every["use_rollout_logprobs"]:
             told = "the ratio is to the policy of the sampling engine, whose numerics enter s_i"
             yield Finding(
-                "old-policy", "note", "use_rollout_logprobs", told, "GSPO-RATIO-1", fix="no --use-rollout-logprobs"
+                "old-policy", "note", "use_rollout_logprobs", told, "GSPO-DATA-5", fix="no --use-rollout-logprobs"
             )
         if every["entropy_coef"]:
             told = f"an entropy bonus with the coefficient {every['entropy_coef']:g}"

@@ -64,7 +64,7 @@ def _sampler(every: Mapping[str, Any]) -> Iterator[Finding]:
         key = ROLLOUT + "bypass_mode"
         told = "the ratio is to the log-probabilities of the inference engine: what the engines differ by enters it"
         cost = "the driver also puts the loss mode `bypass_mode`, a clip per token, in the place of the one named: where that reaches the workers, it is not GSPO"
-        yield Finding("denominator", "warning", key, told, "GSPO-RATIO-1", cost, f"{key}=False")
+        yield Finding("denominator", "warning", key, told, "GSPO-DATA-5", cost, f"{key}=False")
     if every[ROLLOUT + "rollout_rs"]:
         key = ROLLOUT + "rollout_rs"
         told = f"what differs too much from the sampler by {every[key]} leaves the mask, and with it the ratio and the mean"
