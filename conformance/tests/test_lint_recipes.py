@@ -161,3 +161,9 @@ def test_what_is_said_of_several_trainers_names_one_clause() -> None:
     assert clauses["kl-in-reward"] == {"GSPO-REWARD-4"}
     assert clauses["tiny-eps"] == {"GSPO-ADV-3"}
     assert clauses["step-wise"] == clauses["segment-ratio"] == {"GSPO-DATA-4"}
+
+
+def test_a_clip_range_near_the_papers_is_not_called_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    for setting, rest in (("beta=0", ""), ("epsilon_high=3e-4", ", with a clip range of its own")):
+        assert main(["lint", str(CONFIGS / "trl.py"), setting]) == 0
+        assert f"nothing to say: this is the paper's objective{rest}\n" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..trainers.dialect import Finding, Reading
+from ..trainers.dialect import PAPER, Finding, Reading
 from ..words import json_text, printable
 from .bases import ABSENT
 from .configuration import Configuration
@@ -59,9 +59,9 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
         lines += [f"          {name:6} {text}" for name, text in details if text]
     unread = [one for one in configuration.computed if counts(one.rpartition(": ")[2], reading)]
     lines += [_unread(one) for one in unread]
-    end = (
-        "" if found else f"  nothing to say: this is the paper's objective{', as far as it was read' if unread else ''}"
-    )
+    rest = [", with a clip range of its own"] * (reading.objective["surrogate"] != PAPER["surrogate"])
+    rest += [", as far as it was read"] * bool(unread)
+    end = "" if found else f"  nothing to say: this is the paper's objective{''.join(rest)}"
     return "\n".join([*lines, end, _summary(found)]) + "\n"
 
 
