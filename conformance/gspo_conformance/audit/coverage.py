@@ -33,13 +33,8 @@ class Coverage:
         if len(step.ranks) < ranks and step.parts:
             absent = [rank for rank in range(min(ranks, _MOST)) if rank not in step.ranks]
             self.gaps.append(f"step {step.index} has no record of rank {', '.join(map(str, absent[:8]))}")
-        for rank in step.ranks:
-            numbers = {
-                part.fields["microbatch"] for part in step.parts if part.rank == rank and "microbatch" in part.fields
-            }
-            missing = [number for number in range(min(max(numbers, default=-1), _MOST)) if number not in numbers]
-            if missing:
-                self.gaps.append(f"step {step.index}, rank {rank} lacks micro-batch {', '.join(map(str, missing[:8]))}")
+        for rank, missing in absent_parts(step).items():
+            self.gaps.append(f"step {step.index}, rank {rank} lacks micro-batch {', '.join(map(str, missing[:8]))}")
         self._add_groups(step)
 
     def _add_groups(self, step: Step) -> None:
@@ -84,6 +79,24 @@ class Coverage:
             absent = sorted(set(known) - self.trained[rollout])
             if absent:
                 yield rollout, [key for key in absent if known[key]], [key for key in absent if not known[key]]
+
+
+def absent_parts(step: Step) -> dict[int, list[int]]:
+    """The micro-batches of each rank that their numbers leave out."""
+    found: dict[int, list[int]] = {}
+    for rank in step.ranks:
+        numbers = {
+            part.fields["microbatch"] for part in step.parts if part.rank == rank and "microbatch" in part.fields
+        }
+        missing = [number for number in range(min(max(numbers, default=-1), _MOST)) if number not in numbers]
+        found |= {rank: missing} if missing else {}
+    return found
+
+
+def usual_parts(trace: Trace) -> int:
+    """The number of micro-batches that a step has where none is missing; 0 where every file can be read, and none is."""
+    broken = any(not one.other for one in trace.broken)
+    return max((len(step.parts) for step in trace.steps()), default=0) if broken else 0
 
 
 def coverage_findings(trace: Trace, coverage: Coverage) -> list[Finding]:

@@ -74,7 +74,8 @@ class Series:
 class Ledger:
     """The series of a trace by quantity; what could not be compared, with the number of times; by what factor the
     gradient of each micro-batch is larger than that of its recorded loss, with its step; and whether gradients show
-    that the loop weighs micro-batches by what they count, None where they do not tell.
+    that the loop weighs micro-batches by what they count, None where they do not tell. A step of fewer micro-batches
+    than `usual`, or fewer than `ranks`, is not whole.
     """
 
     series: dict[str, Series] = field(default_factory=dict)
@@ -82,6 +83,12 @@ class Ledger:
     shares: Counter[str] = field(default_factory=Counter)
     factors: list[tuple[int, float]] = field(default_factory=list)
     weighed: bool | None = None
+    usual: int = 0
+    ranks: int = 0
+
+    def again(self) -> Ledger:
+        """An empty one, for a second look at a step that was seen."""
+        return Ledger(shares=self.shares.copy(), usual=self.usual, ranks=self.ranks)
 
     def compare(self, one: Difference) -> bool:
         """Enters a comparison; whether it is a difference."""

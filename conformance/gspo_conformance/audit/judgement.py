@@ -15,7 +15,7 @@ from ..trainers.dialect import Finding
 from ..words import plural, uncapitalised
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local
 from .claim import Claim, findings_of_settings
-from .coverage import Coverage, coverage_findings
+from .coverage import Coverage, coverage_findings, usual_parts
 from .differences import Difference, Ledger, Series
 from .evidence import Evidence
 from .evidence_findings import evidence_findings
@@ -95,7 +95,7 @@ class Audit:
 @np.errstate(all="ignore")  # the numbers of a broken run overflow; they are compared all the same
 def audit(trace: Trace, claim: Claim) -> Audit:
     """Reads every step once; what differs is read again to be explained."""
-    found = Audit(trace, claim)
+    found = Audit(trace, claim, ledger=Ledger(usual=usual_parts(trace), ranks=len(trace.ranks)))
     rollouts, evidence, coverage = Rollouts(), Evidence(), Coverage()
     ranks = int(trace.run.get("ranks") or len(trace.ranks))
     for step in trace.steps():
@@ -233,7 +233,7 @@ def _again(found: Audit, series: Series) -> list[Recomputed]:
     wanted = {(one.step, one.rank, one.microbatch) for one in series.kept}
     parts: list[Recomputed] = []
     for index in sorted({one.step for one in series.kept})[:8]:
-        audited = audit_step(found.trace.step(index), found.claim, Ledger(shares=found.ledger.shares.copy()))
+        audited = audit_step(found.trace.step(index), found.claim, found.ledger.again())
         parts += [one for one in audited.parts if (index, one.part.rank, one.part.microbatch) in wanted]
     return parts
 

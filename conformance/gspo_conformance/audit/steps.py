@@ -12,6 +12,7 @@ from gspo_core import Objective
 from ..judge import UNIT_ROUNDOFF
 from ..words import cut
 from .claim import Claim
+from .coverage import absent_parts
 from .differences import Difference, Ledger
 from .exact import Exact, NotComputable, additive, exact, metric, needs_groups, total
 from .shards import Broken
@@ -50,6 +51,7 @@ class StepAudit:
     count: float = 0.0
     scale: float = 0.0
     reduced: float | None = None
+    whole: bool = True
 
     @property
     def truth(self) -> float:
@@ -59,7 +61,8 @@ class StepAudit:
 
 def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
     """Compares one step and enters what differs."""
-    found = StepAudit(step)
+    there = len(step.parts) >= ledger.usual and len(step.ranks) >= ledger.ranks
+    found = StepAudit(step, whole=there and not absent_parts(step))
     for part in step.parts:
         recomputed = _recompute(part, claim, ledger)
         if recomputed is not None:
@@ -69,7 +72,7 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
         found.parts = _with_normalizers(found, claim, ledger)
     factors = [_compare_part(one, claim, ledger) for one in found.parts if not _left_out(one, found, claim, ledger)]
     factors += [None] * (len(found.parts) - len(factors))
-    whole = len(found.parts) == len(step.parts)
+    whole = found.whole and len(found.parts) == len(step.parts)
     if whole and claim.micro_batches is None:
         _weigh(found, factors, ledger)
     for one, factor in zip(found.parts, factors, strict=True):
@@ -78,15 +81,23 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
             ledger.factors.append((step.index, factor * share))
     if whole:
         _compare_step(found, claim, ledger)
+    elif not found.whole:
+        ledger.miss("step loss: micro-batches of the step are missing")
     return found
 
 
 def _left_out(one: Recomputed, found: StepAudit, claim: Claim, ledger: Ledger) -> bool:
-    """Whether a micro-batch alone does not tell its loss: its groups go on in others, or were not recorded and are not one."""
-    if not needs_groups(one.objective) or one.part.loss is None:
+    """Whether a micro-batch alone does not tell its loss: its groups go on in others, or were not recorded and are not one; or
+    others are missing that may be in what it divides by.
+    """
+    unknown = not found.whole and one.part.normalizer is None
+    if one.part.loss is None or not (unknown or needs_groups(one.objective)):
         return False
     if abs(one.part.loss - one.expected) <= one.truth.tolerance(claim.precision, one.normalizer):
         return False
+    if unknown:
+        ledger.miss("loss: what it divides by was not recorded, and micro-batches of the step are missing")
+        return True
     groups, others = one.part.tokens.groups, [other.part.tokens.groups for other in found.parts if other is not one]
     if groups is None:
         ledger.miss("loss: groups not recorded, and the objective averages over them")

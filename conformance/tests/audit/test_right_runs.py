@@ -118,3 +118,22 @@ def test_a_gradient_that_arrived_in_bfloat16_is_rounded_once_more(tmp_path: Path
     }
     write_shard(tmp_path / "0.safetensors", head, stored)
     assert audit_trace(tmp_path).verdict == "agrees"
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("said", [{"normalizer": 12.0}, {}])
+def test_what_is_missing_of_a_step_is_no_mistake_of_the_rest(cut: bool, said: dict[str, float], tmp_path: Path) -> None:
+    """Hunts `it divides by 12 where the union has 8` of a step whose third micro-batch was lost with its file."""
+    for step, at in [(step, at) for step in range(3) for at in range(3)]:
+        arrays, fields = batch(4, 10 * step + at), {"step": step, "microbatch": at, **said}
+        fields["loss"], _ = compute(gspo.Objective.gspo(), arrays, normalizer=np.float32(12))
+        header = json.dumps({"version": 1, "run": {"objective": "gspo"}, "parts": [fields]})
+        save_file(
+            {f"0.{n}": x for n, x in arrays.items()}, tmp_path / f"{step}-{at}.safetensors", {"gspo_trace": header}
+        )
+    lost = tmp_path / ("1-2.safetensors" if cut else "1-1.safetensors")
+    lost.write_bytes(lost.read_bytes()[:200]) if cut else lost.unlink()
+    found = audit_trace(tmp_path)
+    assert [one.rule for one in found.errors] == ["truncated-file"] * cut
+    assert found.ledger.missing["step loss: micro-batches of the step are missing"] == 1
+    assert found.compared >= 6 + 2
