@@ -74,6 +74,7 @@ docs: setup  ## the site, into site/
 
 bench: setup  ## measure, into docs/benchmarks; trainers that are set up take part; PEERS=PYTHON has TRL and Liger, TUNIX=PYTHON Tunix
 	$(BIN)/python backends/benchmarks/loss.py --out docs/benchmarks
+	$(BIN)/python backends/benchmarks/launches.py --out docs/benchmarks
 	$(BIN)/python backends/benchmarks/linear.py --out docs/benchmarks $(if $(PEERS),--peers $(PEERS))
 	$(BIN)/python backends/benchmarks/jax_loss.py --out docs/benchmarks $(if $(TUNIX),--peers $(TUNIX))
 	$(BIN)/python backends/benchmarks/jax_linear.py --out docs/benchmarks $(if $(TUNIX),--peers $(TUNIX))

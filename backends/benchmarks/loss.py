@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,10 +89,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one tiny size, to see that it runs")
     options = parser.parse_args()
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        # Trainers need this one dependency of ours, and nothing else from this environment.
-        (Path(folder) / "array_api_compat").symlink_to(Path(array_api_compat.__file__).parent)
-        peers = _peers(options.trainers, folder)
+    with peers_of(options.trainers) as peers:
         for size in QUICK if options.quick else SIZES:
             for peer in peers:
                 if not size.packed or peer is peers[0] or peer.paths[-1] in PACKS:
@@ -114,8 +112,16 @@ class Peer(NamedTuple):
     variables: dict[str, str]
 
 
+@contextlib.contextmanager
+def peers_of(names: list[str] | None) -> Iterator[list[Peer]]:
+    """Ours alone, then each trainer beside ours, as long as what they import is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Trainers need this one dependency of ours, and nothing else from this environment.
+        (Path(folder) / "array_api_compat").symlink_to(Path(array_api_compat.__file__).parent)
+        yield _peers(names, folder)
+
+
 def _peers(names: list[str] | None, folder: str) -> list[Peer]:
-    """Ours alone, then each trainer beside ours."""
     packages = [str(ROOT), str(ROOT / "backends"), str(ROOT / "conformance"), folder]
     paths = {"PYTHONPATH": os.pathsep.join(packages)}
     found = [Peer(sys.executable, OURS, "", Objective.gspo().to_dict(), {}, paths)]
@@ -147,7 +153,7 @@ def _faithful(dialect: Any, version: str) -> tuple[dict[str, Any], dict[str, Any
 def _measure(size: Size, peer: Peer, options: argparse.Namespace) -> list[Row]:
     rounds = max(5, options.rounds * min(1, 4 * 64 * 4096 // (size.batch * size.length)))
     task = {"paths": peer.paths, **size._asdict(), "rounds": rounds, "threads": options.threads}
-    found = _child(peer, task | {"objective": peer.objective, "settings": peer.settings})
+    found = child(peer, task, str(Path(__file__).with_name("loss_paths.py")))
     if "error" in found:
         raise SystemExit(f"{peer.paths} at {size}: {found['error']}")
     rows = []
@@ -171,8 +177,10 @@ def _line(row: Row) -> str:
     )
 
 
-def _child(peer: Peer, task: dict[str, Any]) -> dict[str, Any]:
-    command = [peer.python, str(Path(__file__).with_name("loss_paths.py")), json.dumps(task)]
+def child(peer: Peer, task: dict[str, Any], script: str) -> dict[str, Any]:
+    """What `script` prints of `task` on the objective of `peer`, in its environment."""
+    task = task | {"objective": peer.objective, "settings": peer.settings}
+    command = [peer.python, script, json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | peer.variables)
     if done.returncode == 0:
         return json.loads(done.stdout.strip().splitlines()[-1])

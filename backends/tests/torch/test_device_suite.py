@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch.utils import backend_registration
 
+import gspo_core
 from gspo_conformance import check
 from gspo_conformance.words import HarnessError
 
 AREAS = ("packing/*", "mask/*", "numerics/*", "aggregation/*", "distribution/*", "correction/*")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 needs_a_device = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
@@ -23,9 +25,10 @@ needs_a_device = pytest.mark.skipif(
 )
 
 
-def _elsewhere(*what: str) -> dict[str, Any]:
-    script = Path(__file__).with_name("elsewhere.py")
-    done = subprocess.run([sys.executable, str(script), *what], capture_output=True, text=True, check=False)
+def _run(script: str, *what: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *what], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -39,16 +42,18 @@ def _only_refusals(verdicts: dict[str, list[str]]) -> None:
 @needs_a_device
 @pytest.mark.parametrize(("name", "areas"), [("torch", ()), ("torch:fused", AREAS)])
 def test_conforms_on_a_device_that_is_not_the_cpu(name: str, areas: tuple[str, ...]) -> None:
-    _only_refusals(_elsewhere("conforms", name, *areas))
+    _only_refusals(_run("elsewhere.py", name, *areas))
 
 
 @needs_a_device
-def test_a_loss_on_a_device_waits_for_nothing_and_launches_little() -> None:
-    found = _elsewhere("losses")
-    assert {name: counts["reads"] for name, counts in found.items()} == dict.fromkeys(found, 0)
-    assert all(counts["gradient"] <= 12 for counts in found.values())
-    assert found["gspo padded"]["loss"] <= 105
-    assert found["gspo packed"]["loss"] <= 120
+@pytest.mark.parametrize(("packed", "launches", "moved"), [(False, 106, 5), (True, 130, 18)])
+def test_a_loss_on_a_device_waits_for_nothing_and_moves_little(packed: bool, launches: int, moved: float) -> None:
+    objective = gspo_core.Objective.gspo().to_dict()
+    task = {"paths": ["gspo_torch"], "batch": 8, "length": 512, "packed": packed, "objective": objective}
+    found = _run("launches.py", json.dumps(task))["gspo_torch"]
+    assert found["reads"] == 0
+    assert found["launches"] <= launches
+    assert found["moved"] <= moved
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -68,9 +73,10 @@ def test_no_gpu_is_said(name: str) -> None:
 
 
 def test_what_is_measured_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
     options = ["--device", "cpu", "--quick", "--rounds", "2", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu.py"), *options], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     paths = {row["path"] for row in found["losses"] + found["heads"] if "not_run" not in row}

@@ -1,11 +1,10 @@
 """A device that is not the CPU, where there is no other: PyTorch keeps its tensors apart from the host's, as it does a GPU's.
 
 Their memory is the host's, but only operations that PyTorch sends to the device reach it. An operation on tensors of
-both places is an error, as is one that takes the numbers of the device for NumPy's. `OPERATIONS` has what was sent, and
-`READS` what came back to the host: where a GPU would have to be waited for.
+both places is an error, as is one that takes the numbers of the device for NumPy's.
 
-Registering a device cannot be undone: import this in a process of its own. As a program it runs what is named and
-prints JSON: `conforms TARGET [AREA ...]` the suite, `losses` what a loss sends and reads.
+Registering a device cannot be undone: import this in a process of its own. As a program it runs the suite there and
+prints the vectors by their verdicts, as JSON: `elsewhere.py torch|torch:fused [AREA ...]`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,6 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "elsewhere"
-OPERATIONS: list[str] = []
-READS: list[str] = []
-# What launches nothing on a GPU: memory, and other views of it.
-FREE = {"empty", "empty_strided", "as_strided", "view", "expand", "alias", "resize_", "_local_scalar_dense"}
 # The kinds of device of DLPack.
 _HOST, _OTHER = 1, 12
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -56,8 +51,6 @@ def _here(value: Any) -> Any:
 
 
 def _copy(source: Tensor, target: Tensor, *_: Any) -> Tensor:
-    if target.device.type == "cpu":
-        READS.append("copy")
     _here(target).copy_(_here(source))
     return target
 
@@ -74,11 +67,8 @@ _OWN = {"_copy_from": _copy, "resize_": _resize}
 def _run(operation: Any, *args: Any, **options: Any) -> Any:
     """Any operation of PyTorch on tensors of the device, by the host's kernel."""
     name = operation._schema.name.removeprefix("aten::")
-    OPERATIONS.append(name)
     if name in _OWN:
         return _OWN[name](*args, **options)
-    if name == "_local_scalar_dense":
-        READS.append("item")
     tensors = [value for value in tree_leaves((args, options)) if isinstance(value, Tensor)]
     # An index may be the host's: PyTorch copies it.
     if name != "index" and any(tensor.device.type == "cpu" and tensor.ndim > 0 for tensor in tensors):
@@ -110,7 +100,7 @@ _LIBRARY.fallback(_run, "PrivateUse1")
 
 
 def conforms(name: str, *areas: str) -> dict[str, Any]:
-    """The verdicts of a target on the device: how many of each, and which are no pass."""
+    """The vectors by what a target on the device makes of them."""
     import gspo_torch
     from gspo_conformance import check
     from gspo_conformance.targets.core import CoreTarget
@@ -128,39 +118,8 @@ def conforms(name: str, *areas: str) -> dict[str, Any]:
     return found
 
 
-def losses() -> dict[str, Any]:
-    """For presets and layouts: what the loss launches, what its gradient launches, and what is read of either."""
-    import gspo_torch as gspo
-
-    torch.manual_seed(0)
-    mask = torch.arange(9) < torch.tensor([[9], [5], [7], [3]])
-    old_logp, advantages = -torch.rand(4, 9), torch.randn(4).to(DEVICE)
-    tokens = {
-        "padded": (old_logp.to(DEVICE), gspo.Padded(mask.to(DEVICE))),
-        "packed": (old_logp[mask].to(DEVICE), gspo.Packed(torch.tensor([0, 9, 14, 21, 24]).to(DEVICE))),
-    }
-    found = {}
-    for name in ("gspo", "gspo_token", "grpo", "dapo", "cispo"):
-        for layout, (old, sequences) in tokens.items():
-            logp = (old + 0.01).requires_grad_()
-            OPERATIONS.clear()
-            READS.clear()
-            objective = getattr(gspo.Objective, name)()
-            out = gspo.policy_loss(objective, logp=logp, old_logp=old, advantages=advantages, sequences=sequences)
-            forward = len(_launched())
-            out.loss.backward()
-            counts = {"loss": forward, "gradient": len(_launched()) - forward, "reads": len(READS)}
-            found[f"{name} {layout}"] = counts
-    return found
-
-
-def _launched() -> list[str]:
-    return [name for name in OPERATIONS if name not in FREE]
-
-
 def main() -> None:
-    what, *rest = sys.argv[1:]
-    sys.stdout.write(json.dumps({"conforms": conforms, "losses": losses}[what](*rest)))
+    sys.stdout.write(json.dumps(conforms(*sys.argv[1:])))
 
 
 if __name__ == "__main__":
