@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ Run = Callable[[], Any]
 Row = dict[str, Any]
 # Per token: two log-probabilities and a mask in, a gradient out.
 BYTES = 13
+OWN = ("gspo_torch.policy_loss", "gspo_core.policy_loss, autograd", "gspo recompute", "gspo single pass")
 
 
 class Plan(NamedTuple):
@@ -93,8 +95,13 @@ def main() -> None:
     found |= {"ceilings": ceilings(plan, clock), "losses": [], "heads": []}
     for size in plan.losses:
         found["losses"] += _shown(losses(size, clock, options))
+        _write(found, options)
     for size in plan.heads:
         found["heads"] += _shown(heads(size, plan.dtype, clock, options))
+        _write(found, options)
+
+
+def _write(found: dict[str, Any], options: argparse.Namespace) -> None:
     if options.out is not None:
         (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (options.out / "gpu.md").write_text(page(found), encoding="utf-8")
@@ -144,10 +151,16 @@ def losses(size: tuple[int, int], clock: Clock, options: argparse.Namespace) -> 
         steps["formula, compiled"] = lambda: graph(
             problem.logp, problem.old_logp, problem.advantages, problem.where["mask"]
         )
-    runs = {name: _backward(step, [problem.logp]) for name, step in steps.items()}
+    runs, named = {}, {"batch": size[0], "length": size[1]}
+    for name, step in steps.items():
+        run = _tried(name, partial(_backward, step, [problem.logp]))
+        if isinstance(run, str):
+            yield {**named, "path": name, "not_run": run}
+        else:
+            runs[name] = run
     tokens = size[0] * size[1]
     for row in _turns(runs, clock, options.rounds):
-        yield {"batch": size[0], "length": size[1], "bytes_per_second": BYTES * tokens / row["median"], **row}
+        yield {**named, "bytes_per_second": BYTES * tokens / row["median"], **row}
 
 
 def formula(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -171,20 +184,34 @@ def heads(
     for name in ("products", "naive", "naive, compiled", "gspo recompute", "gspo single pass", "liger"):
         if options.quick and name.endswith("compiled"):
             continue
-        try:
-            step, _ = linear_paths.PATHS[name.partition(",")[0]](problem)
-            step = torch.compile(step) if name.endswith("compiled") else step
-            run = _backward(step, leaves)
-            run()
+        run = _tried(name, partial(_head, name, problem, leaves))
+        if isinstance(run, str):
+            yield {**named, "path": name, "not_run": run}
+        else:
             _forget(leaves)
             peaks[name] = linear_paths.peak_of(lambda run=run: run() or 0.0, clock.device)[0]
             runs[name] = run
-        except (ImportError, torch.OutOfMemoryError) as error:
-            yield {**named, "path": name, "not_run": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
         _forget(leaves)
     work = 6 * named["batch"] * named["length"] * named["vocabulary"] * named["width"]
     for row in _turns(runs, clock, max(3, options.rounds // 4)):
         yield {**named, "peak_bytes": peaks[row["path"]], "products_per_second": work / row["median"], **row}
+
+
+def _head(name: str, problem: Any, leaves: list[Tensor]) -> Run:
+    step, _ = linear_paths.PATHS[name.partition(",")[0]](problem)
+    return _backward(torch.compile(step) if name.endswith("compiled") else step, leaves)
+
+
+def _tried(name: str, make: Callable[[], Run]) -> Run | str:
+    """A path that ran once, or why it cannot. What is ours and eager may lack memory, and nothing else."""
+    try:
+        run = make()
+        run()
+    except Exception as error:
+        if name in OWN and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return run
 
 
 def _backward(step: Run, leaves: list[Tensor]) -> Run:
@@ -241,6 +268,9 @@ def page(found: dict[str, Any]) -> str:
         "|---:|---:|---|---:|---:|---:|---:|",
     ]
     for row in found["losses"]:
+        if "not_run" in row:
+            lines.append(f"| {row['batch']} | {row['length']:,} | {row['path']} | {row['not_run']} | | | |")
+            continue
         low, high = row["quartiles"]
         lines.append(
             f"| {row['batch']} | {row['length']:,} | {row['path']} | {1e3 * row['median']:.3f} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} "
