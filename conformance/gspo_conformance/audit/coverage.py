@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def coverage_findings(trace: Trace, coverage: Coverage) -> list[Finding]:
     if coverage.gaps and not broken:
         told = f"{coverage.gaps[0]}{f', and {len(coverage.gaps) - 1} more such gaps' if len(coverage.gaps) > 1 else ''}"
         found.append(Finding("gap", "warning", "", told, "", "the loss of such a step cannot be told"))
-    found += [*_ends(trace), *_twice(coverage)]
+    found += [*_steps(trace), *_ends(trace), *_twice(coverage)]
     return found if broken else [*found, *_lost(list(coverage.lost()))]
 
 
@@ -158,6 +159,17 @@ def _broken(one: Broken) -> Finding:
         "",
         "what it held was not audited",
     )
+
+
+def _steps(trace: Trace) -> Iterator[Finding]:
+    """Steps that are not there, of a run that does not say it leaves some out; where most are missing, it does so."""
+    indices = trace.indices
+    missing = indices[-1] - indices[0] + 1 - len(indices) if indices else 0
+    if not missing or missing > len(indices) or (trace.run.get("every") or 1) > 1:
+        return
+    first = next(index + 1 for index, after in pairwise(indices) if after > index + 1)
+    more = f", nor {plural(missing - 1, 'later step')}" if missing > 1 else ""
+    yield Finding("gap", "note", "", f"step {first} was not recorded{more}", "", "what it did was not audited")
 
 
 def _twice(coverage: Coverage) -> Iterator[Finding]:

@@ -137,3 +137,15 @@ def test_what_is_missing_of_a_step_is_no_mistake_of_the_rest(cut: bool, said: di
     assert [one.rule for one in found.errors] == ["truncated-file"] * cut
     assert found.ledger.missing["step loss: micro-batches of the step are missing"] == 1
     assert found.compared >= 6 + 2
+
+
+@pytest.mark.parametrize(("run", "words"), [({}, "step 1 was not recorded, nor 1 later step"), ({"every": 2}, None)])
+def test_a_step_that_was_lost_is_told(run: dict[str, int], words: str | None, tmp_path: Path) -> None:
+    arrays = batch(4, 0)
+    loss, _ = compute(gspo.Objective.gspo(), arrays)
+    write(tmp_path, [[(arrays, {"loss": loss})]] * 6, objective="gspo", **run)
+    for step in (1, 4):
+        (tmp_path / f"{step}.safetensors").unlink()
+    found = audit_trace(tmp_path)
+    assert found.verdict == "agrees"
+    assert [one.message for one in found.findings if one.rule == "gap"] == ([words] if words else [])
