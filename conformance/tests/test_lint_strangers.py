@@ -305,3 +305,12 @@ def test_corrections_by_other_code_or_former_names_are_no_reason_to_refuse(capsy
     assert "filter" in {one["rule"] for one in record["findings"]}
     words = (f"{ACTOR}use_kl_loss=True", f"{ACTOR}kl_loss_type=low_var_kl+", "--dialect", "verl")
     assert _lint(capsys, *words)["objective"]["penalty"]["estimator"] == "k3_plus"
+
+
+def test_a_document_about_a_configuration_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hunts defaults told of a page that shows settings: its prose is no script that leaves them as they come."""
+    page = _file(
+        tmp_path, "gspo.md", "# GSPO\nIn ROLL:\n\nimportance_sampling: seq\nnum_return_sequences_in_group: 8\n"
+    )
+    assert main(["lint", page]) == 2
+    assert "no setting of roll in this document" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from ..words import UsageError
 from .bases import ABSENT
 from .configuration import source_text
 
+DOCUMENTS = (".md", ".rst", ".txt", ".html")
 # A trainer or a configuration of this family is made: what it is not told, it has by default.
 _CALL = re.compile(r"^(?!\s*class\b).*(G[RS]PO|CISPO|RLHF)\w*\(", re.M)
 
@@ -33,13 +34,21 @@ def doubted(found: Sequence[Finding], unread: Iterable[str], reading: Reading) -
 
 
 def unset(reading: Reading, unread: Iterable[str], words: Iterable[str]) -> list[Finding]:
-    """A note where nothing is set and all is a default; an error where a program reads its settings from elsewhere."""
+    """A note where nothing is set and all is a default; an error where a program reads its settings from elsewhere, and for prose."""
     if reading.given or any(counts(key, reading) for key in unread):
         return []
-    if all(word.endswith((".py", ".ipynb")) and not _CALL.search(source_text(Path(word))) for word in words):
-        raise UsageError(f"no setting of {reading.trainer} in this program: give its configuration or its command line")
+    words = list(words)
+    if all(map(_is_text, words)):
+        what = "document" if words[0].endswith(DOCUMENTS) else "program"
+        raise UsageError(f"no setting of {reading.trainer} in this {what}: give its configuration or its command line")
     told = f"nothing here sets what {reading.trainer} optimises: this is what it does by default"
     return [Finding("defaults", "note", "", told)]
+
+
+def _is_text(word: str) -> bool:
+    """Whether this is a document, or a program that makes no trainer: neither says that all is left as it comes."""
+    program = word.endswith((".py", ".ipynb"))
+    return word.endswith(DOCUMENTS) or (program and not _CALL.search(source_text(Path(word))))
 
 
 def _cause(one: Finding, keys: Sequence[str], reading: Reading) -> str:
