@@ -216,7 +216,7 @@ def test_the_little_that_a_culprit_leaves_over_is_listed() -> None:
 
     sentence = found(loss_target(loss), "surrogate/paper-*", "gradient/*")["sentence"]
     assert "`aggregation.token-mean` (GSPO-AGG-1): the loss of a response held at 3" in sentence
-    assert "29 of 30 answers, not gradient/large-advantages" in sentence
+    assert "30 of 31 answers, not gradient/large-advantages" in sentence
 
 
 def test_nobody_is_named_whom_other_answers_contradict(atlas: Atlas) -> None:

@@ -149,6 +149,18 @@ def test_formulas() -> None:
     assert formula(PAPER).startswith("L = -1/G Σ_i min(s_i A_i, clip(s_i, 1-0.0003, 1+0.0004) A_i),  s_i = exp(mean_t")
     token = {**PAPER, "ratio": "token", "aggregation": {"mode": "token_mean", "constant": 1.0}}
     assert "1/Σ|y_i| Σ_i Σ_t min(w_it A_i" in formula(token)
+    penalty = {
+        "estimator": "k2",
+        "coefficient": 0.1,
+        "importance": "sequence",
+        "aggregation": {"mode": "token_mean", "constant": 1.0},
+    }
+    assert " + 0.1·1/Σ|y_i| Σ_i Σ_t s_i·z²/2,  w_it" in formula(
+        token | {"aggregation": PAPER["aggregation"], "penalty": penalty}
+    )
+    assert formula(token | {"penalty": penalty}).endswith(
+        "+ 0.1·s_i·z²/2,  w_it = π_θ(y_it)/π_old(y_it), s_i = exp(mean_t log π_θ(y_it)/π_old(y_it)), z = log π_θ - log π_ref"
+    )
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,23 +48,41 @@ class NotComputable(Exception):
 class Exact:
     """One call, or the union of several, under the claimed objective, before its division by M.
 
-    `numerator` / `count` is the loss; `scale` / `count` bounds what rounding errors are measured against.
+    `numerator` / `count` + `apart` is the loss; `scale` / `count` + `apart_scale` bounds what rounding errors are measured against.
+    What is apart is a penalty with an M of its own.
     """
 
     numerator: float
     count: float
     scale: float
     reference: _Recount
+    apart: float = 0.0
+    apart_scale: float = 0.0
 
     def loss(self, normalizer: float | None = None) -> float:
         """L, divided by M or by another normaliser."""
         divisor = self.count if normalizer is None else normalizer
-        return self.numerator / divisor if divisor else 0.0
+        return self.numerator / divisor + self.apart if divisor else 0.0
 
     def tolerance(self, precision: float, normalizer: float | None = None) -> float:
         """How far the loss of arithmetic with unit roundoff `precision` may be off."""
         divisor = abs(self.count if normalizer is None else normalizer) or 1.0
-        return self.reference.k * precision * self.scale / divisor
+        return self.reference.k * precision * (self.scale / divisor + self.apart_scale)
+
+    def gradient(self, normalizer: float | None = None) -> NumPyArray:
+        """d L / d log π_θ."""
+        reference, (divisor, own) = self.reference, self._divisors(normalizer)
+        policy = reference.gradient(reference.policy_term()) / divisor
+        return policy + reference.gradient(reference.penalty_term()) / own
+
+    def steepest_penalty(self, normalizer: float | None = None) -> float:
+        """What the rounding of a gradient is relative to where the slopes of a penalty cancel, as those of k3 do near 0."""
+        return self.reference.steepest_penalty() / self._divisors(normalizer)[1]
+
+    def _divisors(self, normalizer: float | None) -> tuple[float, float]:
+        """Of the policy's term and of the penalty's, as `_Recount` has them."""
+        divisor = normalizer or self.count or 1.0
+        return divisor, divisor if self.reference.shares_divisor() else 1.0
 
 
 class _Recount(Reference):
@@ -77,8 +95,12 @@ class _Recount(Reference):
         self.k = K if self.lengths().max(initial=0) <= LONG else K_LONG
 
     def total(self) -> float:
-        """Σ_i ω_i Σ_t l_t."""
-        return float(stop(self.loss()))
+        """Σ_i ω_i Σ_t l_t, without a penalty that has its own M."""
+        return float(stop(self.loss() if self.shares_divisor() else self.policy_term()))
+
+    def apart(self) -> float:
+        """A penalty that has its own M."""
+        return 0.0 if self.shares_divisor() else float(stop(self.penalty_term()))
 
     def divisor(self) -> float:
         """M; 1 where the objective leaves it to the caller."""
@@ -88,17 +110,32 @@ class _Recount(Reference):
     def shares_divisor(self) -> bool:
         """Whether a penalty is divided by the M of the loss."""
         penalty, own = self.objective["penalty"], self.objective["aggregation"]
-        return penalty is not None and penalty["aggregation"] in (None, own)
+        return penalty is None or penalty["aggregation"] in (None, own)
+
+    def steepest_penalty(self) -> float:
+        """max_t β ω_i / M: how fast a token's term of the penalty moves the loss, before the slope of the estimator."""
+        penalty = self.objective["penalty"]
+        if penalty is None:
+            return 0.0
+        plain = {"estimator": "k1", "importance": None, "log_ratio_clamp": None, "value_clamp": None}
+        slopes = self.gradient(self.penalty_value(penalty | plain))
+        return penalty["coefficient"] * float(np.abs(slopes).max(initial=0.0))
 
     def magnitude(self) -> float:
         """Σ_i ω_i Σ_t |J_t| (1 + mean |d|), and the same of a penalty: what rounding is relative to."""
         drift = 2.0 + self.sequences.spread(self.mean_tokens(np.abs(stop(self.log_ratio()))))
-        aggregation, penalty = self.objective["aggregation"], self.objective["penalty"]
-        found = float(self.aggregate(np.abs(stop(self.values())) * drift, aggregation))
-        if penalty is not None:
-            values = (1.0 + np.abs(stop(self.deviation()))) * np.abs(stop(self.importance(penalty["importance"])))
-            found += penalty["coefficient"] * float(self.aggregate(values, penalty["aggregation"] or aggregation))
-        return found
+        found = float(self.aggregate(np.abs(stop(self.values())) * drift, self.objective["aggregation"]))
+        return found + (self.penalty_magnitude() if self.shares_divisor() else 0.0)
+
+    def penalty_magnitude(self) -> float:
+        """β Σ_i ω_i Σ_t (1 + |z_t|) times the importance, divided as the penalty is."""
+        penalty = self.objective["penalty"]
+        if penalty is None:
+            return 0.0
+        values = (1.0 + np.abs(stop(self.deviation()))) * np.abs(stop(self.importance(penalty["importance"])))
+        aggregation = penalty["aggregation"] or self.objective["aggregation"]
+        divisor = 1.0 if self.shares_divisor() else float(self.count(aggregation)) or 1.0
+        return penalty["coefficient"] * float(self.aggregate(values, aggregation)) / divisor
 
     def near(self, slack: float) -> NumPyArray:
         """The counted tokens whose ratio is so close to a bound that rounding may decide."""
@@ -180,7 +217,8 @@ def exact(objective: Objective, tokens: Tokens) -> Exact:
     try:
         with np.errstate(all="ignore"):
             reference = _Recount(objective, arrays)
-            return Exact(reference.total(), reference.divisor(), reference.magnitude(), reference)
+            apart = () if reference.shares_divisor() else (reference.apart(), reference.penalty_magnitude())
+            return Exact(reference.total(), reference.divisor(), reference.magnitude(), reference, *apart)
     except ValueError as error:
         raise NotComputable(str(error)) from None
 

@@ -50,13 +50,14 @@ class StepAudit:
     numerator: float = 0.0
     count: float = 0.0
     scale: float = 0.0
+    apart: float = 0.0
     reduced: float | None = None
     whole: bool = True
 
     @property
     def truth(self) -> float:
         """The loss of the union of the step's responses."""
-        return self.numerator / self.count if self.count else 0.0
+        return self.numerator / self.count + self.apart if self.count else 0.0
 
 
 def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
@@ -155,6 +156,7 @@ def _union(found: StepAudit, claim: Claim) -> None:
     given = aggregation.count == "given" or aggregation.mode == "token_sum"
     found.count = max(one.count for one in truths) if given else total(one.count for one in truths)
     found.scale = total(one.scale for one in truths)
+    found.apart = total(one.apart for one in truths)
 
 
 def _with_normalizers(found: StepAudit, claim: Claim, ledger: Ledger) -> list[Recomputed]:
@@ -249,6 +251,7 @@ def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> float | 
     worst = int(np.argmax(np.where(usable, np.abs(got - factor * want), -1.0)))
     # A gradient that arrived in fewer bits than the loss was computed in is rounded once more.
     tolerance = (64 * claim.precision + (2 * stored if stored > claim.precision else 0)) * max(factor * scale, 1e-30)
+    tolerance += 16 * claim.precision * factor * one.truth.steepest_penalty(one.normalizer)
     ledger.compare(
         Difference(
             "gradient",
@@ -278,7 +281,7 @@ def exact_gradient(one: Recomputed, precision: float) -> tuple[np.ndarray | None
     """d loss / d logp of the claim, and the tokens where rounding may decide a gate."""
     reference = one.truth.reference
     with np.errstate(all="ignore"):
-        gradient = reference.gradient(reference.loss()) / (one.normalizer or one.truth.count or 1.0)
+        gradient = one.truth.gradient(one.normalizer)
         slack = 4 * reference.k * precision
         uncertain = reference.near(slack)
     return gradient, uncertain

@@ -114,17 +114,23 @@ def _gradient_is_right(one: Recomputed, precision: float) -> bool:
     """Whether the recorded gradient is that of the claim, or of another truth."""
     want, uncertain = exact_gradient(one, precision)
     got = one.part.tokens.gradient
-    return want is not None and got is not None and _parallel(np.asarray(got, np.float64), want, ~uncertain, precision)
+    if want is None or got is None:
+        return False
+    return _parallel(np.asarray(got, np.float64), want, ~uncertain, precision, _slack(one, precision))
 
 
-def _parallel(got: NumPyArray, want: NumPyArray, usable: NumPyArray, precision: float) -> bool:
-    """Whether one is a positive multiple of the other, up to rounding, or both are 0."""
+def _slack(one: Recomputed, precision: float) -> float:
+    return 16 * precision * one.truth.steepest_penalty(one.normalizer)
+
+
+def _parallel(got: NumPyArray, want: NumPyArray, usable: NumPyArray, precision: float, slack: float) -> bool:
+    """Whether one is a positive multiple of the other, up to rounding and `slack`, or both are 0."""
     got, want = got[usable], want[usable]
     if not got.any() and not want.any():
         return True
     factor = float(got @ want / max(want @ want, 1e-300))
     return factor > 0 and bool(
-        np.abs(got - factor * want).max(initial=0.0) <= 64 * precision * factor * np.abs(want).max()
+        np.abs(got - factor * want).max(initial=0.0) <= factor * (64 * precision * np.abs(want).max() + slack)
     )
 
 
@@ -228,7 +234,7 @@ def same_direction(one: Recomputed, want: NumPyArray, precision: float) -> bool:
     _, uncertain = exact_gradient(one, precision)
     counted, usable = _counted(one), np.ones(got.size, bool)
     usable[np.flatnonzero(counted)[uncertain]] = False
-    return _parallel(got, want, usable, precision)
+    return _parallel(got, want, usable, precision, _slack(one, precision))
 
 
 def _counted(one: Recomputed) -> NumPyArray:

@@ -40,11 +40,21 @@ def formula(objective: Mapping[str, Any]) -> str:
     weights = "ρ_it " * len(objective["correction"])
     text = f"L = -{_divided(outer, constant)}{weights}{unit}"
     if objective["penalty"] and objective["penalty"]["coefficient"]:
-        text += f" + {objective['penalty']['coefficient']:g}·{ESTIMATORS[objective['penalty']['estimator']]}"
+        text += _penalty(objective)
+        importance = RATIOS.get(objective["penalty"]["importance"] or "")
+        where += f", {importance[1]}" if importance and f"{importance[0]} =" not in where else ""
         where += ", z = log π_θ - log π_ref"
     if objective["log_ratio_cap"] is not None:
         where += f", log-ratio capped at {objective['log_ratio_cap']:g}"
     return f"{text},  {where}"
+
+
+def _penalty(objective: Mapping[str, Any]) -> str:
+    """` + 0.04·s_i·(e^-z + z - 1)`; a mean of its own stands before it."""
+    penalty, own = objective["penalty"], objective["penalty"]["aggregation"]
+    mean = "" if own in (None, objective["aggregation"]) else _divided(OUTER[own["mode"]], own["constant"])
+    weight = f"{RATIOS[penalty['importance']][0]}·" if penalty["importance"] else ""
+    return f" + {penalty['coefficient']:g}·{mean}{weight}{ESTIMATORS[penalty['estimator']]}"
 
 
 def _divided(outer: str, constant: float) -> str:

@@ -149,3 +149,34 @@ def test_a_step_that_was_lost_is_told(run: dict[str, int], words: str | None, tm
     found = audit_trace(tmp_path)
     assert found.verdict == "agrees"
     assert [one.message for one in found.findings if one.rule == "gap"] == ([words] if words else [])
+
+
+@pytest.mark.parametrize("normalizer", [None, 16.0])
+@pytest.mark.parametrize("importance", [None, "sequence"])
+def test_a_kl_penalty_with_a_mean_of_its_own_agrees(importance: Any, normalizer: float | None, tmp_path: Path) -> None:
+    """Hunts a penalty that is divided by the M of the loss too, where the mean over its tokens was claimed."""
+    penalty = gspo.Penalty("k3", 0.05, importance=importance, aggregation="token_mean")
+    objective = gspo.Objective.gspo().replace(penalty=penalty)
+    arrays, more = batch(8, 0), {} if normalizer is None else {"normalizer": np.float32(normalizer)}
+    loss, metrics = compute(objective, arrays, **more)
+    given = {name: arrays[name] for name in ("logp", "old_logp", "advantages", "ref_logp")}
+    gradient = gspo.policy_gradient(objective, **given, sequences=arrays["mask"], **more)
+    fields = {"loss": loss, "metrics": metrics} | ({} if normalizer is None else {"normalizer": normalizer})
+    arrays |= {"gradient": np.asarray(gradient, np.float32)}
+    found = audit_trace(write(tmp_path, [[(arrays, fields)]], objective=objective.to_dict()))
+    assert (found.verdict, found.ledger.series["gradient"].compared) == ("agrees", 1)
+
+
+def test_the_slopes_of_a_penalty_that_all_but_cancel_are_rounded_before_they_do(tmp_path: Path) -> None:
+    """Hunts `gradient-differs` of a right run near its reference policy, where k3 alone has a gradient and it is a difference of ones."""
+    objective = gspo.Objective.gspo().replace(penalty=gspo.Penalty("k3", 0.05))
+    arrays = batch(8, 0) | {"advantages": np.zeros(8, np.float32)}
+    z = np.random.default_rng(1).normal(size=arrays["logp"].shape).astype(np.float32)
+    arrays["ref_logp"] = arrays["logp"] - np.float32(2e-4) * z
+    loss, _ = compute(objective, arrays)
+    # As autodiff has it in float32: β/|y| - β/|y| e^-z.
+    weight = np.where(arrays["mask"], np.float32(0.05 / 8) / arrays["mask"].sum(1, keepdims=True), 0).astype(np.float32)
+    slopes = weight - weight * np.exp(arrays["ref_logp"] - arrays["logp"])
+    trace = write(tmp_path, [[(arrays | {"gradient": slopes}, {"loss": loss})]], objective=objective.to_dict())
+    found = audit_trace(trace)
+    assert (found.verdict, found.ledger.series["gradient"].compared) == ("agrees", 1)

@@ -198,6 +198,21 @@ for _name, _objective in _BOTH.items():
         ),
     )
     _add(
+        f"normalizer-fraction-{_name}",
+        "A normaliser that is no whole number: 9 responses over 4 ranks whose gradients are averaged",
+        "AGG-8 DIST-1",
+        "mean-of-means",
+        lambda o=_objective: loss(
+            o,
+            padded(
+                responses("aggregation/share", [4, 1, 6, 3], [2e-4, -1e-4, 1e-4, -2e-4], spread=0.02).also(
+                    advantages=[1.0, -0.5, 0.75, 0.25]
+                )
+            ),
+            normalizer=2.25,
+        ),
+    )
+    _add(
         f"empty-response-{_name}",
         "One response without counted tokens among four: it contributes 0, and stays in the number of responses",
         "AGG-7 DATA-3",

@@ -200,6 +200,30 @@ for _level in ("token", "sequence", "geometric"):
     )
 
 
+def _away(level: str) -> Case:
+    """Log-weights from -9 to 9, which no bound holds."""
+    away = {
+        "token": [[9.0, 0.0625, -0.125], [-6.0, -7.5], [5.5], [-9.0, 3.5]],
+        "sequence": [[4.0, 3.0, 1.5], [-4.0, -3.5], [6.5], [-5.0, -4.0]],
+    }
+    source = explicit([[0.0625, -0.125, 0.0], [0.125, 0.0], [-0.0625], [0.25, -0.125]], old=-12.0)
+    source = source.tokens(behavior_logp=[[-12.0 - far for far in row] for row in away[level]])
+    return _case(
+        objective("token", clip(0.2, 0.2), correction=[correction(level, "clamp")]),
+        source.also(advantages=[1.0, -0.5, 0.75, -1.25]),
+    )
+
+
+for _level in ("token", "sequence"):
+    _add(
+        f"{_level}-away",
+        f"Weight: {_LEVELS[_level][0]}, from e^-9 to e^9, without bounds",
+        "CORR-1 CORR-2",
+        "correction-level bounds-ignored",
+        partial(_away, _level),
+    )
+
+
 def _far(advantages: Sequence[float], *corrections: dict[str, Any]) -> Case:
     """Log-weights of 100 and 120 in the first two responses: their exponentials overflow float32."""
     away = [[100.0, 0.0625, -0.125], [0.25, 120.0], [-0.125], [0.25, 0.0625]]

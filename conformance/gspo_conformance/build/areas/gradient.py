@@ -47,6 +47,8 @@ _PLAIN: dict[str, tuple[str, str, str, Responses]] = {
                      band("large", (3, 5, 2, 4), (3.0, 1.5, -2.0, 0.5), (-1.0, -0.5, 0.75, -0.25), 0.5)),
     "large-advantages": ("GRAD-1", "Advantages from 2^-10 to 512: linear in each", "zero-advantage-clipped max-for-min",
                          band("advantages", (3, 4, 2, 5), (1e-4, -1e-4, 2e-4, -2e-4), (512.0, -(2.0**-10), 0.0625, -64.0))),
+    "small-advantages": ("GRAD-1", "Advantages from 2^-27 to 2^-17: small is not 0", "zero-advantage-clipped max-for-min",
+                         band("small", (3, 4, 2, 5), (1e-4, -1e-4, 2e-4, -2e-4), (2.0**-19, -(2.0**-23), 2.0**-27, -(2.0**-17)))),
     "two-groups": ("GRAD-1 AGG-2", "Six responses of two groups of different size: each weighs 1/6", "group-count mean-of-means",
                    band("groups", (3, 5, 2, 4, 6, 1), (1e-4, -1e-4, 2e-4, -2e-4, 5e-5, -5e-5), (1.0, -1.0, 0.75, -0.25, -0.25, -0.25))),
     "single": ("GRAD-1", "One response of one token: -s A", "token-sum group-count",

@@ -76,6 +76,39 @@ for _name in ESTIMATORS:
         )
 
 
+_add(
+    "k1-far",
+    "z from -14 to 14: no bound on the log-ratio but one that was asked for",
+    "KL-1 KL-6",
+    "kl-estimator kl-sign",
+    lambda: _loss(
+        objective(penalty=penalty("k1", 0.0625)),
+        explicit([[0.0, 0.0, 0.0], [0.0, 0.0], [0.0], [0.0, 0.0]], old=-15.0)
+        .tokens(ref_logp=[[-1.0, -28.0, -15.5], [-29.0, -14.0], [-2.5], [-15.25, -26.0]])
+        .also(advantages=[0.5, -0.5, 1.0, -1.0]),
+    ),
+)
+
+
+def _near(estimator: str) -> Case:
+    """z is exact: both are multiples of 2^-21."""
+    z = np.array(
+        [[-(2.0**-10), -(2.0**-13), -(2.0**-16), -(2.0**-21), 0.0], [2.0**-20, 2.0**-17, 2.0**-14, 2.0**-11, 2.0**-9]]
+    )
+    ref = np.full_like(z, -2.0)
+    return call("kl_penalty", {"logp": ref + z, "ref_logp": ref}, "value", estimator=estimator)
+
+
+for _name in ("k1", "k2"):
+    _add(
+        f"{_name}-near-values",
+        f"{_name}: {ESTIMATORS[_name][1]}; z from 2^-21 to 2^-9",
+        ESTIMATORS[_name][0],
+        "kl-estimator",
+        partial(_near, _name),
+    )
+
+
 def _clipped(objective_: dict[str, Any]) -> Case:
     """Every response is beyond its bound: what is left of the gradient is the penalty's."""
     return _loss(objective_, batch((0.01, -0.0075, 0.0125, -0.015625), 0.05))

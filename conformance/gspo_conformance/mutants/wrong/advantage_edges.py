@@ -36,3 +36,41 @@ class EqualAlwaysZero(Reference):
     def group(self, rewards: NumPyArray, batch: NumPyArray, settings: Settings) -> NumPyArray:
         uncentred = settings["center"] == "none" and len(rewards) > 1 and self.flat(rewards)
         return np.zeros_like(rewards) if uncentred else super().group(rewards, batch, settings)
+
+
+@mutant(
+    "advantage.bounded",
+    "GSPO-ADV-1",
+    effect="the one response of a group that stands out counts as much as an ordinary one",
+)
+class Bounded(Reference):
+    """Advantages held at ±3 though nobody asked for it.
+
+    A guard that is always on; in groups of up to ten nothing reaches it.
+    """
+
+    def group(self, rewards: NumPyArray, batch: NumPyArray, settings: Settings) -> NumPyArray:
+        return np.clip(super().group(rewards, batch, settings), -3.0, 3.0)
+
+
+@mutant(
+    "advantage.narrow-groups",
+    "GSPO-ADV-5",
+    effect="prompts whose ids agree in the last 16 bits are compared with each other",
+)
+class NarrowGroups(Reference):
+    """Group ids cut to 16 bits.
+
+    Hashes of prompts, sent on as short integers.
+    """
+
+    def partition(self, groups: NumPyArray) -> list[NumPyArray]:
+        return super().partition(groups.astype(np.int16))
+
+
+@mutant("advantage.float-groups", "GSPO-ADV-5", effect="neighbouring ids above 2^24 are one group")
+class FloatGroups(Reference):
+    """Group ids held as float32, beside the rewards that they belong to."""
+
+    def partition(self, groups: NumPyArray) -> list[NumPyArray]:
+        return super().partition(groups.astype(np.float32))

@@ -106,3 +106,14 @@ class Magnitude(Reference):
 
     def unit_advantages(self, advantages: NumPyArray) -> NumPyArray:
         return super().unit_advantages(np.abs(advantages))
+
+
+@mutant("advantage.small-dropped", "GSPO-GRAD-1", effect="rewards on a small scale teach nothing")
+class SmallDropped(Reference):
+    """Advantages below 1e-5 taken for 0.
+
+    `abs(a) < 1e-5` where `a == 0` is meant: which responses learn depends on the unit of the reward.
+    """
+
+    def unit_advantages(self, advantages: NumPyArray) -> NumPyArray:
+        return super().unit_advantages(np.where(np.abs(advantages) < 1e-5, 0, advantages))

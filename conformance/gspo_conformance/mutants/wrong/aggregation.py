@@ -363,3 +363,16 @@ class AnyNormalizer(Reference):
 
     def positive(self, normalizer: float | None) -> float | None:
         return normalizer
+
+
+@mutant(
+    "aggregation.whole-normalizer",
+    "GSPO-AGG-8",
+    effect="averaged over ranks, the steps are too large or too small by up to a half",
+)
+class WholeNormalizer(Reference):
+    """The normaliser rounded to a whole number: it counts responses, it is thought."""
+
+    def positive(self, normalizer: float | None) -> float | None:
+        found = super().positive(normalizer)
+        return None if found is None else max(1.0, round(found))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import tape
 from ..registry import mutant
 from ..surrogates import Fields
 from ..tape import exp, stop, where
@@ -320,3 +321,16 @@ class NegativeOnlyByResponse(Reference):
         firsts = [self.advantages[self.sequences.tokens(i)[:1]].sum() for i in range(self.sequences.number)]
         negative = self.sequences.spread(np.asarray(firsts)) < 0
         return where(negative, weight, 1.0) if fields["negative_only"] else weight
+
+
+@mutant(
+    "correction.capped", "GSPO-CORR-1", effect="tokens that the sampler hardly ever makes weigh less than they should"
+)
+class Capped(Reference):
+    """The log-weights of tokens held within ±5, whatever bounds were asked for.
+
+    A guard against overflow that is too narrow.
+    """
+
+    def mismatch(self, fields: Fields) -> Any:
+        return tape.clip(super().mismatch(fields), -5.0, 5.0)

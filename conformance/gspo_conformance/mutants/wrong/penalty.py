@@ -352,3 +352,21 @@ class ClampOpen(Reference):
 
     def within(self, values: Any, bound: float) -> Any:
         return abs(stop(values)) < bound
+
+
+@mutant("penalty.log-ratio-capped", "GSPO-KL-8", effect="far from the reference policy nothing pulls any more")
+class LogRatioCapped(Reference):
+    """The log-ratio to the reference policy held within ±10 though nobody asked, its value left as it is."""
+
+    def estimated(self, penalty: Fields) -> Any:
+        bound = 10.0 if penalty["log_ratio_clamp"] is None else penalty["log_ratio_clamp"]
+        return super().estimated({**penalty, "log_ratio_clamp": bound})
+
+
+@mutant("penalty.dead-zone", "GSPO-KL-1", effect="a policy that drifts away slowly is held by nothing")
+class DeadZone(Reference):
+    """A log-ratio to the reference policy below 1e-3 taken for 0: noise, it is thought."""
+
+    def deviation(self) -> Any:
+        found = super().deviation()
+        return where(abs(stop(found)) < 1e-3, 0.0, found)
