@@ -15,6 +15,7 @@ from gspo_conformance.lint.rules import findings
 from gspo_conformance.lint.scalar import parse_value
 from gspo_conformance.trainers.dialect import PAPER, Reading
 from gspo_conformance.words import UsageError
+from gspo_core import Correction, Objective
 
 FAITHFUL = {
     "actor_rollout_ref.actor.policy_loss.loss_mode": "gspo",
@@ -160,6 +161,19 @@ def test_formulas() -> None:
     )
     assert formula(token | {"penalty": penalty}).endswith(
         "+ 0.1·s_i·z²/2,  w_it = π_θ(y_it)/π_old(y_it), s_i = exp(mean_t log π_θ(y_it)/π_old(y_it)), z = log π_θ - log π_ref"
+    )
+
+
+def test_a_formula_says_what_its_weights_compare() -> None:
+    cap = Correction("token", "mask", high=5.0)
+    drop = Correction("geometric", "reject", low=0.9, numerator="current", negative_only=True)
+    assert formula(Objective.gspo().replace(correction=(cap,)).to_dict()).endswith(
+        ", ρ_it = π_old(y_it)/μ(y_it), 0 outside [0, 5]"
+    )
+    both = formula(Objective.gspo().replace(correction=(cap, drop)).to_dict())
+    assert "Σ_t ρ1_it ρ2_it min(" in both
+    assert both.endswith(
+        "ρ2_it = exp(mean_t log sg[π_θ](y_it)/μ(y_it)) replaced by 1 inside and 0 outside [0.9, ∞] where A<0, else 1"
     )
 
 

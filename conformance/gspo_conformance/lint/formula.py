@@ -37,16 +37,33 @@ def formula(objective: Mapping[str, Any]) -> str:
     alike = per_response and not objective["correction"]  # all tokens of a response have the same term
     if alike and objective["aggregation"]["mode"] == "sequence_mean_token_mean":
         outer = "1/G Σ_i "
-    weights = "ρ_it " * len(objective["correction"])
-    text = f"L = -{_divided(outer, constant)}{weights}{unit}"
+    corrections = objective["correction"]
+    names = ["ρ_it"] if len(corrections) == 1 else [f"ρ{n}_it" for n in range(1, len(corrections) + 1)]
+    text = f"L = -{_divided(outer, constant)}{''.join(f'{name} ' for name in names)}{unit}"
     if objective["penalty"] and objective["penalty"]["coefficient"]:
         text += _penalty(objective)
         importance = RATIOS.get(objective["penalty"]["importance"] or "")
         where += f", {importance[1]}" if importance and f"{importance[0]} =" not in where else ""
         where += ", z = log π_θ - log π_ref"
+    where += "".join(f", {name} = {_weight(one)}" for name, one in zip(names, corrections, strict=True))
     if objective["log_ratio_cap"] is not None:
         where += f", log-ratio capped at {objective['log_ratio_cap']:g}"
     return f"{text},  {where}"
+
+
+def _weight(correction: Mapping[str, Any]) -> str:
+    """`π_old(y_it)/μ(y_it), 0 outside [0, 5]`: what a weight compares, over what, and what its bounds do."""
+    numerator = "π_old" if correction["numerator"] == "old" else "sg[π_θ]"
+    ratio = f"{numerator}(y_it)/μ(y_it)"
+    found = {"token": ratio, "sequence": f"Π_t {ratio}", "geometric": f"exp(mean_t log {ratio})"}[correction["level"]]
+    low, high = correction["low"], correction["high"]
+    if low is not None or high is not None:
+        range_ = f"[{low or 0:g}, {'∞' if high is None else f'{high:g}'}]"
+        action = {"clamp": " held in", "mask": ", 0 outside", "reject": " replaced by 1 inside and 0 outside"}[
+            correction["action"]
+        ]
+        found += f"{action} {range_}"
+    return found + (" where A<0, else 1" if correction["negative_only"] else "")
 
 
 def _penalty(objective: Mapping[str, Any]) -> str:
