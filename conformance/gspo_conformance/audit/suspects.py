@@ -116,10 +116,10 @@ def _gradient_is_right(one: Recomputed, precision: float) -> bool:
     got = one.part.tokens.gradient
     if want is None or got is None:
         return False
-    return _parallel(np.asarray(got, np.float64), want, ~uncertain, precision, _slack(one, precision))
+    return _parallel(np.asarray(got, np.float64), want, ~uncertain, precision, _penalty_slack(one, precision))
 
 
-def _slack(one: Recomputed, precision: float) -> float:
+def _penalty_slack(one: Recomputed, precision: float) -> float:
     return 16 * precision * one.truth.steepest_penalty(one.normalizer)
 
 
@@ -234,7 +234,7 @@ def same_direction(one: Recomputed, want: NumPyArray, precision: float) -> bool:
     _, uncertain = exact_gradient(one, precision)
     counted, usable = _counted(one), np.ones(got.size, bool)
     usable[np.flatnonzero(counted)[uncertain]] = False
-    return _parallel(got, want, usable, precision, _slack(one, precision))
+    return _parallel(got, want, usable, precision, _penalty_slack(one, precision))
 
 
 def _counted(one: Recomputed) -> NumPyArray:
