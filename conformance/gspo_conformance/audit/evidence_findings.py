@@ -118,7 +118,9 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
     if len(evidence.frozen) < 2 or len(evidence.frozen) <= 4 * len(evidence.moving):
         return
     told = f"every ratio is exactly 1 in {plural(len(evidence.frozen), 'later mini-batch', 'later mini-batches')} since step {evidence.frozen[0]}"
-    told += ": old_logp is the detached new policy [ratio.always-one]"
+    told += (
+        ": old_logp is the detached new policy [ratio.always-one], or no step moves the policy (a learning rate of 0)"
+    )
     costs = "the clip never acts; GSPO, GRPO and REINFORCE coincide"
     yield Finding(
         "frozen-ratio",
@@ -127,7 +129,7 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
         told,
         "GSPO-METRIC-7",
         costs,
-        "keep the old_logp of the start of the rollout",
+        "keep the old_logp of the start of the rollout; where it is kept, see what the optimiser does",
     )
 
 

@@ -24,6 +24,9 @@ def _not_finite(run: Analysis) -> list[Finding]:
     return [Finding("not-finite", "error", "logp", told, "GSPO-NUM-6")]
 
 
+_UNMOVED = ", or no step moves the policy (a learning rate of 0)"
+
+
 def _inert(run: Analysis) -> list[Finding]:
     """Ratios that are exactly 1 after the first mini-batch."""
     still = [one.index + 1 for one in run.minibatches if one.index > 0 and one.unmoved]
@@ -32,7 +35,7 @@ def _inert(run: Analysis) -> list[Finding]:
     told = f"every ratio is exactly 1 in mini-batch {', '.join(map(str, still))} too: old_logp is the current policy, not the old one"
     rows = run.finite
     once = len(np.unique(rows.step[rows.minibatch > 0])) < 2
-    told += ", or this one update changed nothing, such as the first of a warm-up" if once else ""
+    told += ", or this one update changed nothing, such as the first of a warm-up" if once else _UNMOVED
     costs = "the clip never acts, and GSPO, GRPO and REINFORCE are the same"
     return [
         Finding(
@@ -42,7 +45,7 @@ def _inert(run: Analysis) -> list[Finding]:
             told,
             "GSPO-METRIC-7",
             costs,
-            "keep old_logp from before the first mini-batch",
+            "keep old_logp from before the first mini-batch; where it is kept, see what the optimiser does",
         )
     ]
 

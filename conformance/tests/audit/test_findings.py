@@ -107,6 +107,7 @@ def test_every_ratio_one_in_later_mini_batches(tmp_path: Path) -> None:
     found = _audit(tmp_path)
     assert [one.rule for one in found.errors] == ["frozen-ratio"]
     assert "since step 1" in found.errors[0].message
+    assert "a learning rate of 0" in found.errors[0].message
 
 
 def test_a_group_that_no_loss_saw(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ PLANTED = {
     "responses": (Run(std=0.02, between=5e-3, prompts=64), "response-level-noise", "warning", "as a whole"),
     "bfloat16": (Run(drift=3e-4, dtype="bfloat16"), "rounded-logp", "error", "bfloat16"),
     "float16": (Run(drift=3e-4, dtype="float16"), "rounded-logp", "warning", "float16"),
-    "stale old": (Run(inert=True), "inert-ratio", "error", "mini-batch 2, 3, 4"),
+    "stale old": (Run(inert=True), "inert-ratio", "error", "(a learning rate of 0)"),
     "dead": (Run(drift=3e-4, objective=Objective.gspo(Clip(0.2, 0.27)).to_dict()), "dead-range", "warning", "1 %"),
     "silence": (Run(drift=5e-5, silent=0.6), "silent-groups", "warning", "equal rewards"),
     "lengths": (Run(drift=5e-5, longer_when_wrong=2.0), "length-bias", "warning", "where A < 0"),
