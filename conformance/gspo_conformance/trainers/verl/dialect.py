@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "algorithm.kl_ctrl.kl_coef": 0.001,
     ROLLOUT + "rollout_is": None,
     ROLLOUT + "rollout_is_threshold": 2.0,
+    ROLLOUT + "rollout_is_batch_normalize": False,
     ROLLOUT + "rollout_rs": None,
     ROLLOUT + "bypass_mode": False,
     **dict.fromkeys(BESIDE),
@@ -61,10 +62,14 @@ ESTIMATORS = {
     "k2": "k2",
     "low_var_kl": "k3",
     "k3": "k3",
+    "mse+": "k2",
+    "k2+": "k2",
     "k3+": "k3_plus",
     "low_var_kl+": "k3_plus",
 }
-CLAMPS = {"k3": (20.0, 10.0), "k3_plus": (20.0, 10.0)}
+CLAMPS = {"k3": (20.0, 10.0)}
+FIXED = ("sapo", "geo_mean")
+CAPS = {"gspo": 10.0, "vanilla": 20.0, "sapo": 20.0, "cispo": 20.0}
 
 
 class Verl:
@@ -94,9 +99,9 @@ class Verl:
             "ratio": ratio,
             "surrogate": surrogate,
             "aggregation": _aggregation(mode, every, version),
-            "penalty": _penalty(every),
-            "correction": _correction(every),
-            "log_ratio_cap": 10.0 if mode == "gspo" else None,
+            "penalty": _penalty(mode, every, version),
+            "correction": _correction(mode, every),
+            "log_ratio_cap": CAPS.get(mode),
         }
         reading = Reading(
             trainer=self.name,
@@ -148,35 +153,49 @@ def _surrogate(mode: str, every: Mapping[str, Any]) -> tuple[dict[str, Any], str
     raise Inexpressible(f"loss_mode {mode!r} is not an objective of this family")
 
 
+def _fixed(mode: str, version: str) -> bool:
+    """Whether the loss mode aggregates by seq-mean-token-mean, whatever `loss_agg_mode` says."""
+    return mode in FIXED or (mode == "gspo" and version == "0.9.0")
+
+
 def _aggregation(mode: str, every: Mapping[str, Any], version: str) -> dict[str, Any]:
-    fixed = mode in ("sapo", "geo_mean") or (mode == "gspo" and version == "0.9.0")
-    name = "seq-mean-token-mean" if fixed else every[ACTOR + "loss_agg_mode"]
+    if _fixed(mode, version):
+        return dict(PAPER["aggregation"])
+    name = every[ACTOR + "loss_agg_mode"]
     width = every[ACTOR + "loss_scale_factor"] or every["data.max_response_length"]
     scale = width if name == "seq-mean-token-sum-norm" else None
     return {"mode": AGGREGATIONS[name], "count": "all", "constant": float(scale or 1.0)}
 
 
-def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
+def _penalty(mode: str, every: Mapping[str, Any], version: str) -> dict[str, Any] | None:
+    """The KL term obeys `loss_agg_mode` where the loss does not."""
     if not every[ACTOR + "use_kl_loss"]:
         return None
-    estimator = ESTIMATORS[every[ACTOR + "kl_loss_type"]]
+    kind = every[ACTOR + "kl_loss_type"]
+    if kind not in ESTIMATORS:
+        raise Inexpressible(f"kl_loss_type {kind!r} of verl is not of this family")
+    estimator, own = ESTIMATORS[kind], _aggregation("", every, version)
     ratio_clamp, value_clamp = CLAMPS.get(estimator, (None, None))
     return {
         "estimator": estimator,
         "coefficient": every[ACTOR + "kl_loss_coef"],
         "importance": None,
-        "aggregation": None,
+        "aggregation": None if own == _aggregation(mode, every, version) else own,
         "log_ratio_clamp": ratio_clamp,
         "value_clamp": value_clamp,
     }
 
 
-def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A weight for the sampler: one bound holds it, `lower_upper` drops what is outside. The bypass computes none."""
-    level, bounds = every[ROLLOUT + "rollout_is"], str(every[ROLLOUT + "rollout_is_threshold"])
-    if level in (None, False) or every[ROLLOUT + "bypass_mode"]:
+def _correction(mode: str, every: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A weight for the sampler: one bound holds it, `lower_upper` drops what is outside. The bypass, or no bound, computes none."""
+    level, bounds = every[ROLLOUT + "rollout_is"], every[ROLLOUT + "rollout_is_threshold"]
+    if level in (None, False) or bounds is None or every[ROLLOUT + "bypass_mode"]:
         return []
-    low, _, high = bounds.rpartition("_")
+    if mode == "geo_mean" and level == "token":
+        raise Inexpressible(
+            "geo_mean of verl takes the geometric mean of the weights of a response, each held on its own"
+        )
+    low, _, high = str(bounds).rpartition("_")
     action, lower = ("mask", float(low)) if low else ("clamp", None)
     fixed = {"numerator": "old", "negative_only": False}
     return [{"level": level, "action": action, "low": lower, "high": float(high), **fixed}]
@@ -201,8 +220,8 @@ def _mode(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     kind, cap = surrogate["kind"], objective["log_ratio_cap"]
     if kind == "clip" and ratio in ("sequence", "gspo_token") and surrogate["dual"] is None and cap in (None, 10.0):
         return "gspo", _bounds(surrogate)
-    if cap is not None:
-        raise Inexpressible("verl caps the log-ratio of gspo at 10 and of no other loss")
+    if cap not in (None, 20.0) or (cap and kind not in ("clip", "sapo", "cispo")):
+        raise Inexpressible("verl caps the log-ratio of gspo at 10, that of a token at 20, and holds no other")
     if kind == "clip" and ratio == "token":
         return "vanilla", _bounds(surrogate) | {ACTOR + "clip_ratio_c": surrogate["dual"] or NO_DUAL}
     if kind == "sapo" and ratio == "token":
@@ -228,8 +247,7 @@ def _written_aggregation(mode: str, aggregation: Mapping[str, Any], version: str
         raise Inexpressible("verl has no token mean per group")
     if name == "token_sum" and constant != 1:
         raise Inexpressible("verl divides a token sum by nothing")
-    fixed = mode in ("sapo", "geo_mean") or (mode == "gspo" and version == "0.9.0")
-    if fixed and name != "sequence_mean_token_mean":
+    if _fixed(mode, version) and name != "sequence_mean_token_mean":
         raise Inexpressible(f"loss_mode {mode} of verl {version} aggregates by seq-mean-token-mean alone")
     if name == "sequence_mean_token_sum" and constant != 1:
         return {ACTOR + "loss_agg_mode": "seq-mean-token-sum-norm", ACTOR + "loss_scale_factor": constant}
@@ -240,8 +258,8 @@ def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
     if penalty is None:
         return {ACTOR + "use_kl_loss": False}
     estimator = penalty["estimator"]
-    clamps = (penalty["log_ratio_clamp"], penalty["value_clamp"])
-    if penalty["importance"] or penalty["aggregation"] or clamps not in ((None, None), CLAMPS.get(estimator)):
+    clamps, none = (penalty["log_ratio_clamp"], penalty["value_clamp"]), (None, None)
+    if penalty["importance"] or penalty["aggregation"] or clamps not in (none, CLAMPS.get(estimator)):
         raise Inexpressible("verl's KL term has no importance weight, no aggregation and no clamps of its own choice")
     kind = next(key for key, value in ESTIMATORS.items() if value == estimator)
     return {

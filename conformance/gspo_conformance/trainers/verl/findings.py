@@ -15,7 +15,8 @@ def dialect_findings(mode: str, every: Mapping[str, Any], given: Mapping[str, An
     found = []
     low, high = ACTOR + "clip_ratio_low", ACTOR + "clip_ratio_high"
     one = given.get(ACTOR + "clip_ratio")
-    if one is not None and not {low, high} <= set(given) and (one, one) != (every[low], every[high]):
+    sides = [one if every[key] is None else every[key] for key in (low, high)]
+    if one is not None and any(every[key] not in (one, None) for key in (low, high) if key not in given):
         found.append(
             Finding(
                 rule="clip-range-ignored",
@@ -23,7 +24,7 @@ def dialect_findings(mode: str, every: Mapping[str, Any], given: Mapping[str, An
                 key=ACTOR + "clip_ratio",
                 message=f"clip_ratio = {one:g} never reaches the loss: the two sides have defaults of their own",
                 clause="GSPO-SURR-3",
-                consequence=f"the range in force is -{every[low]:g} / +{every[high]:g}",
+                consequence=f"the range in force is -{sides[0]:g} / +{sides[1]:g}",
                 fix=f"{low}=3e-4 {high}=4e-4",
             )
         )
@@ -60,6 +61,10 @@ def _terms(every: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _sampler(every: Mapping[str, Any]) -> Iterator[Finding]:
+    if every[ROLLOUT + "rollout_is"] and every[ROLLOUT + "rollout_is_batch_normalize"]:
+        key = ROLLOUT + "rollout_is_batch_normalize"
+        told = "the weights are divided by their mean over the batch: what a response counts depends on the others"
+        yield Finding("normalised-weights", "warning", key, told, "GSPO-CORR-4", fix=f"{key}=False")
     if every[ROLLOUT + "bypass_mode"]:
         key = ROLLOUT + "bypass_mode"
         told = "the ratio is to the log-probabilities of the inference engine: what the engines differ by enters it"
