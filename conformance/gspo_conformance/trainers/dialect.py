@@ -117,6 +117,29 @@ def updates(parts: int, accumulation: int) -> int:
     return 1 if accumulation % parts == 0 else max(2, -(-parts // accumulation))
 
 
+def held_clip(low: float, high: float, bound: float | None) -> dict[str, Any]:
+    """A clip whose ratio is held at `bound` whatever the sign of the advantage: a dual clip above the range, else its upper end."""
+    if bound is None or bound >= 1 + high:
+        return {"kind": "clip", "low": low, "high": high, "dual": bound}
+    if bound < 1:
+        raise Inexpressible(f"a bound of {bound:g} on every ratio, which ends it below 1, is not of this family")
+    return {"kind": "clip", "low": low, "high": round(bound - 1, 12), "dual": 1 + high}
+
+
+def held_below(key: str, high: float, bound: float | None) -> list[Finding]:
+    """A warning where the bound that is meant as a dual clip ends the clip range."""
+    if bound is None or bound >= 1 + high:
+        return []
+    told = f"{key} = {bound:g} is inside the clip range: positive advantages are clipped there, negative ones at {1 + high:g}"
+    return [Finding("bound-inside-range", "warning", key, told, "GSPO-SURR-5", fix=f"{key} above {1 + high:g}")]
+
+
+def check_dual(surrogate: Mapping[str, Any], told: str) -> None:
+    """Refuses a dual clip inside the range where one bound holds the ratios of both signs."""
+    if surrogate["dual"] is not None and surrogate["dual"] < 1 + surrogate["high"]:
+        raise Inexpressible(f"{told} bounds positive advantages too: it has to be above the clip range")
+
+
 def cispo_range(cap: float) -> dict[str, Any]:
     """CISPO with its weight held at `cap`; one below 1 is told by `cispo_cap`."""
     return {"kind": "cispo", "low": None, "high": max(cap - 1, 0.0)}

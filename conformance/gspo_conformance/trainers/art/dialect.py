@@ -103,8 +103,10 @@ def surrogate(every: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     high = every["epsilon_high"]
     if high is None:
         high = low if ppo or given.get("epsilon_high", 0) is None else 4.0
+    if ppo and cap is not None and cap <= 1:
+        raise Inexpressible(f"with {CAP}={cap:g} no ratio is above 1")
     if ppo:
-        return {"kind": "clip", "low": low, "high": high, "dual": cap}
+        return {"kind": "clip", "low": low, "high": high if cap is None else min(high, round(cap - 1, 12)), "dual": cap}
     high = high if cap is None else min(high, cispo_range(cap)["high"])
     return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
 

@@ -25,7 +25,7 @@ def _surrogate(every: Mapping[str, Any], surrogate: Mapping[str, Any]) -> Iterat
             "two-sided-mask", "warning", "mask_prob_ratio", told, "GSPO-SURR-2", cost, "mask_prob_ratio=False"
         )
     cap = every[CAP]
-    if cap and surrogate["kind"] == "clip" and cap < 1 + surrogate["high"]:
+    if cap and surrogate["kind"] == "clip" and cap <= 1 + surrogate["high"]:
         told = (
             f"despite its name it bounds the ratio of positive advantages too: these lose their gradient above {cap:g}"
         )

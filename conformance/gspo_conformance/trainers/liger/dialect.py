@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, cispo_cap, cispo_range
+from ..dialect import (
+    PAPER,
+    Finding,
+    Inexpressible,
+    Reading,
+    check_dual,
+    cispo_cap,
+    cispo_range,
+    held_below,
+    held_clip,
+)
 from ..trl.dialect import written_aggregation, written_penalty
 
 DEFAULTS: dict[str, Any] = {
@@ -105,7 +115,7 @@ def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     if loss in ("sapo", "vespo"):
         names = SAPO if loss == "sapo" else VESPO
         return {"kind": loss, **{name: every[key] for name, key in names.items()}}
-    return {"kind": "clip", "low": every["epsilon_low"], "high": every["epsilon_high"], "dual": every["delta"]}
+    return held_clip(every["epsilon_low"], every["epsilon_high"], every["delta"])
 
 
 def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +132,8 @@ def _penalty(level: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    found = []
     loss = every["loss_type"]
+    found = [] if loss in TOKEN_ONLY else held_below("delta", every["epsilon_high"], every["delta"])
     if loss == "luspo" and (every["importance_sampling_level"] == "token" or every["beta"]):
         told = "the weighted loss is a mean over the columns of the batch, not over counted tokens: padding enters it"
         found.append(
@@ -145,6 +155,7 @@ def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     surrogate, ratio, mode = objective["surrogate"], objective["ratio"], objective["aggregation"]["mode"]
     kind, cap = surrogate["kind"], objective["log_ratio_cap"]
     if kind == "clip" and ratio in ("token", "sequence") and cap is None:
+        check_dual(surrogate, "Liger's delta")
         keys = {"epsilon_low": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
         return _written_clip(objective, keys)
     if kind == "sapo" and ratio == "token" and cap is None and mode == AGGREGATIONS[kind]:

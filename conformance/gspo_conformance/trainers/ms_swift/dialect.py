@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range, updates
+from ..dialect import (
+    PAPER,
+    Finding,
+    Inexpressible,
+    Reading,
+    asides,
+    check_dual,
+    cispo_cap,
+    cispo_range,
+    held_below,
+    held_clip,
+    updates,
+)
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -134,7 +146,7 @@ def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
         return cispo_range(high)
     if every["loss_type"] == "sapo":
         return {"kind": "sapo", "tau_pos": every["tau_pos"], "tau_neg": every["tau_neg"]}
-    return {"kind": "clip", "low": every["epsilon"], "high": high, "dual": every["delta"]}
+    return held_clip(every["epsilon"], high, every["delta"])
 
 
 def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -158,6 +170,22 @@ def _advantages(every: Mapping[str, Any]) -> dict[str, Any]:
     return {"center": center, "scale": SCALES[every["scale_rewards"]], "ddof": 1, "eps": 1e-4}
 
 
+def _beside_the_objective(every: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the weights and masks do to the KL term, and what the divisor of REINFORCE++ is the spread of."""
+    if every["beta"] and not every["kl_in_reward"]:
+        told = "it multiplies the KL term of a response or token as well as its loss"
+        for key in ("rollout_importance_sampling_mode", "off_policy_sequence_mask_delta"):
+            if every[key] is not None:
+                yield Finding("weighted-penalty", "note", key, told, "GSPO-CORR-4")
+    if every["off_policy_sequence_mask_delta"] is not None and every["loss_type"] == "bnpo":
+        told = "bnpo divides by the tokens of the responses that are kept, not by all"
+        yield Finding("masked-count", "note", "off_policy_sequence_mask_delta", told, "GSPO-AGG-7")
+    if every["advantage_estimator"] == "reinforce_plus_plus" and every["scale_rewards"] == "batch":
+        told = "the standard deviation of the batch is that of the rewards less the mean of their group"
+        cost = "where groups differ in their mean, advantages are larger than the rewards' own spread makes them"
+        yield Finding("centred-spread", "note", "advantage_estimator", told, "GSPO-ADV-7", cost)
+
+
 def _updates(every: Mapping[str, Any]) -> int | None:
     """Optimiser steps that see a generation batch, gone through `num_iterations` times; `steps_per_generation` counts micro-batches."""
     accumulation = int(every["gradient_accumulation_steps"])
@@ -170,6 +198,8 @@ def _updates(every: Mapping[str, Any]) -> int | None:
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
     high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
     found = cispo_cap(every["loss_type"], "epsilon_high", high)
+    if every["loss_type"] in CLIPPED:
+        found += held_below("delta", high, every["delta"])
     if every["kl_in_reward"] and every["beta"]:
         told = f"a KL penalty (k1, coefficient {every['beta']:g}) is taken from the rewards before they are normalised"
         found.append(Finding("kl-in-reward", "warning", "beta", told, "GSPO-REWARD-4", "", "beta: 0.0"))
@@ -187,6 +217,7 @@ def _findings(every: Mapping[str, Any]) -> list[Finding]:
                 "top_entropy_quantile: 1.0",
             )
         )
+    found += _beside_the_objective(every)
     if every["overlong_filter"]:
         told = "truncated responses contribute 0 and still count in the mean over responses"
         found.append(Finding("overlong-filter", "note", "overlong_filter", told, "GSPO-AGG-7"))
@@ -200,8 +231,7 @@ def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:
         raise Inexpressible("ms-swift counts every response, empty ones too")
     if kind == "clip":
         keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
-        if surrogate["dual"] is not None and surrogate["dual"] < 1 + surrogate["high"]:
-            raise Inexpressible("ms-swift's delta bounds positive advantages too: it has to be above the clip range")
+        check_dual(surrogate, "ms-swift's delta")
         return keys | _written_aggregation(aggregation)
     if kind == "sapo" and mode == OTHERS[kind]:
         return {"loss_type": kind, "tau_pos": surrogate["tau_pos"], "tau_neg": surrogate["tau_neg"]}

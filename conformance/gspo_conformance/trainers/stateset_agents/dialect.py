@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from ..dialect import (
+    PAPER,
+    Finding,
+    Inexpressible,
+    Reading,
+    check_dual,
+    cispo_cap,
+    cispo_range,
+    held_below,
+    held_clip,
+)
 from .findings import findings
 
 OVERRIDES = "objective_overrides."
@@ -112,7 +122,7 @@ class StateSetAgents:
             updates_per_rollout=int(every["num_iterations"]),
             settings=every,
             given=frozenset(given),
-            findings=tuple(findings(every, fields, given)),
+            findings=(*findings(every, fields, given), *_bounds(fields)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -160,14 +170,23 @@ def _fields(every: Mapping[str, Any]) -> dict[str, Any]:
 
 def _surrogate(fields: Mapping[str, Any]) -> dict[str, Any]:
     if fields["clip"] == "cispo":
-        return {"kind": "cispo", "low": None, "high": fields["is_cap"] - 1}
+        return cispo_range(fields["is_cap"])
     if fields["clip"] == "none":
         return {"kind": "unclipped"}
-    return {"kind": "clip", "low": fields["clip_low"], "high": fields["clip_high"], "dual": fields["delta"]}
+    return held_clip(fields["clip_low"], fields["clip_high"], fields["delta"])
+
+
+def _bounds(fields: Mapping[str, Any]) -> list[Finding]:
+    """What the bound of the weight, or the second bound of the ratio, does beyond its name."""
+    if fields["clip"] == "clipped":
+        return held_below(OVERRIDES + "delta", fields["clip_high"], fields["delta"])
+    return cispo_cap(str(fields["clip"]), OVERRIDES + "is_cap", fields["is_cap"])
 
 
 def _aggregation(fields: Mapping[str, Any]) -> dict[str, Any]:
     kind = fields["aggregate"]
+    if kind == "seq_sum_const" and fields["max_completion_length"] is None:
+        raise Inexpressible("StateSet Agents refuses seq_sum_const without a max_completion_length")
     constant = float(fields["max_completion_length"]) if kind == "seq_sum_const" else 1.0
     return {"mode": AGGREGATIONS[kind], "count": "all", "constant": constant}
 
@@ -176,6 +195,8 @@ def _penalty(fields: Mapping[str, Any]) -> dict[str, Any] | None:
     if fields["kl"] == "none" or not fields["kl_coef"]:
         return None
     weight = RATIOS[fields["ratio"]] if fields["kl_bias_correction"] else None
+    if weight == "gspo_token":
+        raise Inexpressible("a KL term weighted by the ratio of GSPO-token is not of this family")
     plain = {"aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
     return {"estimator": "k3", "coefficient": fields["kl_coef"], "importance": weight, **plain}
 
@@ -183,6 +204,7 @@ def _penalty(fields: Mapping[str, Any]) -> dict[str, Any] | None:
 def _written_surrogate(surrogate: Mapping[str, Any]) -> dict[str, Any]:
     kind = surrogate["kind"]
     if kind == "clip":
+        check_dual(surrogate, "delta of StateSet Agents")
         return {"clip_low": surrogate["low"], "clip_high": surrogate["high"], "delta": surrogate["dual"]}
     if kind == "cispo" and surrogate["low"] is None:
         return {"clip": "cispo", "is_cap": surrogate["high"] + 1}

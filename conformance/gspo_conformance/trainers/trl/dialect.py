@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, cispo_cap, cispo_range, updates
+from ..dialect import (
+    PAPER,
+    Finding,
+    Inexpressible,
+    Reading,
+    asides,
+    check_dual,
+    cispo_cap,
+    cispo_range,
+    held_below,
+    held_clip,
+    updates,
+)
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -118,7 +130,7 @@ def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
             "lam_neg": "vespo_lambda_neg",
         }
         return {"kind": "vespo", **{name: every[key] for name, key in names.items()}}
-    return {"kind": "clip", "low": every["epsilon"], "high": high, "dual": every["delta"]}
+    return held_clip(every["epsilon"], high, every["delta"])
 
 
 def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +178,8 @@ def _updates(every: Mapping[str, Any]) -> int:
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
     high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
     found = cispo_cap(every["loss_type"], "epsilon_high", high)
+    if every["loss_type"] in CLIPPED:
+        found += held_below("delta", high, every["delta"])
     if every["top_entropy_quantile"] < 1 and every["importance_sampling_level"] == "sequence":
         found.append(
             Finding(
@@ -190,6 +204,7 @@ def _written_surrogate(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any
     if objective["aggregation"]["count"] == "non_empty":
         raise Inexpressible("TRL counts every response, empty ones too")
     if kind == "clip" and ratio in LEVELS and cap is None:
+        check_dual(surrogate, "TRL's delta")
         keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
         if mode == "sequence_mean_token_sum" and constant == 1:
             return "luspo", keys
