@@ -40,9 +40,21 @@ _MUTANTS = (
 )
 
 
+@dataclass(frozen=True)
+class Handed:
+    """The advantages that one call of the loss was given, `[S]`, and the group and reward of each response."""
+
+    step: int
+    rank: int
+    microbatch: int
+    stored: str
+    keys: list[tuple[int, float]]
+    advantages: NumPyArray
+
+
 @dataclass
 class Rollout:
-    """The rewards, groups and advantages of the responses of one rollout, gathered from ranks and micro-batches."""
+    """The rewards, groups and advantages of the responses of one rollout, gathered from ranks and micro-batches; `handed` to which loss."""
 
     name: str
     step: int
@@ -50,6 +62,7 @@ class Rollout:
     groups: list[NumPyArray] = field(default_factory=list)
     advantages: list[NumPyArray] = field(default_factory=list)
     seen: set[tuple[Any, ...]] = field(default_factory=set)
+    handed: list[Handed] = field(default_factory=list)
     whole: bool = False
 
     def arrays(self) -> dict[str, NumPyArray]:
@@ -83,6 +96,8 @@ class Rollouts:
     def _add(self, part: Part, tokens: Tokens, whole: bool) -> None:
         key = ("step", part.step) if part.rollout is None else ("rollout", part.rollout)
         rollout = self.found.setdefault(key, Rollout(f"{key[0]} {key[1]}", part.step))
+        if not whole:
+            rollout.handed.append(_handed(part, tokens))
         if rollout.whole and not whole:
             return
         if whole and not rollout.whole:
@@ -105,6 +120,20 @@ class Rollouts:
         new = np.array([key not in seen for key in keys], bool)
         seen.update(keys)
         return {name: values[new] for name, values in arrays.items()}  # pyright: ignore
+
+
+def _handed(part: Part, tokens: Tokens) -> Handed:
+    """What a call was given; NaN where the tokens of a response do not all have one advantage, or there are none."""
+    given = np.asarray(tokens.advantages, np.float64)
+    if len(given) != tokens.number:
+        means = np.where(tokens.lengths > 0, tokens.means(given), np.nan)
+        apart = tokens.sums(np.abs(given - tokens.spread(means)) > 1e-6 * (1 + np.abs(given)))
+        given = np.where(apart > 0, np.nan, means)
+    assert tokens.groups is not None
+    assert tokens.rewards is not None
+    keys = list(zip(tokens.groups.tolist(), tokens.rewards.astype(np.float32).tolist(), strict=True))
+    stored = part.stored.get("advantages", "float32")
+    return Handed(part.step, part.rank, part.microbatch, stored, keys, given)
 
 
 def audit_advantages(rollouts: Rollouts, claim: Claim, group_size: int | None, ledger: Ledger) -> list[Rollout]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from .differences import Difference, Ledger, Series
 from .evidence import Evidence
 from .evidence_findings import evidence_findings
 from .exact import NotComputable
+from .handed import audit_handed, explain_handed
 from .rearranged import rearranged
 from .steps import Recomputed, StepAudit, audit_step
 from .suspects import Explanation, explain_gradient, explain_loss, explain_metric, from_mutant
@@ -108,12 +109,16 @@ def audit(trace: Trace, claim: Claim) -> Audit:
     for rollout in coverage.twice():
         if rollouts.found.pop(("rollout", rollout), None) is not None:
             found.ledger.miss("advantages: two rollouts under one number")
+    gathered = list(rollouts.found.values())
+    misplaced = audit_handed(gathered, claim.precision, found.ledger)
     bad = audit_advantages(rollouts, claim, trace.run.get("group_size"), found.ledger)
     found.findings = _sorted(
         [
             *coverage_findings(trace, coverage),
             *evidence_findings(evidence, claim),
-            *_differences(found, bad),
+            *_differences(
+                found, lambda: _explain_advantages(found, bad) if bad else explain_handed(misplaced, gathered)
+            ),
             *_factors(found),
             *findings_of_settings(trace.run),
         ]
@@ -151,12 +156,12 @@ def _row(audited: StepAudit) -> StepRow:
     return StepRow(step.index, step.minibatch, len(step.parts), tokens, audited.truth if whole else None, run)
 
 
-def _differences(found: Audit, bad: list[Rollout]) -> Iterator[Finding]:
+def _differences(found: Audit, of_advantages: Callable[[], list[Explanation]]) -> Iterator[Finding]:
     """One finding per cause: what one deviation explains together is told once."""
     series = {one.what: one for one in found.ledger.bad()}
     advantages, step = series.pop("advantages", None), series.pop("step loss", None)
     if advantages is not None:
-        yield _finding("advantages", [advantages], _explain_advantages(found, bad))
+        yield _finding("advantages", [advantages], of_advantages())
     if step is not None and "loss" not in series:
         yield _finding("step-loss", [step], explain_step(found.trace, found.claim, step, found.ledger.shares))
     elif step is not None:

@@ -12,18 +12,20 @@ from .advantages import DEFAULTS, Rollout, advantages, tolerances
 from .variants import Explanation
 
 COST = "responses are rewarded for what others did"
+Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
 
 
 def rearranged(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
     """What was done to the right advantages of every one of these rollouts."""
-    pairs = [_pair(one, claimed, precision) for one in rollouts]
+    yield from of_pairs([_pair(one, claimed, precision) for one in rollouts])
+
+
+def of_pairs(pairs: Sequence[Pair]) -> Iterator[Explanation]:
+    """What makes the recorded advantages of the right ones, in every pair."""
     for name, told, made in (*_orders(pairs), *_bounds(pairs), *_factors(pairs)):
         if all(_equal(got, made(want), allowed) for got, want, allowed in pairs):
             yield Explanation(name, "GSPO-ADV-1", told, COST if name == "advantage.order" else "")
             return
-
-
-Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
 
 
 def _pair(one: Rollout, claimed: Mapping[str, Any], precision: float) -> Pair:
