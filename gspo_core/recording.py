@@ -138,7 +138,10 @@ class Recorder:
                 raise ValueError(f"{name}: expected a positive integer, got {number!r}")
         self.path, self.rank, self.every, self.max_bytes = Path(path) / f"rank-{rank}", rank, every, max_bytes
         if any(self.path.glob("*.safetensors")):
-            raise FileExistsError(f"path: expected no trace of this rank yet, found one in {self.path}")
+            raise FileExistsError(
+                f"path: expected no trace of this rank yet, found one in {self.path}; "
+                "a run that is resumed records with first_step= into another folder beside it"
+            )
         self.run: dict[str, Any] = {"every": every} | {
             name: _claimed(name, value) for name, value in run.items() if value is not None
         }

@@ -330,7 +330,8 @@ def test_a_trace_of_the_same_rank_is_not_continued(tmp_path: Path) -> None:
     with Notes(tmp_path, rank=1) as recorder:
         train(recorder, 1)
     with pytest.raises(
-        FileExistsError, match=f"^path: expected no trace of this rank yet, found one in {tmp_path / 'rank-1'}"
+        FileExistsError,
+        match=f"^path: expected no trace of this rank yet, found one in {tmp_path / 'rank-1'}; .*first_step=",
     ):
         Notes(tmp_path, rank=1)
     assert Notes(tmp_path, rank=2, every=1, max_bytes=1).recording
