@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,23 @@ Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
 
 def rearranged(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
     """What was done to the right advantages of every one of these rollouts."""
-    yield from of_pairs([_pair(one, claimed, precision) for one in rollouts])
+    yield from list(_over_batch(rollouts, claimed, precision)) or of_pairs(
+        [_pair(one, claimed, precision) for one in rollouts]
+    )
+
+
+def _over_batch(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
+    """Centred by group, and scaled by the spread of that over the rollout, as REINFORCE++ with a baseline has it."""
+    centred = [_pair(one, {**claimed, "scale": "none"}, precision) for one in rollouts]
+    for ddof, eps in product((1, 0), (1e-6, 1e-8, 1e-5, 1e-4, 0.0)):
+        spreads = [want.std(ddof=ddof) + eps if len(want) > ddof else 1.0 for _, want, _ in centred]
+        if all(
+            spread and _equal(got, want / spread, allowed / min(spread, 1.0))
+            for (got, want, allowed), spread in zip(centred, spreads, strict=True)
+        ):
+            told = f"they are r minus the mean of its group, over the standard deviation of that in the whole rollout (ddof {ddof})"
+            yield Explanation("advantage.scale", "GSPO-ADV-1", told)
+            return
 
 
 def of_pairs(pairs: Sequence[Pair]) -> Iterator[Explanation]:

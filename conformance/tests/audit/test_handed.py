@@ -49,3 +49,20 @@ def test_what_the_loss_was_handed_is_held_against_the_rollout(rule: str, per_tok
     found = audit_trace(write(tmp_path, steps, objective="gspo", advantages=made, group_size=4))
     assert [one.rule for one in found.errors] == ([] if rule == "agrees" else [rule])
     assert rule == "agrees" or "since step 4" in found.errors[0].message
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_centred_by_group_and_scaled_over_the_rollout_is_named(ddof: int, tmp_path: Path) -> None:
+    """Hunts "no known deviation" said of REINFORCE++ with a baseline, whose spread is that of the centred rewards."""
+    stream, steps = np.random.default_rng(0), list[Calls]()
+    for rollout in range(3):
+        rewards, groups = stream.normal(size=16).astype(np.float32), np.arange(16) // 4
+        centred = np.asarray(gspo.group_advantages(rewards, groups, scale="none"))
+        arrays = batch(16, rollout, moved=0.0) | {"rewards": rewards, "groups": groups}
+        arrays["advantages"] = (centred / (centred.std(ddof=ddof) + 1e-6)).astype(np.float32)
+        loss, _ = compute(gspo.Objective.gspo(), arrays)
+        steps.append([(arrays, {"loss": loss, "rollout": rollout, "minibatch": 0})])
+    made = {"scale": "std", "ddof": 1, "eps": 1e-6}
+    found = audit_trace(write(tmp_path, steps, objective="gspo", advantages=made, group_size=4))
+    assert [one.rule for one in found.errors] == ["advantage.scale"]
+    assert f"in the whole rollout (ddof {ddof})" in found.errors[0].message
