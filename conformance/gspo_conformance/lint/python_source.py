@@ -102,7 +102,7 @@ def _repeated(calls: Iterable[ast.Call]) -> dict[str, int]:
     for call in filter(_is_of_algorithm, calls):
         for word in call.keywords:
             before = first.setdefault((called(call), word.arg or ""), word.value)
-            if word.arg and ast.dump(before) != ast.dump(word.value):
+            if word.arg and before is not word.value and ast.dump(before) != ast.dump(word.value):
                 found.setdefault(word.arg, before.lineno)
     return found
 
