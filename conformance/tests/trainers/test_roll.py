@@ -69,7 +69,6 @@ def test_the_dual_clip_follows_the_symmetric_range_whatever_the_other_is() -> No
         ({"reward_norm": "group"}, "mean", "std"),
         ({"reward_norm": "group", "reward_shift": True}, "mean", "none"),
         ({"reward_norm": "group", "reward_scale": True}, "mean", "std"),
-        ({"reward_norm": "batch"}, "none", "batch_std"),
         ({}, "none", "none"),
     ],
 )

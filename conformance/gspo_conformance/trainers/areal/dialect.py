@@ -103,6 +103,7 @@ class Areal:
             version=version,
             objective=objective,
             advantages=_advantages(every),
+            estimator="rewards less the mean of the batch" if _advantages(every) is None else "group",
             whiten="batch" in (_of(every, "adv_norm", "mean_level"), _of(every, "adv_norm", "std_level")),
             updates_per_rollout=_updates(every),
             settings=every,
@@ -175,15 +176,24 @@ def _correction(every: Mapping[str, Any], version: str) -> list[dict[str, Any]]:
     if not every[REJECTION]:
         return []
     level, action, low, high = (every[f"{REJECTION}.{name}"] for name in ("level", "action", "lower", "upper"))
-    return [{"level": LEVELS[level], "action": action, "low": low, "high": high, **plain}]
+    if every[f"{REJECTION}.metric"] != "ratio":
+        return [{"level": "token", "action": "clamp", "low": None, "high": None, **plain}]
+    whole = {"level": LEVELS[level], "action": action, "low": low, "high": high, **plain}
+    if level == "token" or action == "clamp" or every[f"{REJECTION}.agg"] == "mean":
+        return [whole]
+    free = {**whole, "action": "clamp", "low": None, "high": None}
+    rejected = {**whole, "level": "sequence", "action": "reject"}
+    return [free, rejected] if every[f"{REJECTION}.agg"] == "sum" else [free]
 
 
-def _advantages(every: Mapping[str, Any]) -> dict[str, Any]:
+def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
     """The normalisation of the rewards; without one they are their own advantages."""
     if not every[f"{ACTOR}reward_norm"]:
         return {"center": "none", "scale": "none"}
     names = ("mean_level", "mean_leave1out", "std_level", "std_unbiased", "eps")
     mean, others, std, unbiased, eps = (_of(every, "reward_norm", name) for name in names)
+    if mean == "batch":
+        return None
     center = ("leave_one_out" if others else "mean") if mean == "group" else "none"
     return {
         "center": center,

@@ -72,6 +72,8 @@ def _denominator(every: Mapping[str, Any], reading: Reading, sequence: bool) -> 
             "behaviour-cap", "warning", "actor.behav_imp_weight_cap", told, "GSPO-CORR-2", cost, f"{key}=false"
         )
     rejection = "actor.rejection_sampling"
+    if every.get(rejection):
+        yield from _rejected(every, rejection)
     masks = every.get(rejection) and every[f"{rejection}.action"] == "mask" and every[f"{rejection}.level"] == "token"
     if masks and sequence:
         told = "rejected tokens leave the mask before the ratio: the ratio and the advantage average over those that are kept"
@@ -79,6 +81,17 @@ def _denominator(every: Mapping[str, Any], reading: Reading, sequence: bool) -> 
         yield Finding(
             "filter", "warning", f"{rejection}.action", told, "GSPO-CORR-2", cost, f"{rejection}.level=sequence"
         )
+
+
+def _rejected(every: Mapping[str, Any], key: str) -> Iterator[Finding]:
+    """Gates on what is not the weight itself."""
+    metric, level, agg = (every[f"{key}.{name}"] for name in ("metric", "level", "agg"))
+    what = metric if level == "token" else f"the {agg} of {metric}"
+    if metric != "ratio" or (level == "sequence" and agg == "max"):
+        told = (
+            f"what differs too much from the sampler by {what} leaves the mask; the weights of the rest have no bound"
+        )
+        yield Finding("filter", "warning", f"{key}.metric", told, "GSPO-CORR-2", fix=f"{key}.metric=ratio")
 
 
 def _kl(every: Mapping[str, Any], sequence: bool) -> Iterator[Finding]:
@@ -89,6 +102,12 @@ def _kl(every: Mapping[str, Any], sequence: bool) -> Iterator[Finding]:
 
 
 def _norms(every: Mapping[str, Any]) -> Iterator[Finding]:
+    mean, others, std = (
+        every.get(f"actor.reward_norm.{name}") for name in ("mean_level", "mean_leave1out", "std_level")
+    )
+    if every["actor.reward_norm"] and std and (others or (mean, std) not in (("group", "group"), ("batch", "batch"))):
+        told = "the spread is taken about what the rewards are lessened by, not about the mean of what it is taken over"
+        yield Finding("spread-about", "note", "actor.reward_norm.std_level", told, "GSPO-ADV-2")
     for outer in ("actor.reward_norm", "actor.adv_norm"):
         levels = [every.get(f"{outer}.{name}") for name in ("mean_level", "std_level")] if every[outer] else []
         if "group" in levels and every[f"{outer}.group_size"] == 1:

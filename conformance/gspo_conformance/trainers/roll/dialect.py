@@ -72,6 +72,7 @@ AGGREGATIONS = {
 }
 RATIOS = {"token": "token", "seq": "sequence"}
 LEVELS = ("token", "geometric", "sequence")
+OVER_BATCH = ("batch", "running")
 
 
 class Roll:
@@ -114,7 +115,7 @@ class Roll:
             version=version,
             objective=objective,
             advantages=_advantages(every),
-            estimator=str(every["adv_estimator"]),
+            estimator=_estimator(every),
             whiten=bool(every["whiten_advantages"]),
             updates_per_rollout=_updates(every),
             settings=every,
@@ -180,9 +181,22 @@ def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
     estimator = every["adv_estimator"]
     if estimator not in ("grpo", "reinforce", "agentic_reinforce"):
         return None
-    mean, std = agentic.norm(every) if "ratio_type" in every else _norm(every)
+    mean, std = _norms(every)
+    if mean in OVER_BATCH:
+        return None
     scales = {"group": "std", "batch": "batch_std", "running": "batch_std", None: "none"}
     return {"center": "mean" if mean == "group" else "none", "scale": scales[std], "ddof": 1, "eps": 1e-6}
+
+
+def _estimator(every: Mapping[str, Any]) -> str:
+    """Where the advantages come from: a mean over the batch is none of a group."""
+    estimator = str(every["adv_estimator"])
+    grouped = estimator in ("grpo", "reinforce", "agentic_reinforce") and _norms(every)[0] in OVER_BATCH
+    return "rewards less the mean of the batch" if grouped else estimator
+
+
+def _norms(every: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    return agentic.norm(every) if "ratio_type" in every else _norm(every)
 
 
 def _norm(every: Mapping[str, Any]) -> tuple[str | None, str | None]:
