@@ -133,6 +133,10 @@ class Slime:
         if every["kl_coef"] and grouped:
             told = f"kl_coef = {every['kl_coef']:g} has no effect: advantages of {every['advantage_estimator']} are made of the rewards alone"
             yield Finding("kl-ignored", "error", "kl_coef", told, "GSPO-REWARD-4", fix="no --kl-coef")
+        penalty = self._penalty(every) or {"importance": None}
+        if penalty["importance"] and penalty["value_clamp"] is not None:
+            told = "the KL term is weighted by the ratio before its value is held at 10, not after"
+            yield Finding("kl-clamp", "note", "use_unbiased_kl", told, "GSPO-KL-5")
         if every["use_opsm"]:
             told = "responses with a negative advantage lose their gradient where log s_i is below the negative of opsm_delta"
             cost = f"s_i < {math.exp(-every['opsm_delta']):.6g}, inside the clip range of the paper where opsm_delta is below 3e-4"

@@ -42,10 +42,14 @@ DEFAULTS: dict[str, Any] = {
     "vespo_k_neg": 3.0,
     "vespo_lambda_neg": 2.0,
     "off_policy_mask_threshold": None,
+    "multi_objective_aggregation": "sum_then_normalize",
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
     "top_entropy_quantile": 1.0,
     "use_vllm": False,
     "vllm_importance_sampling_correction": True,
     "vllm_importance_sampling_mode": "sequence_mask",
+    "vllm_importance_sampling_cap": None,
     "vllm_importance_sampling_clip_max": 3.0,
     "vllm_importance_sampling_clip_min": None,
     "mask_truncated_completions": False,
@@ -129,7 +133,8 @@ def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
             "k_neg": "vespo_k_neg",
             "lam_neg": "vespo_lambda_neg",
         }
-        return {"kind": "vespo", **{name: every[key] for name, key in names.items()}}
+        found = {name: every[key] for name, key in names.items()}
+        return {"kind": "vespo", **found, **{name: max(found[name], 1e-4) for name in ("lam_pos", "lam_neg")}}
     return held_clip(every["epsilon"], high, every["delta"])
 
 
@@ -147,15 +152,16 @@ def _penalty(level: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if not (every["use_vllm"] and every["vllm_importance_sampling_correction"]):
+    if not (every["use_vllm"] and every["vllm_importance_sampling_correction"]) or every["loss_type"] == "vespo":
         return []
+    cap = every["vllm_importance_sampling_cap"]
     level, action = str(every["vllm_importance_sampling_mode"]).split("_")
     return [
         {
             "level": level,
             "action": {"truncate": "clamp", "mask": "mask"}[action],
             "low": every["vllm_importance_sampling_clip_min"],
-            "high": every["vllm_importance_sampling_clip_max"],
+            "high": every["vllm_importance_sampling_clip_max"] if cap is None else cap,
             "numerator": "old",
             "negative_only": False,
         }
@@ -192,10 +198,35 @@ def _findings(every: Mapping[str, Any]) -> list[Finding]:
                 "top_entropy_quantile=1.0",
             )
         )
+    elif every["top_entropy_quantile"] < 1:
+        told, key = "tokens of low entropy leave the loss, and still count in its divisor", "top_entropy_quantile"
+        found.append(Finding("entropy-mask", "warning", key, told, "GSPO-DATA-1", fix="top_entropy_quantile=1.0"))
+    if every["loss_type"] == "vespo" and every["use_vllm"] and every["vllm_importance_sampling_correction"]:
+        found.append(_corrected_vespo(str(every["vllm_importance_sampling_mode"])))
+    if every["entropy_coef"] or every["use_adaptive_entropy"]:
+        key = "entropy_coef" if every["entropy_coef"] else "use_adaptive_entropy"
+        told = "an entropy bonus where the paper has none, always a mean over the tokens of a micro-batch"
+        found.append(Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix="entropy_coef=0.0"))
+    if every["multi_objective_aggregation"] != "sum_then_normalize":
+        key = "multi_objective_aggregation"
+        told = "every reward function is normalised within its group, and their sum once more over the batch"
+        found.append(
+            Finding("normalised-twice", "warning", key, told, "GSPO-ADV-10", fix=f"{key}='sum_then_normalize'")
+        )
     if every["off_policy_mask_threshold"] is not None:
         told = "responses with a negative advantage that drifted further than the threshold are dropped"
         found.append(Finding("off-policy-mask", "note", "off_policy_mask_threshold", told, "GSPO-CORR-6"))
     return found
+
+
+def _corrected_vespo(mode: str) -> Finding:
+    """VESPO has its correction inside the kernel, and per token alone."""
+    key, fix = "vllm_importance_sampling_correction", "vllm_importance_sampling_correction=False"
+    if mode.startswith("token"):
+        told = "the weights of the sampler enter the ratio that the kernel sees, as a product over the response"
+        return Finding("denominator", "warning", key, told, "GSPO-DATA-5", fix=fix)
+    told = f"TRL refuses vespo with vllm_importance_sampling_mode={mode!r}"
+    return Finding("refused", "error", "vllm_importance_sampling_mode", told, "GSPO-CORR-7", fix=fix)
 
 
 def _written_surrogate(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

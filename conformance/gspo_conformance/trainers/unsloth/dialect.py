@@ -61,6 +61,9 @@ def _resolved(every: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _findings(asked: Mapping[str, Any], every: Mapping[str, Any]) -> Iterator[Finding]:
+    if every["beta"] and every["use_bias_correction_kl"]:
+        told = "the KL term is weighted by the ratio before it is held at 10, not after"
+        yield Finding("kl-clamp", "note", "use_bias_correction_kl", told, "GSPO-KL-5")
     if asked["epsilon_high"] is None and every["epsilon_high"] is not None:
         told = f"loss_type={every['loss_type']!r} sets epsilon_high to {every['epsilon_high']:g} where it is not given; the default loss_type does not"
         yield Finding("silent-override", "warning", "epsilon_high", told, "GSPO-SURR-3", fix="epsilon_high=4e-4")
