@@ -74,7 +74,8 @@ def test_the_weight_and_the_masks_are_written() -> None:
 )
 def test_findings_of_its_own(settings: dict[str, Any], rule: str) -> None:
     assert rule in {one.rule for one in DIALECT.read(settings, VERSION).findings}
-    assert not DIALECT.read({}, VERSION).findings
+    assert [one.rule for one in DIALECT.read({}, VERSION).findings] == ["masked-penalty"]
+    assert not DIALECT.read({"beta": 0.0}, VERSION).findings
 
 
 def test_updates_of_a_rollout() -> None:

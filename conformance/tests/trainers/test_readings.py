@@ -139,3 +139,113 @@ def test_overrides_of_stateset_agents_that_no_objective_has() -> None:
     weighted = {key + "ratio": "sequence_token", key + "kl": "k3_token", key + "kl_coef": 0.1}
     with pytest.raises(Inexpressible, match="weighted by the ratio of GSPO-token"):
         _read("stateset_agents", **weighted, **{key + "kl_bias_correction": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "settings"),
+    [
+        ("roll", "c0c0d2b1", {"adv_estimator": "reinforce", "reward_norm": "batch"}),
+        ("roll", "8eb27cc2", {"adv_estimator": "reinforce", "norm_mean_type": "batch", "norm_std_type": "batch"}),
+        ("areal", "1.0.4", {"actor.reward_norm.mean_level": "batch"}),
+        ("areal", "981e3f68", {"actor.reward_norm.eps": 1e-6}),
+    ],
+)
+def test_a_mean_over_the_batch_is_no_absent_baseline(name: str, version: str, settings: dict[str, Any]) -> None:
+    """Rewards of 1 to 12 come out with the mean 0, where they were said to be their own advantages."""
+    reading = _read(name, version, **settings)
+    assert (reading.advantages, reading.estimator) == (None, "rewards less the mean of the batch")
+
+
+def test_the_spread_of_areal_is_about_what_it_subtracts() -> None:
+    group = {"actor.reward_norm.mean_level": "group", "actor.reward_norm.std_level": "group"}
+    assert "spread-about" not in _rules("areal", **group)
+    assert "spread-about" in _rules("areal", **group | {"actor.reward_norm.mean_leave1out": True})
+    assert "spread-about" in _rules("areal", **group | {"actor.reward_norm.std_level": "batch"})
+
+
+@pytest.mark.parametrize(
+    ("gate", "forms"),
+    [
+        ({"metric": "kl_k2"}, [("token", "clamp", None, None)]),
+        ({"metric": "kl_k1", "level": "sequence"}, [("token", "clamp", None, None)]),
+        ({"level": "sequence"}, [("geometric", "mask", None, 5.0)]),
+        ({"level": "sequence", "agg": "sum"}, [("geometric", "clamp", None, None), ("sequence", "reject", None, 5.0)]),
+        ({"level": "sequence", "agg": "max"}, [("geometric", "clamp", None, None)]),
+    ],
+)
+def test_the_gate_of_areal_is_not_always_the_weight(gate: dict[str, str], forms: list[tuple[Any, ...]]) -> None:
+    """A divergence or the largest token drops responses by a number that bounds no weight."""
+    keys = {f"actor.rejection_sampling.{key}": value for key, value in gate.items()}
+    reading = _read("areal", **keys, **{"actor.use_decoupled_loss": True})
+    found = [tuple(one[key] for key in ("level", "action", "low", "high")) for one in reading.objective["correction"]]
+    assert found == forms
+    told = any(one.key.endswith("rejection_sampling.metric") for one in reading.findings)
+    assert told == (gate.get("metric", "ratio") != "ratio" or gate.get("agg") == "max")
+
+
+def test_one_threshold_of_openrlhf_is_an_upper_bound() -> None:
+    key = "algo.advantage.is_correction_"
+    (one,) = _read("openrlhf", **{key + "level": "token", key + "threshold": [2.0]}).objective["correction"]
+    assert (one["low"], one["high"]) == (None, 2.0)
+    assert "centred-only" in _rules("openrlhf", **{"algo.advantage.no_std_norm": True})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"truncated_importance_sampling_type": "tis", "use_importance_sampling_correction": True},
+        {"truncated_importance_sampling_type": "tis", "truncated_importance_sampling_ratio": 2.0},
+        {"use_cispo": True, "ratio_clip_c": 3.0},
+    ],
+)
+def test_keys_of_nemo_rl_that_it_refuses_together_are_told(settings: dict[str, Any]) -> None:
+    assert "refused" in _rules("nemo_rl", **settings)
+    assert "refused" not in _rules("nemo_rl")
+
+
+def test_what_nemo_rl_weighs_by_and_subtracts() -> None:
+    assert "kl-sampler" in _rules("nemo_rl", use_on_policy_kl_approximation=True)
+    plain = {"grpo.adv_estimator.name": "reinforce_plus_plus", "grpo.adv_estimator.minus_baseline": False}
+    assert _read("nemo_rl", **plain).advantages["center"] == "none"
+
+
+def test_what_acts_on_a_kl_term_beside_its_coefficient_is_told() -> None:
+    assert "kl-clamp" in _rules("unsloth", beta=0.1)
+    assert "kl-clamp" not in _rules("unsloth", beta=0.1, use_bias_correction_kl=False)
+    weighted = {"use_kl_loss": True, "kl_loss_coef": 0.1, "use_unbiased_kl": True}
+    for name in ("slime", "miles"):
+        assert "kl-clamp" in _rules(name, **weighted, kl_loss_type="low_var_kl")
+        assert "kl-clamp" not in _rules(name, **weighted, kl_loss_type="k3")
+
+
+def test_losses_of_trinity_rft_that_are_scaled_or_masked_or_have_a_term_more() -> None:
+    arguments = "algorithm.policy_loss_fn_args."
+    assert "loss-scale" in _rules("trinity_rft", **{"algorithm.algorithm_type": "opmd"})
+    assert "loss-scale" not in _rules("trinity_rft", **{"algorithm.algorithm_type": "opmd", arguments + "tau": 0.0})
+    cispo = {"algorithm.algorithm_type": "cispo"}
+    assert "clip-mask" in _rules("trinity_rft", **cispo, **{arguments + "enable_mask_clip": True})
+    with pytest.raises(Inexpressible, match="takes numbers"):
+        _read("trinity_rft", **cispo, **{arguments + "clip_range_low": None})
+    with pytest.raises(Inexpressible, match="regularizer 'k2'"):
+        _read("trinity_rft", **{"algorithm.algorithm_type": "rec", arguments + "regularizer": "k2"})
+
+
+def test_a_range_of_skyrl_that_reaches_below_0_has_no_lower_bound() -> None:
+    keys = {"policy_loss_type": "rollout_is", "eps_clip_low": 1.5, "eps_clip_high": 1.0}
+    weight = _read("skyrl", **{f"trainer.algorithm.{key}": value for key, value in keys.items()}).objective[
+        "correction"
+    ]
+    assert (weight[0]["low"], weight[0]["high"]) == (0.0, 2.0)
+
+
+def test_terms_of_trl_that_no_objective_shows() -> None:
+    vllm = {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate"}
+    assert _read("trl", **vllm, vllm_importance_sampling_cap=2.0).objective["correction"][0]["high"] == 2.0
+    vespo = _read("trl", **vllm, loss_type="vespo", vespo_lambda_neg=0.0)
+    assert not vespo.objective["correction"], "the kernel has it"
+    assert vespo.objective["surrogate"]["lam_neg"] == 1e-4
+    assert "denominator" in {one.rule for one in vespo.findings}
+    assert "refused" in _rules("trl", use_vllm=True, loss_type="vespo")
+    assert "entropy-bonus" in _rules("trl", entropy_coef=0.01)
+    assert "normalised-twice" in _rules("trl", multi_objective_aggregation="normalize_then_sum")
+    assert "entropy-mask" in _rules("trl", top_entropy_quantile=0.2)

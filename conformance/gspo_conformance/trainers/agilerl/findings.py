@@ -28,6 +28,10 @@ def findings(every: Mapping[str, Any], level: str) -> Iterator[Finding]:
         cost = "inside a clip range that reaches further down they lose the gradient that the paper keeps"
         fix = "off_policy_sequence_mask_threshold=None"
         yield Finding("sequence-mask", "warning", "off_policy_sequence_mask_threshold", told, "GSPO-CORR-6", cost, fix)
+    if every["beta"] and not every["use_kl_advantage_shaping"] and (bounds, threshold) != (None, None):
+        told = "tokens and responses that the masks against drift drop lose their KL term as well"
+        key = "off_policy_token_mask_bounds" if threshold is None else "off_policy_sequence_mask_threshold"
+        yield Finding("masked-penalty", "note", key, told, "GSPO-CORR-4")
     if every["use_kl_advantage_shaping"]:
         told = "the KL divergence enters the advantages, token by token"
         fix = "use_kl_advantage_shaping=False"

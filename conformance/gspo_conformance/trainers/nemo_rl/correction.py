@@ -21,7 +21,7 @@ def read_correction(own: Mapping[str, Any]) -> list[dict[str, Any]]:
     kind = own[TYPE]
     if kind is None:
         return [{"level": level, **OPEN, **PLAIN}]
-    bounds = {"low": own[LOW] or None, "high": None if math.isinf(own[HIGH]) else own[HIGH]}
+    bounds = {"low": own[LOW] or None, "high": None if own[HIGH] is None or math.isinf(own[HIGH]) else own[HIGH]}
     if kind == "seq-mask-tis":
         rejected = {"level": "geometric", "action": "reject", **bounds, **PLAIN}
         return [{"level": "token", **OPEN, **PLAIN}, rejected]

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     ESTIMATOR + "name": "grpo",
     ESTIMATOR + "normalize_rewards": None,
     ESTIMATOR + "use_leave_one_out_baseline": None,
+    ESTIMATOR + "minus_baseline": True,
     GRPO + "normalize_rewards": True,
     GRPO + "use_leave_one_out_baseline": True,
     GRPO + "advantage_clip_low": None,
@@ -142,7 +143,7 @@ def _penalty(own: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
     if every[ESTIMATOR + "name"] == "reinforce_plus_plus":
-        return {"center": "mean", "scale": "none"}
+        return {"center": "mean" if every[ESTIMATOR + "minus_baseline"] else "none", "scale": "none"}
     if every[ESTIMATOR + "name"] != "grpo":
         return None
     alone, scaled = every[ESTIMATOR + "use_leave_one_out_baseline"], every[ESTIMATOR + "normalize_rewards"]

@@ -12,6 +12,7 @@ LOSS, ESTIMATOR = "loss_fn.", "grpo.adv_estimator."
 
 def findings_of(every: Mapping[str, Any]) -> Iterator[Finding]:
     """Each point, where it holds."""
+    yield from _refused(every)
     yield from _ratio(every)
     yield from _kl(every)
     yield from _advantages(every)
@@ -20,6 +21,30 @@ def findings_of(every: Mapping[str, Any]) -> Iterator[Finding]:
         key = LOSS + "positive_example_nll_weight"
         told = f"the negative log-likelihood of responses with a positive reward is added, times {weight:g}"
         yield Finding("likelihood-term", "warning", key, told, "GSPO-SURR-1", fix=f"{key}=0")
+
+
+def _refused(every: Mapping[str, Any]) -> Iterator[Finding]:
+    """Pairs of keys with which the loss is not made."""
+    own = {key.removeprefix(LOSS): value for key, value in every.items()}
+    kind, high, low = (own[f"truncated_importance_sampling_{name}"] for name in ("type", "ratio", "ratio_min"))
+    sequence = own["sequence_level_importance_ratios"]
+    pairs = {
+        "truncated_importance_sampling_type": kind is not None
+        and (not own["use_importance_sampling_correction"] or (kind == "seq-mask-tis" and sequence)),
+        "truncated_importance_sampling_ratio": kind is not None and not high,
+        "truncated_importance_sampling_ratio_min": kind in ("icepop", "seq-mask-tis") and low is None,
+        "use_cispo": own["use_cispo"]
+        and (
+            own["disable_ppo_ratio"]
+            or own["force_on_policy_ratio"]
+            or sequence
+            or own["ratio_clip_c"] is not None
+            or not own["token_level_loss"]
+        ),
+    }
+    for key in (key for key, refused in pairs.items() if refused):
+        told = f"NeMo-RL refuses {key} = {own[key]} with the other keys that are set"
+        yield Finding("refused", "error", LOSS + key, told, consequence="the run stops when the loss is made")
 
 
 def _ratio(every: Mapping[str, Any]) -> Iterator[Finding]:
@@ -39,7 +64,11 @@ def _kl(every: Mapping[str, Any]) -> Iterator[Finding]:
     coefficient = every[LOSS + "reference_policy_kl_penalty"]
     if not coefficient:
         return
-    if not every[LOSS + "use_kl_in_reward"]:
+    if every[LOSS + "use_on_policy_kl_approximation"] and not every[LOSS + "use_kl_in_reward"]:
+        key = LOSS + "use_on_policy_kl_approximation"
+        told = "the weight of the KL term is the ratio to the sampler, not to the old policy"
+        yield Finding("kl-sampler", "note", key, told, "GSPO-KL-5")
+    elif not every[LOSS + "use_kl_in_reward"]:
         key = LOSS + "reference_policy_kl_penalty"
         told = "the gradient of the KL term has that of the sampling probability in it, as if its value were a reward"
         yield Finding("kl-score", "note", key, told, "GSPO-KL-5")

@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     KL + "init_coef": 0.01,
     KL + "estimator": "k1",
     ADVANTAGE + "estimator": "gae",
+    ADVANTAGE + "no_std_norm": False,
     ADVANTAGE + "is_correction_level": "off",
     ADVANTAGE + "is_correction_mode": "mask",
     ADVANTAGE + "is_correction_gating": "ratio",
@@ -173,7 +174,7 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     unbounded = {"level": "token", "action": "clamp", "low": None, "high": None, **plain}
     if gating != "ratio":
         return [unbounded]
-    low, high = bounds if isinstance(bounds, (list, tuple)) else (None, bounds)
+    low, high = (None, *bounds)[-2:] if isinstance(bounds, (list, tuple)) else (None, bounds)
     if level == "seq":
         return [unbounded, {"level": "geometric", "action": "reject", "low": low, "high": high, **plain}]
     return [{"level": "token", "action": {"clip": "clamp"}.get(mode, mode), "low": low, "high": high, **plain}]
@@ -223,6 +224,9 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
         key = ACTOR + "entropy_coef"
         told = f"an entropy bonus with the coefficient {every[key]:g} where the paper has none"
         found.append(Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix=f"--{key} 0"))
+    if every[ADVANTAGE + "no_std_norm"] and every[ADVANTAGE + "estimator"] in WHITENED:
+        told = "advantages are lessened by the mean over all tokens of the batch, and not divided"
+        found.append(Finding("centred-only", "note", ADVANTAGE + "no_std_norm", told, "GSPO-ADV-10"))
     if every[ADVANTAGE + "estimator"] in ALIASES:
         key = ADVANTAGE + "estimator"
         told = f"OpenRLHF has no estimator {every[key]}: {ALIASES[every[key]]} is what it calls this"

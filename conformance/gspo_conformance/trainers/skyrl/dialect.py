@@ -141,7 +141,7 @@ def _surrogate(own: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[dict[s
     if kind == "importance_sampling":
         return "token", {"kind": "unclipped"}, []
     if kind == "rollout_is":
-        weight = {"level": "token", "action": "mask", "low": 1 - low, "high": 1 + high}
+        weight = {"level": "token", "action": "mask", "low": max(0.0, 1 - low), "high": 1 + high}
         return "token", {"kind": "reinforce", "gate": None}, [weight | {"numerator": "current", "negative_only": False}]
     raise Inexpressible(f"policy_loss_type {kind!r} is not an objective of this family")
 

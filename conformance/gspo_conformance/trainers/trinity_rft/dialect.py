@@ -160,6 +160,8 @@ def _loss(loss: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         }
     if loss == "cispo":
         low = arguments["clip_range_low"]
+        if low is None or arguments["clip_range_high"] is None:
+            raise Inexpressible("cispo of Trinity-RFT takes numbers as its clip range, and stops without")
         cut = cispo_range(1 + arguments["clip_range_high"]) | {"low": low if low < 1 else None}
         return {"ratio": "token", "surrogate": cut}
     if loss == "sapo":
@@ -175,9 +177,10 @@ def _loss(loss: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _weighted(loss: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """`opmd` and `rec`: the ratio enters through a gate alone."""
     mode = arguments.get("clip_mode", "none")
-    if arguments.get("weight", "none") != "none" or mode not in ("none", "one-side", "gspo-one-side"):
+    plain = {arguments.get(name, "none") for name in ("weight", "regularizer")} == {"none"}
+    if not plain or mode not in ("none", "one-side", "gspo-one-side"):
         raise Inexpressible(
-            f"Trinity-RFT's rec with clip_mode {mode!r} and weight {arguments['weight']!r} is not of this family"
+            f"Trinity-RFT's rec with clip_mode {mode!r}, weight {arguments['weight']!r} and regularizer {arguments['regularizer']!r} is not of this family"
         )
     gate = {"low": arguments.get("epsilon_low"), "high": arguments.get("epsilon_high"), "dual": None}
     surrogate = {"kind": "reinforce", "gate": None if mode == "none" else gate}

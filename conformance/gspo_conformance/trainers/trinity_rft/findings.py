@@ -67,6 +67,15 @@ def _loss(every: Mapping[str, Any], given: Mapping[str, Any], arguments: Mapping
         yield Finding(
             "ratio-forced", "error", key, "the ratio is 1: nothing is ever clipped", "GSPO-RATIO-8", fix=f"{key}: false"
         )
+    if arguments.get("tau"):
+        told = f"the policy loss is divided by 1 + tau = {1 + arguments['tau']:g}"
+        yield Finding("loss-scale", "note", ARGUMENTS + "tau", told, "GSPO-SURR-7", fix=f"{ARGUMENTS}tau: 0")
+    if arguments.get("enable_mask_clip"):
+        key, told = (
+            ARGUMENTS + "enable_mask_clip",
+            "tokens outside a second range lose their gradient, as a clip has it",
+        )
+        yield Finding("clip-mask", "warning", key, told, "GSPO-SURR-8", fix=f"{key}: false")
     if loss == "sapo":
         told = (
             "the value of the gate weighs the log-probability: on policy that is 2/τ, where the slope of the gate is 1"
