@@ -8,7 +8,7 @@ A module that every worker imports (`VERL_USE_EXTERNAL_MODULES=mine`) wraps the 
 
 What is recorded is what verl's own function was given and what it returned, and, as the run's claim, the configuration
 that it was called with. Rewards and groups never reach it, so advantages are taken as they come; a KL term is
-added elsewhere, and not part of the claim.
+added elsewhere, and not part of the claim; with one, gradients are not recorded.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ class VerlRecorder(TorchRecorder):
             mask=mask,
             advantages=advantages if weights is None else advantages * weights,
         )
-        if self.gradient and self.recording and logp.requires_grad:
+        # What arrives at logp where verl adds a KL term behind this call is the gradient of both.
+        alone = not getattr(given.get("config"), "use_kl_loss", False)
+        if self.gradient and self.recording and logp.requires_grad and alone:
             self.watch(logp)
 
     def _claim_of_config(self, given: Mapping[str, Any], mask: Tensor) -> None:

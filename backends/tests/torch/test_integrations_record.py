@@ -90,6 +90,22 @@ def test_a_mode_that_the_loop_leaves_to_verls_function_is_that_functions(mode: s
     assert recorder.ended == "closed"
 
 
+def test_a_gradient_with_verls_kl_term_in_it_is_left_out(tmp_path: Path) -> None:
+    """Hunts `gradient-differs` of a right run: the KL term is added behind the function that is recorded."""
+    from gspo_torch.integrations.verl_record import VerlRecorder
+
+    recorder = VerlRecorder(tmp_path, trainer={"name": "verl", "settings": {}}, gradient=True)
+    loss = recorder.wrapped(lambda old, new, a, m, config=None: (new.sum(), {}))
+    for with_kl in (True, False):
+        logp = torch.zeros(2, 3, requires_grad=True)
+        config = SimpleNamespace(use_kl_loss=with_kl)
+        found, _ = loss(torch.zeros(2, 3), logp, torch.ones(2, 3), torch.ones(2, 3), config=config)
+        (found + logp.square().sum() * with_kl).backward()
+    recorder.close()
+    left, right = read_trace(tmp_path).step(0).parts
+    assert right.names - left.names == {"gradient"}
+
+
 def _trainer(**settings: Any) -> Any:
     """What the recorder asks of TRL's trainer."""
     args = SimpleNamespace(off_policy_mask_threshold=None)
