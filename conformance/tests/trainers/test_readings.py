@@ -249,3 +249,13 @@ def test_terms_of_trl_that_no_objective_shows() -> None:
     assert "entropy-bonus" in _rules("trl", entropy_coef=0.01)
     assert "normalised-twice" in _rules("trl", multi_objective_aggregation="normalize_then_sum")
     assert "entropy-mask" in _rules("trl", top_entropy_quantile=0.2)
+
+
+def test_advantages_of_trinity_rft_that_are_divided_shifted_or_not_from_a_mean() -> None:
+    given = "algorithm.advantage_fn_args."
+    rec = _read("trinity_rft", **{"algorithm.algorithm_type": "rec", given + "std_normalize": True})
+    assert (rec.advantages["scale"], rec.advantages["ddof"]) == ("std", 0)
+    opmd = {"algorithm.algorithm_type": "opmd", given + "opmd_baseline": "logavgexp"}
+    assert _read("trinity_rft", **opmd).advantages is None
+    assert "baseline-shift" in _rules("trinity_rft", **{"algorithm.algorithm_type": "asymre"})
+    assert "baseline-shift" not in _rules("trinity_rft", **{"algorithm.algorithm_type": "opmd"})

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..dialect import PAPER, Inexpressible, Reading, cispo_range
 from .findings import between_synchronisations, findings, interval
-from .functions import ADVANTAGES, ALGORITHMS, KINDS, LOSSES, MODES, UNSET
+from .functions import ADVANTAGES, ALGORITHMS, CHANGES, KINDS, LOSSES, MODES, UNSET
 
 ALGORITHM, ARGUMENTS, KL = "algorithm.", "algorithm.policy_loss_fn_args.", "algorithm.kl_loss_fn_args.kl_coef"
 DEFAULTS: dict[str, Any] = {
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "synchronizer.sync_offset": 0,
     "synchronizer.sync_style": "fixed",
     "trainer.use_dynamic_bsz": True,
-    **{f"algorithm.advantage_fn_args.{name}": value for name, value in UNSET["grpo"].items()},
+    **{f"algorithm.advantage_fn_args.{name}": value for name, value in (UNSET["grpo"] | CHANGES).items()},
 }
 CORRECTION, NO_DUAL = "algorithm.rollout_correction.", 1e9
 
@@ -205,7 +205,11 @@ def _penalty(every: Mapping[str, Any], mode: str | None) -> dict[str, Any] | Non
 
 
 def _advantages(estimator: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
-    form = ADVANTAGES.get(estimator)
+    form, given = ADVANTAGES.get(estimator), "algorithm.advantage_fn_args."
+    if estimator == "opmd" and every[given + "opmd_baseline"] != "mean":
+        return None
+    if estimator == "rec" and every[given + "std_normalize"]:
+        return {"center": "mean", "scale": "std", "ddof": 0, "eps": every[given + "epsilon"]}
     if form is None or "ddof" not in form:
         return form
     scale = "batch_std" if every["algorithm.advantage_fn_args.std_cal_level"] == "batch" else "std"

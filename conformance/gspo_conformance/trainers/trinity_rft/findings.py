@@ -111,6 +111,10 @@ def _rest(every: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Fi
         told = "one response per task, whatever the algorithm's own default: its advantage is its reward, without a baseline"
         key = "algorithm.repeat_times"
         yield Finding("group-size", "error", key, told, "GSPO-ADV-4", fix=f"{key}: 8")
+    shift = "algorithm.advantage_fn_args.baseline_shift"
+    if every["algorithm.advantage_fn"] == "asymre" and every[shift]:
+        told = f"the baseline is the mean of the group {every[shift]:+g}: advantages of a group have the mean {-every[shift]:g}"
+        yield Finding("baseline-shift", "warning", shift, told, "GSPO-ADV-1", fix=f"{shift}: 0")
     if every["algorithm.advantage_fn_args.rank_penalty"] is not None:
         key, told = (
             "algorithm.advantage_fn_args.rank_penalty",

@@ -73,6 +73,8 @@ KINDS: dict[str, tuple[str, float | None, float | None]] = {
     "low_var_kl": ("k3", 20.0, 10.0),
     "corrected_k3": ("k3", None, None),
 }
+# Arguments of the advantages of `rec`, `opmd` and `asymre`.
+CHANGES: dict[str, Any] = {"std_normalize": False, "opmd_baseline": "mean", "baseline_shift": -0.1}
 ADVANTAGES: dict[str, dict[str, Any]] = {
     "grpo": {"center": "mean", "scale": "std", "ddof": 1},
     "step_wise_grpo": {"center": "mean", "scale": "std", "ddof": 1},
