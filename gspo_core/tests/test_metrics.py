@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,14 @@ def test_a_ratio_that_is_always_one_is_reported() -> None:
     """Old log-probabilities taken from the current policy: nothing is ever clipped, and nobody notices (R5)."""
     assert _metrics(gspo.Objective.gspo(), [[0.0, 9.0]], [[1, 0]], [1.0])["ratio_is_one"] == 1.0
     assert _metrics(gspo.Objective.gspo(), [[1e-9, -1e-9]], [[1, 1]], [1.0])["ratio_is_one"] == 0.0
+
+
+@pytest.mark.parametrize("preset", [gspo.Objective.gspo, gspo.Objective.grpo])
+def test_one_token_is_a_whole_batch(preset: Callable[[gspo.Clip], gspo.Objective]) -> None:
+    found = _metrics(preset(gspo.Clip(0.1, 0.1)), [[0.2, 0.0]], [[1, 0]], [1.0])
+    assert (found["clip_fraction"], found["num_tokens"], found["effective_sample_size"]) == (1.0, 1.0, 1.0)
+    assert found["ratio_mean"] == pytest.approx(np.exp(0.2))
+    assert found["approx_kl"] == pytest.approx(np.expm1(0.2) - 0.2)
 
 
 def test_a_batch_without_a_counted_token_is_quiet() -> None:
