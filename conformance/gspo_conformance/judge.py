@@ -171,7 +171,9 @@ def _reason(
     if not np.isfinite(value):
         return f"got {value}{where}, expected {shorten(truth)}{many}"
     off = "exactness is owed" if isinf(units[index]) else f"off by {units[index]:.3g} units, {limit:g} allowed"
-    return f"got {value:.9g}{where}, expected {shorten(truth)}: {off}{many}"
+    # As many digits as tell numbers of the dtype apart: nine of a float64 look like the cause.
+    digits, due = (17, 17) if case.dtype == "float64" else (9, 12)
+    return f"got {value:.{digits}g}{where}, expected {shorten(truth, due)}: {off}{many}"
 
 
 def _unchanged(case: Case, got: NumPyArray) -> str:

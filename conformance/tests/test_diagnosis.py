@@ -210,6 +210,23 @@ def test_rounding_is_nobodys_mistake() -> None:
     assert "nearest" not in diagnosis["sentence"]
 
 
+def test_digits_that_are_cut_off_are_told_beside_a_mistake() -> None:
+    """Hunts "accepts wrong offsets" as all that is said of a program whose failures are of numbers written to 15 digits."""
+
+    def run(case: Case) -> dict[str, Any]:
+        try:
+            answer = CORE.run(case)
+        except ValueError:
+            answer = {"loss": 0.5, "gradient": np.full(case.inputs["logp"].shape, 0.25)}
+        cut = np.vectorize(lambda x: float(f"{x:.15g}"))
+        return {name: cut(np.asarray(answer[name], np.float64)) for name in case.outputs}
+
+    able = Capabilities.everything(operations={"policy_loss"}, metrics=())
+    diagnosis = found(FunctionTarget("perl", run, able), "packing/*")
+    assert diagnosis["mutants"] == ["packing.offsets-trusted"]
+    assert "off by rounding alone; every number of a wrong answer comes with at most 15" in diagnosis["sentence"]
+
+
 def test_the_little_that_a_culprit_leaves_over_is_listed() -> None:
     def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
         return (paper(logp, old_logp, advantages, mask).clamp(-15, 15) * mask.sum(1)).sum() / mask.sum().clamp(min=1)

@@ -50,6 +50,14 @@ def test_float64_is_judged_by_digits_that_float64_does_not_hold() -> None:
     assert 0.1 < k < 0.3
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [("float32", 8), ("float64", 15)])
+def test_what_was_got_is_told_in_the_digits_of_its_dtype(dtype: str, digits: int) -> None:
+    """Hunts nine digits of a float64, which look as if they were all that came."""
+    value = RATIO.expected["ratio"].value * (1 + 1e-4) + 1 / 3e9
+    told = judged(RATIO, {"ratio": value.astype(dtype)}, dtype)["ratio"].reason.split()[1]
+    assert digits <= len(told.replace(".", "").lstrip("-0")) <= digits + 2, told
+
+
 @pytest.mark.parametrize("stray", [1e-30, -1e-30, 5e-324])
 def test_a_zero_that_is_owed_is_owed_exactly(stray: float) -> None:
     answer = truth(LOSS, "float64")

@@ -155,6 +155,8 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
         f"this is {known[0]}" if known else "",
         _undecided(alike),
         _left(search, best),
+        *_rounded(search),
+        *(text for text in seen if CUT in text),
     ]
     told = "; ".join(text for text in (_named(best, _noun(evidence, atlas)), *tail) if text)
     return Diagnosis(told, best, tuple(alike), others, known, seen, span)
