@@ -102,6 +102,8 @@ def test_every_kl_of_verl_is_read_or_refused(kind: str, estimator: str) -> None:
 def test_weights_of_verl_without_a_bound_are_not_computed_and_normalised_ones_are_told() -> None:
     level = {ROLLOUT + "rollout_is": "token"}
     assert not _read("verl", **level, **{ROLLOUT + "rollout_is_threshold": None}).objective["correction"]
+    (free,) = _read("verl", **level, **{ROLLOUT + "rollout_is_threshold": "inf"}).objective["correction"]
+    assert free["high"] is None
     assert "normalised-weights" in _rules("verl", **level, **{ROLLOUT + "rollout_is_batch_normalize": True})
     with pytest.raises(Inexpressible, match="geometric mean of the weights"):
         _read("verl", **level, **{ACTOR + "policy_loss.loss_mode": "geo_mean"})
@@ -128,6 +130,23 @@ def test_weights_of_ms_swift_act_on_its_kl_term_and_reinforce_pp_divides_by_a_ce
     assert "masked-count" in _rules("ms_swift", loss_type="bnpo", off_policy_sequence_mask_delta=0.1)
     assert "centred-spread" in _rules("ms_swift", advantage_estimator="reinforce_plus_plus")
     assert "centred-spread" not in _rules("ms_swift", advantage_estimator="rloo", scale_rewards="batch")
+
+
+def test_terms_of_ms_swift_that_no_objective_shows() -> None:
+    assert "extra-term" in _rules("ms_swift", chord_sft_dataset=["mathematics"])
+    assert "extra-term" in _rules("ms_swift", sdar_loss_coef=0.1)
+    assert "advantage-weights" in _rules("ms_swift", advantage_reweight="rlsd")
+    assert not {"extra-term", "advantage-weights"} & _rules("ms_swift")
+
+
+def test_workers_of_roll_with_losses_of_their_own_are_refused_and_a_forced_ratio_is_told() -> None:
+    """ActorPGWorker never reads importance_sampling: `seq` was said to be GSPO."""
+    worker = {"actor_train.worker_cls": "roll.pipeline.rlvr.actor_pg_worker.ActorPGWorker"}
+    with pytest.raises(Inexpressible, match="importance_sampling is not read"):
+        _read("roll", importance_sampling="seq", **worker)
+    plain = {"actor_train.worker_cls": "roll.pipeline.rlvr.actor_worker.ActorWorker"}
+    assert _read("roll", importance_sampling="seq", **plain).objective["ratio"] == "sequence"
+    assert "ratio-forced" in _rules("roll", force_disable_old_logprobs_recompute=True)
 
 
 def test_overrides_of_stateset_agents_that_no_objective_has() -> None:

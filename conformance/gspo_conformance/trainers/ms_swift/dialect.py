@@ -45,6 +45,13 @@ DEFAULTS: dict[str, Any] = {
     "rollout_importance_sampling_mode": None,
     "rollout_importance_sampling_threshold": 2.0,
     "off_policy_sequence_mask_delta": None,
+    "advantage_reweight": None,
+    "chord_sft_dataset": [],
+    "sdar_loss_coef": 0.0,
+}
+EXTRAS = {
+    "chord_sft_dataset": "the loss is mixed with one on demonstrations (CHORD)",
+    "sdar_loss_coef": "a distillation term is added to the loss (SDAR)",
 }
 RATIOS = {"token": "token", "sequence": "sequence", "sequence_token": "gspo_token"}
 CLIPPED = {
@@ -217,6 +224,12 @@ def _findings(every: Mapping[str, Any]) -> list[Finding]:
                 "top_entropy_quantile: 1.0",
             )
         )
+    found += [Finding("extra-term", "warning", key, told, "GSPO-SURR-1") for key, told in EXTRAS.items() if every[key]]
+    if every["advantage_reweight"]:
+        told = (
+            f"advantages are weighted token by token ({every['advantage_reweight']}), by what a teacher thinks of them"
+        )
+        found.append(Finding("advantage-weights", "warning", "advantage_reweight", told, "GSPO-ADV-1"))
     found += _beside_the_objective(every)
     if every["overlong_filter"]:
         told = "truncated responses contribute 0 and still count in the mean over responses"

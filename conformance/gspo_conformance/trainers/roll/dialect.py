@@ -62,6 +62,7 @@ OWN: dict[str, dict[str, Any]] = {
         f"{WEIGHT}weight_type": "token",
         f"{WEIGHT}upper_bound": 1.2,
         "train_infer_correction.filters": (),
+        "force_disable_old_logprobs_recompute": False,
     },
 }
 AGGREGATIONS = {
@@ -95,6 +96,10 @@ class Roll:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise in this version; `given` holds the keys that this version reads."""
+        worker = str(settings.get("actor_train.worker_cls", ""))
+        if worker.endswith("PGWorker"):
+            told = "has losses of its own, by pg_variant, on the ratio of a token: importance_sampling is not read"
+            raise Inexpressible(f"ROLL's {worker.rpartition('.')[2]} {told}")
         agents = version == HEAD and agentic.is_agentic(settings)
         defaults = SHARED | OWN[version] | (agentic.DEFAULTS if agents else {})
         given = {key: value for key, value in settings.items() if key in defaults}

@@ -26,6 +26,10 @@ def findings(every: Mapping[str, Any], settings: Mapping[str, Any], reading: Rea
         yield Finding(
             "kl-in-reward", "warning", "add_token_level_kl", told, "GSPO-REWARD-4", cost, "add_token_level_kl: false"
         )
+    if every.get("force_disable_old_logprobs_recompute"):
+        key = "force_disable_old_logprobs_recompute"
+        told = "the old policy of a response is the policy that first sees it: with one epoch every ratio is 1"
+        yield Finding("ratio-forced", "error", key, told, "GSPO-RATIO-8", fix=f"{key}: false")
     if not every["use_kl_loss"] and every["kl_loss_coef"]:
         told = f"kl_loss_coef = {every['kl_loss_coef']:g} has no effect while use_kl_loss is false"
         yield Finding("key-ignored", "note", "kl_loss_coef", told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -198,7 +199,8 @@ def _correction(mode: str, every: Mapping[str, Any]) -> list[dict[str, Any]]:
     low, _, high = str(bounds).rpartition("_")
     action, lower = ("mask", float(low)) if low else ("clamp", None)
     fixed = {"numerator": "old", "negative_only": False}
-    return [{"level": level, "action": action, "low": lower, "high": float(high), **fixed}]
+    upper = None if math.isinf(float(high)) else float(high)
+    return [{"level": level, "action": action, "low": lower, "high": upper, **fixed}]
 
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
