@@ -140,10 +140,11 @@ def test_terms_of_ms_swift_that_no_objective_shows() -> None:
 
 
 def test_workers_of_roll_with_losses_of_their_own_are_refused_and_a_forced_ratio_is_told() -> None:
-    """ActorPGWorker never reads importance_sampling: `seq` was said to be GSPO."""
-    worker = {"actor_train.worker_cls": "roll.pipeline.rlvr.actor_pg_worker.ActorPGWorker"}
-    with pytest.raises(Inexpressible, match="importance_sampling is not read"):
-        _read("roll", importance_sampling="seq", **worker)
+    """They never read importance_sampling: `seq` was said to be GSPO."""
+    for name in ("rlvr.actor_pg_worker.ActorPGWorker", "agentic.agentic_actor_pg_worker.ActorWorker"):
+        worker = {"actor_train.worker_cls": f"roll.pipeline.{name}"}
+        with pytest.raises(Inexpressible, match="importance_sampling is not read"):
+            _read("roll", importance_sampling="seq", **worker)
     plain = {"actor_train.worker_cls": "roll.pipeline.rlvr.actor_worker.ActorWorker"}
     assert _read("roll", importance_sampling="seq", **plain).objective["ratio"] == "sequence"
     assert "ratio-forced" in _rules("roll", force_disable_old_logprobs_recompute=True)

@@ -97,9 +97,8 @@ class Roll:
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise in this version; `given` holds the keys that this version reads."""
         worker = str(settings.get("actor_train.worker_cls", ""))
-        if worker.endswith("PGWorker"):
-            told = "has losses of its own, by pg_variant, on the ratio of a token: importance_sampling is not read"
-            raise Inexpressible(f"ROLL's {worker.rpartition('.')[2]} {told}")
+        if "_pg_worker." in worker:
+            raise Inexpressible(f"{worker} has losses of its own, by pg_variant: importance_sampling is not read")
         agents = version == HEAD and agentic.is_agentic(settings)
         defaults = SHARED | OWN[version] | (agentic.DEFAULTS if agents else {})
         given = {key: value for key, value in settings.items() if key in defaults}
