@@ -238,6 +238,11 @@ def test_what_acts_on_a_kl_term_beside_its_coefficient_is_told() -> None:
         assert "kl-clamp" not in _rules(name, **weighted, kl_loss_type="k3")
 
 
+@pytest.mark.parametrize("name", ["slime", "miles"])
+def test_code_in_the_place_of_the_normalisation_of_rewards_is_told(name: str) -> None:
+    assert "custom-code" in _rules(name, custom_reward_post_process_path="mine.rewards.shape")
+
+
 def test_losses_of_trinity_rft_that_are_scaled_or_masked_or_have_a_term_more() -> None:
     arguments = "algorithm.policy_loss_fn_args."
     assert "loss-scale" in _rules("trinity_rft", **{"algorithm.algorithm_type": "opmd"})

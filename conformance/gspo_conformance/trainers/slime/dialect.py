@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "disable_rewards_normalization": False,
     "loss_type": "policy_loss",
     "custom_loss_function_path": None,
+    "custom_reward_post_process_path": None,
     "custom_advantage_function_path": None,
     "custom_pg_loss_reducer_function_path": None,
     "n_samples_per_prompt": 1,
@@ -43,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
 ICEPOP = "slime.backends.megatron_utils.loss.icepop_function"
 CUSTOM = (
     "custom_loss_function_path",
+    "custom_reward_post_process_path",
     "custom_advantage_function_path",
     "custom_pg_loss_reducer_function_path",
     "custom_tis_function_path",
