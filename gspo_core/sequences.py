@@ -62,7 +62,8 @@ class Layout:
 
     def count(self, flags: Array, dtype: Any) -> Array:
         """How many counted tokens have a flag, 0-d."""
-        found = self.xp.count_nonzero(flags & self.counted)
+        # Without an axis, older versions of array-api-compat return a plain number.
+        found = self.xp.count_nonzero(flags & self.counted, axis=tuple(range(self.counted.ndim)))
         return self.backend.all_reduce_sum(self.xp.astype(found, dtype), self.context)
 
     def lengths(self, dtype: Any) -> Array:
