@@ -182,7 +182,7 @@ def _load(root: str) -> Backend:
 
     for entry in entry_points(group=_ENTRY_POINT_GROUP):
         if entry.name == root:
-            return entry.load()
+            return _checked(root, entry.load())
     if root in _NEEDS_AN_ENTRY:
         raise ImportError(
             f"{root}: expected a backend in the entry-point group {_ENTRY_POINT_GROUP!r}, found none; "
@@ -193,7 +193,13 @@ def _load(root: str) -> Backend:
 
 def register_backend(root: str, backend: Backend) -> None:
     """Makes `backend` the one for arrays of the root module `root`; a package that is imported anyway needs no entry."""
-    _BACKENDS[root] = backend
+    _BACKENDS[root] = _checked(root, backend)
+
+
+def _checked(root: str, backend: Any) -> Backend:
+    if not isinstance(backend, Backend):
+        raise TypeError(f"{root}: expected an instance of gspo_core.Backend, got {backend!r}")
+    return backend
 
 
 def backend_of(array: Array) -> Backend:

@@ -296,6 +296,18 @@ def test_a_framework_without_autodiff_needs_no_entry_and_one_with_it_does(monkey
         assert backend_of(_array_of(module)) is mine
 
 
+@pytest.mark.parametrize("given", [Backend, None, "backend"])
+def test_what_is_no_backend_is_refused_where_it_is_named(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hunts the class in place of an instance, told by a method that misses an argument."""
+    told = "^mine: expected an instance of gspo_core.Backend, got "
+    with pytest.raises(TypeError, match=told):
+        register_backend("mine", given)
+    entry = SimpleNamespace(name="mine", load=lambda: given)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: (entry,))
+    with pytest.raises(TypeError, match=told):
+        backend_of(_array_of("mine.arrays"))
+
+
 # The fallback's arithmetic
 
 
