@@ -110,6 +110,11 @@ _add(
 )
 
 
+def _normalised(objective_: dict[str, Any], part: str, normalizer: float) -> Case:
+    source = responses(f"aggregation/{part}", [4, 1, 6, 3], [2e-4, -1e-4, 1e-4, -2e-4], spread=0.02)
+    return loss(objective_, padded(source.also(advantages=[1.0, -0.5, 0.75, 0.25])), normalizer=normalizer)
+
+
 def _lengths(objective_: dict[str, Any], lengths: Sequence[int], advantages: Sequence[float], **layout: Any) -> Case:
     means = [1.5e-4, -1e-4, 5e-5, -2e-4, 2.5e-4][: len(lengths)]
     source = responses("aggregation/lengths", lengths, means, spread=0.02).also(advantages=advantages)
@@ -182,36 +187,22 @@ for _name, _objective in _BOTH.items():
         "token-mean token-sum padded-divisor group-count",
         partial(_lengths, _objective, (2, 9, 5, 1), (1.0, 0.5, 1.5, 0.25)),
     )
-    _add(
-        f"normalizer-{_name}",
-        "A micro-batch of 4 of the 8 responses of a step: the normaliser is 8",
-        "AGG-8 DIST-1",
-        "mean-of-means",
-        lambda o=_objective: loss(
-            o,
-            padded(
-                responses("aggregation/part", [4, 1, 6, 3], [2e-4, -1e-4, 1e-4, -2e-4], spread=0.02).also(
-                    advantages=[1.0, -0.5, 0.75, 0.25]
-                )
-            ),
-            normalizer=8.0,
+    for _slug, _title, _part, _normalizer in (
+        ("", "A micro-batch of 4 of the 8 responses of a step: the normaliser is 8", "part", 8.0),
+        (
+            "fraction-",
+            "A normaliser that is no whole number: 9 responses over 4 ranks whose gradients are averaged",
+            "share",
+            2.25,
         ),
-    )
-    _add(
-        f"normalizer-fraction-{_name}",
-        "A normaliser that is no whole number: 9 responses over 4 ranks whose gradients are averaged",
-        "AGG-8 DIST-1",
-        "mean-of-means",
-        lambda o=_objective: loss(
-            o,
-            padded(
-                responses("aggregation/share", [4, 1, 6, 3], [2e-4, -1e-4, 1e-4, -2e-4], spread=0.02).also(
-                    advantages=[1.0, -0.5, 0.75, 0.25]
-                )
-            ),
-            normalizer=2.25,
-        ),
-    )
+    ):
+        _add(
+            f"normalizer-{_slug}{_name}",
+            _title,
+            "AGG-8 DIST-1",
+            "mean-of-means",
+            partial(_normalised, _objective, _part, _normalizer),
+        )
     _add(
         f"empty-response-{_name}",
         "One response without counted tokens among four: it contributes 0, and stays in the number of responses",
