@@ -146,6 +146,12 @@ def test_each_rule(changes: dict[str, Any], rule: str, severity: str) -> None:
     assert not _rules(_reading(), severity)
 
 
+def test_advantages_that_a_dialect_leaves_out_are_not_called_wrong() -> None:
+    """Hunts "the advantages come from group, not from the rewards of a group"."""
+    assert "advantages" not in _rules(_reading(advantages=None), "error")
+    assert "advantages" in _rules(_reading(advantages=None, estimator="gae"), "error")
+
+
 def test_formulas() -> None:
     assert formula(PAPER).startswith("L = -1/G Σ_i min(s_i A_i, clip(s_i, 1-0.0003, 1+0.0004) A_i),  s_i = exp(mean_t")
     token = {**PAPER, "ratio": "token", "aggregation": {"mode": "token_mean", "constant": 1.0}}

@@ -175,7 +175,7 @@ def _cap(reading: Reading) -> Iterator[Finding]:
 def _advantages(reading: Reading) -> Iterator[Finding]:
     advantages = reading.advantages
     if advantages is None:
-        if reading.estimator != "unknown":
+        if reading.estimator not in ("unknown", "group"):
             message = f"the advantages come from {reading.estimator}, not from the rewards of a group of responses"
             yield Finding("advantages", "error", "", message, "GSPO-ADV-1", "", _fix(reading, "advantages"))
         return
