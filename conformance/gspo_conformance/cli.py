@@ -73,8 +73,8 @@ def _run(name: str, words: list[str]) -> int:
         description=command.__doc__ or summary,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_arguments(parser)
     try:
+        command.add_arguments(parser)
         parse = parser.parse_intermixed_args if getattr(command, "INTERMIXED", False) else parser.parse_args
         return command.run(parse(words))
     except UsageError as error:

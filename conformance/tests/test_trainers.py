@@ -209,6 +209,33 @@ def test_only_the_suite_is_on_the_path_of_an_environment(tmp_path: Path, monkeyp
     assert done.stdout.strip() == "[True, True, False, False]"
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('title = "Acme"', "expected a field 'versions'"),
+        ('title = "Acme"\n[versions."1"]\ninstal = []', "expected a field 'install'"),
+        ('title = "Acme"\n[versions."1"]\ninstall = []', "missing 3 required positional arguments: 'homepage'"),
+        ("title = Acme", "Invalid value"),
+    ],
+)
+def test_a_room_that_is_not_whole_is_told_by_file_and_field(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hunts "a defect of gspo itself" for every command, of a file that somebody has begun to write."""
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "trainer.toml").write_text(text)
+    monkeypatch.setattr(room_module, "ROOMS", tmp_path)
+    rooms.cache_clear()
+    try:
+        assert main(["trainers", "list"]) == 2
+        assert main(["lint", "a=1", "--dialect", "acme"]) == 2
+    finally:
+        rooms.cache_clear()
+    told = capsys.readouterr().err
+    assert told.count("acme/trainer.toml") == 2
+    assert words in told
+
+
 def test_every_room_is_whole() -> None:
     for room in rooms().values():
         assert room.default in room.versions, room.name

@@ -139,9 +139,17 @@ def _packaged(room: Room, spec: str) -> Version:
 
 
 def _read(path: Path) -> Room:
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
-    versions = {
-        name: Version(**{"name": name, "source": table.get("source", ""), **entry, "install": tuple(entry["install"])})
-        for name, entry in table.pop("versions").items()
-    }
-    return Room(name=path.parent.name, versions=versions, **table)
+    """A room from its `trainer.toml`; one that is not whole is an error that names the file and what it lacks."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        versions = {
+            name: Version(
+                **{"name": name, "source": table.get("source", ""), **entry, "install": tuple(entry["install"])}
+            )
+            for name, entry in table.pop("versions").items()
+        }
+        return Room(name=path.parent.name, versions=versions, **table)
+    except KeyError as error:
+        raise UsageError(f"{path}: expected a field {error}, as the other rooms have it") from None
+    except (TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
