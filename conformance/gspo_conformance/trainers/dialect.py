@@ -130,7 +130,7 @@ def held_below(key: str, high: float, bound: float | None) -> list[Finding]:
     """A warning where the bound that is meant as a dual clip ends the clip range."""
     if bound is None or bound >= 1 + high:
         return []
-    told = f"{key} = {bound:g} is inside the clip range: positive advantages are clipped there, negative ones at {1 + high:g}"
+    told = f"{key} = {bound:g} is inside the clip range, and ends it for positive advantages"
     return [Finding("bound-inside-range", "warning", key, told, "GSPO-SURR-5", fix=f"{key} above {1 + high:g}")]
 
 

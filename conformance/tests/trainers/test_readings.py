@@ -56,7 +56,15 @@ def test_the_cap_of_art_is_below_both_terms() -> None:
         np.testing.assert_allclose(_clip(surrogate, advantage), real, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["trl", "liger", "stateset_agents"])
+def test_a_bound_inside_the_range_of_easydel_ends_it_for_positive_advantages() -> None:
+    """Its negative advantages take the larger term, which no clip does, and which is told."""
+    reading = _read("easydel", epsilon=0.2, epsilon_high=0.5, delta=1.3)
+    real = np.minimum(np.minimum(RATIOS, 1.3), np.clip(RATIOS, 0.8, 1.5))
+    np.testing.assert_allclose(_clip(reading.objective["surrogate"], 1.0), real, atol=1e-12)
+    assert {"bound-inside-range", "clip-inverted"} <= {one.rule for one in reading.findings}
+
+
+@pytest.mark.parametrize("name", ["trl", "liger", "stateset_agents", "easydel"])
 def test_a_dual_clip_inside_the_range_is_not_written(name: str) -> None:
     dialect, version = find_room(name).dialect, find_room(name).default
     objective = dict(dialect.read({}, version).objective)

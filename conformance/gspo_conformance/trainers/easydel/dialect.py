@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, cispo_cap, cispo_range
+from ..dialect import (
+    PAPER,
+    Finding,
+    Inexpressible,
+    Reading,
+    check_dual,
+    cispo_cap,
+    cispo_range,
+    held_below,
+    held_clip,
+)
 from .findings import findings
 
 SECTIONS = ("config.trainer.", "trainer.")
@@ -84,7 +94,7 @@ class EasyDel:
             updates_per_rollout=1,
             settings=every,
             given=frozenset(given),
-            findings=(*findings(every), *cispo_cap(loss, "epsilon_high", _high(every))),
+            findings=(*findings(every), *_bounds(loss, every)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -115,7 +125,14 @@ def _high(every: Mapping[str, Any]) -> float:
 def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     if loss == "cispo":
         return cispo_range(_high(every))
-    return {"kind": "clip", "low": every["epsilon"], "high": _high(every), "dual": every["delta"]}
+    return held_clip(every["epsilon"], _high(every), every["delta"])
+
+
+def _bounds(loss: str, every: Mapping[str, Any]) -> list[Finding]:
+    """What a bound of the weight, or a second one of the ratio, does beyond its name."""
+    if loss == "cispo":
+        return cispo_cap(loss, "epsilon_high", _high(every))
+    return held_below("delta", _high(every), every["delta"])
 
 
 def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +158,7 @@ def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return kind, {"epsilon_high": surrogate["high"] + 1}
     if kind != "clip":
         raise Inexpressible(f"no loss_type of EasyDeL has the surrogate {kind} with {mode}")
+    check_dual(surrogate, "EasyDeL's delta")
     keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
     names = {"sequence_mean_token_mean": "grpo", "token_mean": "dapo"}
     return _written_sum(objective, keys) if mode not in names else (names[mode], keys)

@@ -60,7 +60,6 @@ def _trainer(settings: Settings) -> SimpleNamespace:
         disable_rollout_importance_sampling=False,
         log_rollout_offpolicy_metrics=False,
         chord_sft_iterator=None,
-        sdar_loss_coef=0.0,
         _has_teacher=False,
         **{name: value for name, value in every.items() if name not in ("epsilon", "epsilon_high")},
     )
