@@ -54,6 +54,8 @@ def claim_of(
     """The claim that the trace is held against: what the caller names, else what the trace says of itself."""
     if objective is not None and config:
         raise UsageError("expected --objective or --config, got both")
+    if dialect is not None and not config:
+        raise UsageError("--dialect: says whose configuration --config is, and none was given")
     run = trace.run
     if objective is not None:
         found = Claim(parse_objective(objective), f"the objective that was asked for, {objective[:60]}")

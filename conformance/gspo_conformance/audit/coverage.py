@@ -65,10 +65,13 @@ class Coverage:
         """Rollouts with more than one first mini-batch, and the steps of these: two rollouts under one number."""
         return {rollout: sorted(steps) for rollout, steps in self.begins.items() if len(steps) > 1}
 
-    def lost(self) -> Iterator[tuple[int, list[int], list[int]]]:
-        """Rollouts with groups that no loss saw: those with something to teach, and those without. Unfinished rollouts are left out."""
-        twice = self.twice()
-        usual = Counter(len(steps) for steps in self.steps.values()).most_common(1)
+    def lost(self, ended: bool) -> Iterator[tuple[int, list[int], list[int]]]:
+        """Rollouts with groups that no loss saw: those with something to teach, and those without. Unfinished rollouts are left out,
+        and the last of a trace that was cut short tells nothing of how many steps one has.
+        """
+        twice, last = self.twice(), max(self.steps, default=None)
+        sizes = (len(steps) for rollout, steps in self.steps.items() if ended or rollout != last)
+        usual = Counter(sizes).most_common(1)
         for rollout, known in sorted(self.generated.items()):
             if (
                 not usual
@@ -111,7 +114,7 @@ def coverage_findings(trace: Trace, coverage: Coverage) -> list[Finding]:
         told = f"{coverage.gaps[0]}{f', and {len(coverage.gaps) - 1} more such gaps' if len(coverage.gaps) > 1 else ''}"
         found.append(Finding("gap", "warning", "", told, "", "the loss of such a step cannot be told"))
     found += [*_steps(trace), *_ends(trace), *_twice(coverage)]
-    return found if broken else [*found, *_lost(list(coverage.lost()))]
+    return found if broken else [*found, *_lost(list(coverage.lost(bool(trace.ends))))]
 
 
 def _others(trace: Trace) -> Iterator[Finding]:

@@ -125,6 +125,7 @@ def test_the_command_reports_in_three_forms_and_ends_as_it_should(
         ([str(TRL), "--objective", '{"ratio": "sequence"}'], "surrogate"),
         ([str(TRL), "--config", "x.yaml"], "No such file"),
         ([str(TRL), "--config", "x.yaml", "--objective", "gspo"], "got both"),
+        ([str(TRL), "--dialect", "trl"], "--dialect: says whose configuration"),
     ],
 )
 def test_usage_errors_are_one_sentence(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,3 +180,22 @@ def test_the_slopes_of_a_penalty_that_all_but_cancel_are_rounded_before_they_do(
     trace = write(tmp_path, [[(arrays | {"gradient": slopes}, {"loss": loss})]], objective=objective.to_dict())
     found = audit_trace(trace)
     assert (found.verdict, found.ledger.series["gradient"].compared) == ("agrees", 1)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_run_that_ends_inside_its_first_rollout_has_dropped_no_group(closed: bool, tmp_path: Path) -> None:
+    """Hunts `dropped-group` of a run that was killed before the mini-batches of its other groups."""
+    arrays, given = batch(4, 0), {"groups": np.arange(4) // 2, "rewards": np.array([1, 0, 0, 1], np.float32)}
+    loss, _ = compute(gspo.Objective.gspo(), arrays)
+    whole = {
+        "rewards": np.tile(given["rewards"], 2),
+        "groups": np.arange(8) // 2,
+        "advantages": np.tile(arrays["advantages"], 2),
+    }
+    place = {"rollout": 0, "minibatch": 0}
+    calls = [(whole, {**place, "kind": "rollout"}), (arrays | given, {**place, "loss": loss})]
+    trace = write(tmp_path, [calls], objective="gspo")
+    if closed:
+        write_shard(trace / "end.safetensors", {"version": 1, "parts": [], "end": {"reason": "closed", "step": 1}}, {})
+    rules = [one.rule for one in audit_trace(trace).errors]
+    assert ("dropped-group" in rules) is closed
