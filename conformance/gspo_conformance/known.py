@@ -2,7 +2,7 @@
 
 One glob of vector ids a line, with a dtype in brackets where only that dtype fails, and the reason after `#`:
 
-    aggregation/ragged-lengths            # https://example.org/issues/1
+    aggregation/lengths-1-3-gspo          # https://example.org/issues/1
     gradient/*[float64]                   # computes in float32
 """
 

@@ -44,7 +44,7 @@ class Result:
 
     @property
     def key(self) -> str:
-        """`aggregation/ragged-lengths[float32]`."""
+        """`aggregation/lengths-1-3-gspo[float32]`."""
         return f"{self.id}[{self.dtype}]"
 
     @property

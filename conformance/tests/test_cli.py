@@ -179,6 +179,16 @@ def test_smoke_tells_the_adapter_from_the_implementation(output) -> None:
     assert f"next: gspo check '{SPEAKER}'" in output("check", SPEAKER, "--smoke")
 
 
+def test_what_the_help_gives_as_an_example_can_be_explained(output) -> None:
+    """Hunts the name of a vector that there was."""
+    from gspo_conformance.commands import explain
+
+    names = re.findall(r"\(([^)]+)\)", explain.__doc__ or "")
+    assert len(names) == 4
+    for name in (word for words in names for word in words.split(", or ")):
+        assert main(["explain", name]) == 0, name
+
+
 def test_everything_that_has_a_name_can_be_explained(output) -> None:
     some = [clause.id for clause in clauses().values()][::7]
     some += [vector.id for vector in load_vectors()][::61]

@@ -85,6 +85,14 @@ def test_a_misspelt_mutant_is_a_usage_error(capsys: pytest.CaptureFixture[str]) 
     assert "did you mean 'clip.two-sided'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pairs", ["0", "-1", "many"])
+def test_pairs_are_counted_from_one(pairs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hunts `0 of 0 pairs recognised` as a success, and 0 as a run of everything."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["mutants", "--pairs", pairs])
+    assert f"expected 1 or more pairs, got {pairs}" in capsys.readouterr().err
+
+
 def test_globs_choose_by_name_family_and_clause() -> None:
     from gspo_conformance.commands.mutants import choose
 

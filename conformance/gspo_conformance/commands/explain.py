@@ -1,6 +1,6 @@
 """Explains a name of the suite in words and numbers.
 
-ID is a clause (GSPO-AGG-1, or agg-1), a vector (aggregation/ragged-lengths), a flag (token-mean) or a
+ID is a clause (GSPO-AGG-1, or agg-1), a vector (aggregation/lengths-1-3-gspo), a flag (token-mean) or a
 mutant (aggregation.token-mean).
 """
 

@@ -30,9 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("patterns", nargs="*", metavar="GLOB", help="only these mutants, or those of these clauses")
     parser.add_argument("--format", choices=("text", "md", "json"), default="text", help="how to report")
     parser.add_argument("--vectors", action="store_true", help="also which mutants each vector kills")
-    parser.add_argument("--pairs", type=int, metavar="N", help="diagnose N pairs of mutants instead")
+    parser.add_argument("--pairs", type=_pairs_wanted, metavar="N", help="diagnose N pairs of mutants instead")
     parser.add_argument("--seed", type=int, default=SEED, help="which pairs")
     parser.add_argument("--jobs", type=processes, default=min(os.cpu_count() or 1, 4), metavar="N", help="processes")
+
+
+def _pairs_wanted(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more pairs, got {word}")
+    return int(word)
 
 
 def run(arguments: argparse.Namespace) -> int:
