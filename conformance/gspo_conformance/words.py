@@ -11,6 +11,8 @@ from typing import Any
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
 )
+# More words than these are not listed.
+MOST_WORDS = 60
 
 
 def near(word: str, known: Iterable[str]) -> str | None:
@@ -25,7 +27,8 @@ def choices(word: str, known: Iterable[str], noun: str = "") -> str:
     """`unknown 'pakced'; did you mean 'packed'?`, or the list of known words."""
     words = sorted(known)
     guess = near(word, words)
-    hint = f"did you mean {guess!r}?" if guess else f"expected one of {', '.join(words)}"
+    few = ", ".join(words if len(words) <= MOST_WORDS else [*words[:MOST_WORDS], f"{len(words) - MOST_WORDS} more"])
+    hint = f"did you mean {guess!r}?" if guess else f"expected one of {few}"
     return f"unknown {noun + ' ' if noun else ''}{cut(word)!r}; {hint}"
 
 

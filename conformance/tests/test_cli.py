@@ -267,3 +267,11 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         gspo(name, "--help")
     assert stop.value.code == 0
     assert f"usage: gspo {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_vector_is_answered_in_a_screenful(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vectors", "show", "nope"]) == 2
+    told = capsys.readouterr().err
+    assert "unknown vector 'nope'; expected one of advantage/" in told
+    assert told.rstrip().endswith("more")
+    assert len(told) < 4000
