@@ -62,9 +62,8 @@ class Layout:
 
     def count(self, flags: Array, dtype: Any) -> Array:
         """How many counted tokens have a flag, 0-d."""
-        # Without an axis, older versions of array-api-compat return a plain number.
-        found = self.xp.count_nonzero(flags & self.counted, axis=tuple(range(self.counted.ndim)))
-        return self.backend.all_reduce_sum(self.xp.astype(found, dtype), self.context)
+        found = self.xp.sum(self.xp.astype(flags & self.counted, dtype))
+        return self.backend.all_reduce_sum(found, self.context)
 
     def lengths(self, dtype: Any) -> Array:
         """T_i, the number of counted tokens of each sequence, as `dtype`; counted once."""
@@ -118,9 +117,6 @@ class _Rows(Layout):
         self.counted = padded.mask
         self.context = padded.context
         self.num_sequences = padded.mask.shape[0]
-
-    def _count(self, dtype: Any) -> Array:
-        return self.xp.astype(self.xp.count_nonzero(self.counted, axis=1), dtype)
 
     def _sum(self, values: Array) -> Array:
         return self.xp.sum(values, axis=1, dtype=values.dtype)

@@ -46,7 +46,7 @@ def test_conforms_on_a_device_that_is_not_the_cpu(name: str, areas: tuple[str, .
 
 
 @needs_a_device
-@pytest.mark.parametrize(("packed", "launches", "moved"), [(False, 106, 5), (True, 130, 18)])
+@pytest.mark.parametrize(("packed", "launches", "moved"), [(False, 106, 6), (True, 130, 18)])
 def test_a_loss_on_a_device_waits_for_nothing_and_moves_little(packed: bool, launches: int, moved: float) -> None:
     objective = gspo_core.Objective.gspo().to_dict()
     task = {"paths": ["gspo_torch"], "batch": 8, "length": 512, "packed": packed, "objective": objective}
