@@ -30,8 +30,6 @@ from gspo_core import Objective
 
 Run = Callable[[], Any]
 Row = dict[str, Any]
-# Per token: two log-probabilities and a mask in, a gradient out.
-BYTES = 13
 OWN = ("gspo_torch.policy_loss", "gspo_core.policy_loss, autograd", "gspo recompute", "gspo single pass")
 
 
@@ -160,7 +158,7 @@ def losses(size: tuple[int, int], clock: Clock, options: argparse.Namespace) -> 
             runs[name] = run
     tokens = size[0] * size[1]
     for row in _turns(runs, clock, options.rounds):
-        yield {**named, "bytes_per_second": BYTES * tokens / row["median"], **row}
+        yield {**named, "bytes_per_second": loss_paths.BYTES * tokens / row["median"], **row}
 
 
 def formula(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

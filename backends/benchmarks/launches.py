@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loss_paths import Batch, Loss, batch, path
+from loss_paths import BYTES, Batch, Loss, batch, path
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 BATCH, LENGTH = 64, 1024
-# Two log-probabilities and a mask in, a gradient out.
-LEAST = 13
 _OURS = ("gspo_torch", "autograd")
 # Names of memory or of what it is, not of work on it.
 _FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
@@ -87,7 +85,7 @@ def count(data: Batch, loss: Loss) -> dict[str, Any]:
         with Counter(data.logp.numel() // 2) as counter:
             value = loss()
             value.backward()
-    least = LEAST * data.logp.numel()
+    least = BYTES * data.logp.numel()
     numbers = {"launches": counter.launches, "on_tokens": counter.on_tokens, "reads": counter.reads}
     return numbers | {"moved": counter.moved / least}
 

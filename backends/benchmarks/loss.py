@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import array_api_compat
 import torch
+from loss_paths import BYTES
 from ratios import ratios
 
 from gspo_conformance.trainers.dialect import Inexpressible
@@ -36,8 +37,8 @@ from gspo_core import Aggregation, Objective
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("gspo_torch", "compiled", "autograd")
-# A copy moves 8 bytes per token; a loss 4 + 4 + 1 in and 4 out.
-STREAM = 13 / 8
+# A copy moves 8 bytes per token.
+STREAM = BYTES / 8
 TITLES = {
     "gspo_torch": "`gspo_torch.policy_loss`",
     "compiled": "the same, `torch.compile`",

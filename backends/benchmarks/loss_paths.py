@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 LOW, HIGH = 3e-4, 4e-4
+# What a loss has to move for each token: two log-probabilities and a mask in, a gradient out.
+BYTES = 13
 Batch = SimpleNamespace
 Loss = Callable[[], Tensor]
 
