@@ -25,7 +25,9 @@ Weigh = Callable[[Block], Tensor]
 
 def token_weights(objective: Objective, layout: Any, logp: Tensor, rest: dict[str, Any]) -> Weigh:
     """The product of the weights at the tokens of a block, finite at uncounted ones where it is at counted ones."""
-    dtype, advantages = compute_dtype(logp, rest["old_logp"]), rest["advantages"].detach()
+    dtype = compute_dtype(logp, rest["old_logp"])
+    advantages = rest["advantages"].detach().to(dtype).resolve_neg()
+    by_response = tuple(advantages.shape) == (layout.num_sequences,)
     each = [
         _of_tokens(one, layout, logp, rest, dtype) if one.level == "token" else _of_responses(one, layout, logp, rest)
         for one in objective.correction
@@ -36,7 +38,7 @@ def token_weights(objective: Objective, layout: Any, logp: Tensor, rest: dict[st
         for one, weights in zip(objective.correction, each, strict=True):
             here = weights(block)
             if one.negative_only:
-                own = advantages[block.tokens] if advantages.shape == logp.shape else block.spread(advantages)
+                own = block.spread(advantages) if by_response else advantages[block.tokens]
                 here = _unless(own < 0, here)
             found = here if found is None else times(found, here)
         assert found is not None

@@ -13,7 +13,7 @@ from gspo_core.step import Step
 from gspo_torch import closed_form
 
 from .test_native import assert_equal, both
-from .test_token_surrogates import LAYOUTS, batch
+from .test_token_surrogates import LAYOUTS, batch, packed
 
 OBJECTIVES = {
     "gspo": gspo.Objective.gspo(gspo.Clip(0.1, 0.2)),
@@ -76,4 +76,30 @@ def test_a_weight_that_overflows_beside_an_advantage_of_zero(name: str) -> None:
     arguments["behavior_logp"][2] = torch.where(arguments["sequences"][2], arguments["old_logp"][2] - 200.0, 0.0)
     objective = OBJECTIVES[name].replace(correction=gspo.Correction("token", "mask", low=0.1))
     assert arguments["advantages"][2] == 0
+    assert_equal(both(objective, arguments), 2e-6, 5e-8)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_as_many_advantages_as_packed_tokens_and_responses_are_those_of_responses(name: str) -> None:
+    """GSPO-ADV-14, where a correction of negative advantages asks for them token by token."""
+    logp = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64)
+    arguments = {
+        "logp": logp,
+        "old_logp": logp - 0.01,
+        "behavior_logp": logp - torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64),
+        "ref_logp": logp + 0.1,
+        "advantages": torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64),
+        "sequences": gspo.Packed(torch.tensor([0, 2, 2, 3])),
+    }
+    objective = OBJECTIVES[name].replace(correction=gspo.Correction("token", "clamp", high=1.15, negative_only=True))
+    assert_equal(both(objective, arguments), 1e-12, 1e-15)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", ["gspo", "grpo"])
+def test_packed_bfloat16_advantages_say_which_weights_a_correction_leaves(name: str) -> None:
+    arguments = packed(sampled(torch.float32))
+    arguments["advantages"] = arguments["advantages"].bfloat16()
+    objective = OBJECTIVES[name].replace(correction=CORRECTIONS[-1])
     assert_equal(both(objective, arguments), 2e-6, 5e-8)
