@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..noise.precision import TELLING
 from ..tensors import NumPyArray
 from .shards import Broken
 from .trace import Part, Step, Tokens
@@ -97,16 +98,20 @@ class Evidence:
     unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
     misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
     minibatches_known: bool = False
+    # The last rollout with an advantage that is not 0: only such a step moves the policy.
+    _pushed: int | None = -1
 
     def add(self, step: Step) -> None:
         """What a step shows."""
         own, sampler, sampler_of_old = Moments(), Moments(), Moments()
+        pushes = False
         for part in step.parts:
             try:
                 tokens = part.tokens
                 shifted = _shifted(part)
             except Broken:
                 continue
+            pushes = pushes or _pushes(tokens)
             own.add(tokens.logp, tokens.old_logp)
             sampler.add(tokens.logp, tokens.behavior_logp)
             sampler_of_old.add(tokens.old_logp, tokens.behavior_logp)
@@ -121,6 +126,8 @@ class Evidence:
                 self.prompts.append(step.index)
         _append(self.sampler_of_old, sampler_of_old.gap(step.index))
         self._add_ratios(step, own.gap(step.index), sampler.gap(step.index))
+        if pushes:
+            self._pushed = step.rollout
 
     def _add_ratios(self, step: Step, own: Gap | None, sampler: Gap | None) -> None:
         if step.minibatch is None or own is None:
@@ -129,8 +136,10 @@ class Evidence:
         if step.minibatch == 0:
             self.first.append(own)
             _append(self.sampler, sampler)
-        else:
-            (self.moving if own.largest > 0 else self.frozen).append(step.index)
+        elif own.largest > 0:
+            self.moving.append(step.index)
+        elif self._pushed == step.rollout:
+            self.frozen.append(step.index)
 
     def _add_signs(self, step: int, tokens: Tokens) -> None:
         for name in ("logp", "old_logp", "behavior_logp", "ref_logp"):
@@ -157,8 +166,16 @@ class Evidence:
     def _add_rounding(self, step: int, tokens: Tokens) -> None:
         for name in ("logp", "old_logp"):
             values = getattr(tokens, name)
-            if values is not None and values.dtype == np.float32 and np.count_nonzero(values) >= ENOUGH:
+            if values is None or values.dtype != np.float32:
+                continue
+            values = values[np.abs(values) >= TELLING]
+            if values.size >= ENOUGH:
                 (self.rounded if _rounded(values) else self.unrounded).setdefault(name, []).append(step)
+
+
+def _pushes(tokens: Tokens) -> bool:
+    """Whether an advantage is not 0, or unknown."""
+    return tokens.count > 0 and (tokens.advantages is None or bool(np.any(tokens.advantages != 0)))
 
 
 def _append(gaps: list[Gap], found: Gap | None) -> None:
@@ -186,7 +203,7 @@ def _nearer(off: NumPyArray, straight: float) -> bool:
 
 
 def _rounded(values: NumPyArray) -> bool:
-    """Whether every value that is not 0 is a bfloat16's, though float32 holds them."""
+    """Whether every value is a bfloat16's, though float32 holds them."""
     bits = np.ascontiguousarray(values[:: max(1, values.size // MOST)]).view(np.uint32)
     return not np.any(bits & 0xFFFF)
 

@@ -162,8 +162,19 @@ class Analysis:
             float(np.mean(rows.mean)),
             float(np.std(rows.mean)),
             self._outside(rows),
-            bool(np.all(rows.zeros == rows.length)),
+            self._unmoved(index),
         )
+
+    def _unmoved(self, index: int) -> bool:
+        """Whether s is exactly 1 throughout, though an advantage before it in the rollout was not 0."""
+        rows, every = self.finite.of_minibatch(index), self.finite
+        pushed = every.where(every.advantage != 0)
+        rollouts, first = np.unique(pushed.rollout, return_index=True)
+        starts = dict(zip(rollouts.tolist(), pushed.step[first].tolist(), strict=True))
+        later = any(
+            step > starts.get(rollout, step) for rollout, step in set(zip(rows.rollout, rows.step, strict=True))
+        )
+        return bool(np.all(rows.zeros == rows.length)) and (not index or later)
 
     def _outside(self, rows: Responses) -> float:
         """The share of responses with s outside the range, whatever the sign of A; NaN without a range over responses."""

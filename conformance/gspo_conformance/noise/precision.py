@@ -15,6 +15,8 @@ DTYPES |= {"float16": "float16", "fp16": "float16"}
 _LEAST_EXPONENT = {"float32": -126, "bfloat16": -126, "float16": -14}
 # Fewer values than this may look rounded by chance: a float32 has 16 more bits than a bfloat16.
 _ENOUGH = 8
+# A float32 log-softmax has the spacing of its logits: near 0, where a policy is sure, a few bits are all that it has.
+TELLING = 2.0**-8
 
 
 def spacing(logp: Any, dtype: str) -> NumPyArray:
@@ -53,11 +55,13 @@ def _typical(points: int = 4096) -> NumPyArray:
 def stored_dtype(logp: Any) -> str | None:
     """ "bfloat16" or "float16" where every value is exactly one of that dtype's, whatever dtype holds them now; else None.
 
+    Values nearer to 0 than `TELLING` say nothing of it.
+
     >>> stored_dtype(round_to(-np.linspace(0.1, 2, 50), "bfloat16")), stored_dtype(-np.linspace(0.1, 2, 50))
     ('bfloat16', None)
     """
     values = np.asarray(logp)
-    values = values[np.isfinite(values) & (values != 0)].astype(np.float64)
+    values = values[np.isfinite(values) & (np.abs(values) >= TELLING)].astype(np.float64)
     if np.unique(values[:4096]).size < _ENOUGH:
         return None
     for name in ("bfloat16", "float16"):

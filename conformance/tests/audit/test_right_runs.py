@@ -199,3 +199,32 @@ def test_a_run_that_ends_inside_its_first_rollout_has_dropped_no_group(closed: b
         write_shard(trace / "end.safetensors", {"version": 1, "parts": [], "end": {"reason": "closed", "step": 1}}, {})
     rules = [one.rule for one in audit_trace(trace).errors]
     assert ("dropped-group" in rules) is closed
+
+
+def _unmoved(folder: Path, advantages: Sequence[float], **arrays: NumPyArray) -> list[str]:
+    """The errors of two rollouts of two mini-batches, with s = 1 and these advantages of the mini-batches."""
+    steps: list[Calls] = []
+    for step, advantage in enumerate((*advantages, *advantages)):
+        one = batch(16, step) | arrays | {"advantages": np.full(16, advantage, np.float32)}
+        one |= {"old_logp": one["logp"]}
+        loss, _ = compute(gspo.Objective.gspo(), one)
+        steps.append([(one, {"loss": loss, "rollout": step // 2, "minibatch": step % 2})])
+    return [one.rule for one in audit_trace(write(folder, steps, objective="gspo")).errors]
+
+
+@pytest.mark.parametrize(("advantages", "rules"), [((0, 0), []), ((0, 1), []), ((1, 0), ["frozen-ratio"])])
+def test_nothing_moves_a_policy_before_the_first_advantage_that_is_not_0(
+    advantages: tuple[float, float], rules: list[str], tmp_path: Path
+) -> None:
+    """Hunts `old_logp is the detached new policy` of a rollout whose rewards are all alike."""
+    assert _unmoved(tmp_path, advantages) == rules
+
+
+def test_a_policy_that_is_sure_of_its_tokens_has_few_bits_and_is_not_rounded(tmp_path: Path) -> None:
+    """Hunts `rounded to bfloat16` where a float32 log-softmax near 0 has the spacing of its logits alone."""
+    logits = np.random.default_rng(0).normal(0, 1, (16, WIDTH, 28)).astype(np.float32)
+    logits[..., 0] += 16
+    top = logits.max(-1, keepdims=True)
+    logp = logits[..., 0] - (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[..., 0]
+    assert -1e-3 < logp.mean() < 0
+    assert _unmoved(tmp_path, (0, 0), logp=logp) == []
