@@ -63,6 +63,7 @@ SEEN: dict[str, tuple[Any, str]] = {
     "bfloat16 at the end": (lambda new, old, a, m: paper(new, old, a, m).bfloat16().mean().float(), "every wrong loss is a bfloat16 number"),
     "bad ones lost": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).detach(), paper(new, old, a, m)).mean(), "responses with A < 0 have no gradient"),
     "a length in the ratio": (lambda new, old, a, m: formed(new, old, a, m, length=m.sum(1) + 1), "log s is that of a length that is 1 too large"),
+    "a dual bound": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).clamp(max=-5 * a), paper(new, old, a, m)).mean(), "on: a dual bound that nobody asked for"),
     "a bounded loss": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=3).mean(), "only with A < 0 where s |A| is 3.05 and more"),
     "certain tokens": (lambda new, old, a, m: paper(new.clamp(max=-1e-6), old, a, m).mean(), "the gradient differs between tokens of one response"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
@@ -87,6 +88,32 @@ def test_what_is_seen_token_by_token(name: str, atlas: Atlas) -> None:
     loss, words = BY_TOKEN[name]
     texts = seen(loss_target(loss, objective="ppo"), atlas)
     assert any(words in text for text in texts), texts
+
+
+def product(new: Any, old: Any, a: Any, m: Any) -> Any:
+    return -(torch.exp(torch.where(m, new - old, 0.0).sum(1)) * a).mean()
+
+
+def test_a_ratio_whose_mistake_hides_that_of_the_clip_is_put_together_with_it() -> None:
+    assert found(loss_target(product))["mutants"] == ["ratio.no-length-normalisation", "clip.none"]
+
+
+def test_a_constant_divisor_is_told_from_a_longer_length_where_all_responses_are_of_one() -> None:
+    constant = loss_target(
+        lambda new, old, a, m: (paper(new, old, a, m, clip=(0.2, 0.2)) * m.sum(1)).sum() / (1024 * len(a)),
+        clip=(0.2, 0.2),
+    )
+    assert "divided by 1024 in place of the length" in found(constant)["sentence"]
+
+
+def test_a_dual_bound_beside_a_clamp_is_not_called_a_bound_of_the_loss() -> None:
+    def loss(new: Any, old: Any, a: Any, m: Any) -> Any:
+        each = paper((new - old).clamp(-20, 20), torch.zeros_like(old), a, m)
+        return torch.where(a < 0, torch.minimum(each, -5 * a), each).mean()
+
+    told = found(loss_target(loss))["sentence"]
+    assert told.startswith("unknown deviation; A < 0 has no gradient from a ratio between")
+    assert "ratio.token-clamp" in told
 
 
 NOT_SEEN: dict[str, tuple[Any, str]] = {

@@ -20,6 +20,7 @@ NEAR, CLOSE, FAR, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 0.1, 6, 0.9, 3, 1.2
 ROUGH, LEAST = 0.2, 2.0**-13
 NARROW = ("float16", "bfloat16")
 CLIPPED_FROM = "is clipped from a ratio between"
+DUAL = "a dual bound that nobody asked for"
 
 Law: TypeAlias = Callable[[Response], float]
 
@@ -93,8 +94,18 @@ def clip_range(found: Sequence[Response]) -> str:
     upper = _bound([(exp(one.log_ratio), one.live) for one in found if one.advantage > 0 and one.log_ratio < 80])
     lower = _bound([(-exp(one.log_ratio), one.live) for one in found if one.advantage < 0 and one.log_ratio < 80])
     told = [_moved(f"A > 0 {CLIPPED_FROM}", upper, 1 + high)]
-    told += [_moved(f"A < 0 {CLIPPED_FROM}", lower, low - 1)]
+    told += [_moved(f"A < 0 {CLIPPED_FROM}", lower, low - 1), _dual(found)]
     return "; ".join(text for text in told if text)
+
+
+def _dual(found: Sequence[Response]) -> str:
+    """The ratio from which on bad responses that are due a gradient have none."""
+    due = [one for one in found if one.advantage < 0 < one.log_ratio and one.farthest < 1 / FAR and not one.clipped]
+    bracket = _bound([(exp(one.log_ratio), one.live) for one in due])
+    if bracket is None:
+        return ""
+    low, high = bracket
+    return f"A < 0 has no gradient from a ratio between {low:.4g} and {high:.4g} on: {DUAL}"
 
 
 def _bound(seen: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
@@ -204,11 +215,14 @@ def _constants(near: Sequence[Response]) -> dict[str, Law]:
     count = float(np.median([one.responses / one.factor for one in near]))
     width = float(np.median([one.length / one.factor for one in near]))
     side = "large" if extra > 0 else "small"
-    return {
-        f"that of a length that is {abs(extra)} too {side}": lambda one: one.length / max(1, one.length + extra),
+    longer: dict[str, Law] = {
+        f"that of a length that is {abs(extra)} too {side}": lambda one: one.length / max(1, one.length + extra)
+    }
+    fixed: dict[str, Law] = {
         f"divided by {count:.4g} in place of the number of responses": lambda one: one.responses / count,
         f"divided by {width:.4g} in place of the length": lambda one: one.length / width,
     }
+    return {**fixed, **longer} if extra > max(one.length for one in near) else {**longer, **fixed}
 
 
 def _seldom(whole: Sequence[Response], wrong: Sequence[Response]) -> str:
@@ -240,7 +254,7 @@ def _advantages(near: Sequence[Response]) -> str:
     moved = [batch for batch in whole if not _balanced([one.advantage for one in batch])]
     if len(moved) >= FEW and all(_balanced(_used(batch)) for batch in moved):
         also = " and divided by its standard deviation" if _scaled(map(_used, moved)) else ""
-        return f"the advantages are centred over the batch{also}"
+        return f"near ratio 1 the gradient is that of advantages centred over the batch{also or ', or of ratios divided by their mean'}"
     if all(map(_interchanged, whole)):
         return "responses have the advantages of others"
     if not all(np.ptp([one.factor for one in batch]) <= CLOSE * abs(batch[0].factor) for batch in whole):

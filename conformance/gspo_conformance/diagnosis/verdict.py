@@ -14,7 +14,7 @@ from ..mutants.registry import mutants
 from ..run import Run
 from ..words import plural, uncapitalised
 from .evidence import REFUSED, Evidence, evidence_of
-from .laws import CLIPPED_FROM, MOST
+from .laws import CLIPPED_FROM, DUAL, MOST
 from .patterns import CUT, factor_text, factors, observed
 from .suspects import Search, Suspect
 
@@ -35,6 +35,7 @@ NOUNS = {
 SURE = 0.985
 NAMED = 0.5
 MENTIONED = 0.3
+BEGUN = 0.1
 SAID = 4
 FEW = 4
 ODD = 0.3
@@ -172,8 +173,8 @@ def _contradicted(suspect: Suspect, seen: Sequence[str]) -> bool:
     """Whether what was seen explains the answers better: digits that were cut off, a range that is not that of a clip that is suspected."""
     if suspect.share >= SURE:
         return False
-    clips = suspect.share < MOST and all(part.name.startswith("clip.") for part in suspect.parts)
-    return any(CUT in text or (clips and CLIPPED_FROM in text) for text in seen)
+    clips = [part.name.startswith("clip.") for part in suspect.parts if suspect.share < MOST] or [False]
+    return any(CUT in text or (all(clips) and CLIPPED_FROM in text) or (any(clips) and DUAL in text) for text in seen)
 
 
 _ATLASES: dict[tuple[int, ...], Atlas] = {}
@@ -194,7 +195,7 @@ def _suspects(search: Search) -> list[Suspect]:
     if not _settled(found):
         found = _ranked(found + search.formed())
     if not _settled(found):
-        found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= MENTIONED]))
+        found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= BEGUN]))
     if not _settled(found):
         found = _ranked(found + search.combinations(_parts(DIALECTS)))
     return found if _settled(found) else _ranked(found + search.pairs())

@@ -341,6 +341,22 @@ class Cap20(Cap10):
 
 
 @mutant(
+    "ratio.self-normalised",
+    "GSPO-RATIO-2",
+    effect="what the other responses did moves a ratio out of the clip range, and their tokens into its gradient",
+)
+class SelfNormalised(Reference):
+    """Ratios divided by their mean over the batch, so that they average 1.
+
+    Self-normalised importance weights; the clip range is one of the ratio itself.
+    """
+
+    def sequence_log_ratio(self) -> Any:
+        mean = super().sequence_log_ratio()
+        return mean - log(tape.total(exp(mean)) / self.sequences.number)
+
+
+@mutant(
     "ratio.sampler-logp",
     "GSPO-DATA-5",
     effect="with unchanged weights the ratio is 0.9, hundreds of clip widths from 1",
