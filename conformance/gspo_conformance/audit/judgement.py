@@ -321,6 +321,7 @@ FIXES = {
     "advantage.order": "take rewards, groups and advantages through every shuffle and gather together",
     "clip-two-sided-by-response": "count where the gradient is 0: s too large with A > 0, too small with A < 0",
     "factor": "one division, by the number of responses of the whole step, and the advantages as they were recorded",
+    "sampler-as-old": "score old_logp with the trainer at the start of the rollout; what the sampler says belongs in a correction",
     "token-before-counted": "a mask from the first sampled token on",
     "token-behind-counted": "a mask up to the end-of-sequence token and no further",
     "truncated-dropped": "drop them before the loss and divide by those that are left, or claim it",

@@ -23,6 +23,32 @@ BOUNDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 _COST = "the policy is rewarded for something else than the trace says"
 
 
+def by_no_loss(recorded: Sequence[Recomputed]) -> Iterator[Explanation]:
+    """Losses that are no numbers, or exactly 0, where those of what was recorded are neither."""
+    losses = [one.part.loss or 0.0 for one in recorded]
+    if losses and not np.isfinite(losses).any():
+        told = "the run's loss is not a number, where that of the log-probabilities and advantages it recorded is one"
+        yield Explanation("not-finite", "GSPO-NUM-6", told, "one optimiser step with it, and every weight is lost")
+    elif losses and not any(losses) and not recorded[0].objective.correction:
+        told = "every loss that differs is exactly 0: these micro-batches are left out"
+        yield Explanation("no-loss", "GSPO-AGG-8", told, "their responses are sampled and scored, and train nothing")
+
+
+def by_sampler(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Losses of the ratio to the policy that sampled, as the sampler scored it."""
+    with suppress(NotComputable, ValueError):
+        if all(right(one, _loss_to_sampler(one)) for one in few):
+            told = "the ratio is to the sampler: the loss is that of behavior_logp in place of old_logp"
+            yield Explanation("sampler-as-old", "GSPO-DATA-5", told, "s is not 1 where nothing was learnt")
+
+
+def _loss_to_sampler(one: Recomputed) -> float:
+    sampled = one.part.tokens.behavior_logp
+    if sampled is None:
+        raise NotComputable("behavior_logp not recorded")
+    return exact(one.objective, replace(one.part.tokens, old_logp=sampled)).loss(one.normalizer)
+
+
 def by_advantages(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     """Losses of other advantages than the recorded ones: of another sign, in another order, held inside bounds, rounded."""
     for name, told, change in _ADVANTAGES:

@@ -247,7 +247,9 @@ def _compare_gradient(one: Recomputed, claim: Claim, ledger: Ledger) -> float | 
     factor = float(got[usable] @ want[usable] / max(want[usable] @ want[usable], 1e-300)) if scale else 1.0
     stored = UNIT_ROUNDOFF[one.part.stored["gradient"]]
     known = factor if scale and factor > 0 and stored < FACTOR / 8 else None
-    factor = max(factor, 0.0)
+    # None at all where one is due is no multiple of it, unless it is too small for what holds it.
+    lost = not got.any() and scale > 1e-6
+    factor = 1.0 if lost else max(factor, 0.0)
     worst = int(np.argmax(np.where(usable, np.abs(got - factor * want), -1.0)))
     # A gradient that arrived in fewer bits than the loss was computed in is rounded once more.
     tolerance = (64 * claim.precision + (2 * stored if stored > claim.precision else 0)) * max(factor * scale, 1e-30)

@@ -21,7 +21,7 @@ from ..target import Case
 from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
 from .nearby import by_groups, by_other_batches, by_ranges, by_responses, by_rounding
-from .replaced import by_advantages, by_gradient_terms, by_rough_factor, by_terms
+from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_rough_factor, by_sampler, by_terms
 from .steps import Recomputed, exact_gradient
 from .trace import Trace
 from .variants import Explanation, by_definitions, by_divisors, by_masks, looks_rounded
@@ -65,9 +65,8 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | N
     """
     recorded = [one for one in parts if one.part.loss is not None]
     parts = [one for one in recorded if math.isfinite(one.part.loss or 0.0)]
-    if recorded and not parts:
-        told = "the run's loss is not a number, where that of the log-probabilities and advantages it recorded is one"
-        return [Explanation("not-finite", "GSPO-NUM-6", told, "one optimiser step with it, and every weight is lost")]
+    if lost := list(by_no_loss(recorded)):
+        return lost
     others = _divided_otherwise(parts) if parts else []
     base = [(explain, parts) for explain in (_known_ones, _by_factor) if parts]
     rest = [(explain, chosen) for explain in (_by_factor, _known_ones) for chosen in others]
@@ -179,10 +178,10 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
         return _right_loss(one, loss, precision)
 
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
-    found = found or [*by_advantages(few, right), *by_rounding(few, right)]
+    found = found or [*by_sampler(few, right), *by_advantages(few, right), *by_rounding(few, right)]
     found = found or [*by_ranges(few, right), *by_responses(few, right)]
     terms = [*by_rough_factor(few, right), *by_terms(few, right)] if not found else []
-    return found or [*terms, *by_divisors(parts, _neighbours(few[0].objective), precision)]
+    return found or [*terms, *by_divisors(parts, neighbours(few[0].objective), precision)]
 
 
 Only = frozenset[str] | None
@@ -205,14 +204,17 @@ def explain_metric(parts: Sequence[Recomputed], name: str, precision: float, onl
 
 
 def explain_gradient(parts: Sequence[Recomputed], precision: float, only: Only = None) -> list[Explanation]:
-    """What gives the direction of the recorded gradients; of the mutants in `only`, where given."""
+    """What gives the direction of the recorded gradients; of the mutants in `only`, where given, else of those that give the losses too."""
     few = _few(parts)
+    outputs = ("gradient", "loss") if only is None else ("gradient",)
 
     def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
-        return same_direction(one, np.asarray(answer["gradient"]).ravel(), precision)
+        loss = answer.get("loss") if one.part.loss is not None else None
+        told = loss is None or _right_loss(one, float(loss), precision)
+        return told and same_direction(one, np.asarray(answer["gradient"]).ravel(), precision)
 
     known = _known(("gradient", *FAMILIES), only)
-    found = [from_mutant(one) for one in known if few and _all(few, one, ("gradient",), right)]
+    found = [from_mutant(one) for one in known if few and _all(few, one, outputs, right)]
     return found or (list(by_gradient_terms(few, precision)) if only is None else [])
 
 
@@ -317,7 +319,7 @@ def _answer(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normalize
 
 def _by_objectives(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
     """Objectives that differ from the claim in one axis: another ratio, range, aggregation, or no penalty or correction."""
-    for told, other in _neighbours(few[0].objective):
+    for told, other in neighbours(few[0].objective):
         with suppress(NotComputable):
             if all(_right_loss(one, _loss_of(other, one), precision) for one in few):
                 yield Explanation("objective", "", f"it is the loss with {told}", axes=other)
@@ -336,7 +338,8 @@ def _loss_of(objective: Objective, one: Recomputed) -> float:
     return min(choices, key=lambda loss: abs(loss - (one.part.loss or 0.0)))
 
 
-def _neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
+def neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
+    """What differs from an objective in one axis, in words, and the objective."""
     presets = (Objective.gspo(), Objective.grpo(), Objective.ppo(), Objective.dapo(), Objective.luspo())
     changes: list[tuple[str, dict[str, Any]]] = [(f"{name}()", vars(getattr(Objective, name)())) for name in PRESETS]
     changes += [(f"the aggregation {mode}", {"aggregation": Aggregation(mode)}) for mode in MODES]

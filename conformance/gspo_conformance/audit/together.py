@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 from .claim import Claim
 from .differences import Ledger, Series
-from .exact import total
+from .exact import NotComputable, exact, total
 from .steps import StepAudit, audit_step, claim_tolerance, reduce_losses
-from .suspects import Explanation
+from .suspects import Explanation, neighbours
 from .trace import Trace
 
 _LOCAL = (
@@ -47,12 +48,21 @@ def explain_step(trace: Trace, claim: Claim, series: Series, shares: Counter[str
     for name, (clause, told) in _TOLD.items():
         if steps and all(any(_fits(one, value, claim) for value in _ways(name, one)) for one in steps):
             first = steps[0]
-            recorded = first.numerator / first.reduced if first.reduced else math.inf
+            recorded = first.numerator / (first.reduced - first.apart) if first.reduced != first.apart else math.inf
             effect = "the gradient of a step depends on how it was cut into parts"
             found.append(
                 Explanation(name, clause, told.format(unit=unit, recorded=recorded, count=first.count), effect)
             )
-    return found[:1]
+    return found[:1] or list(_by_objectives(steps, claim))
+
+
+def _by_objectives(steps: list[StepAudit], claim: Claim) -> Iterator[Explanation]:
+    """Objectives that differ from the claim in one axis and give the loss of every step."""
+    for told, other in neighbours(claim.objective):
+        with suppress(NotComputable):
+            if steps and all(_fits(one, exact(other, one.step.tokens()).loss(), claim) for one in steps):
+                yield Explanation("objective", "", f"it is the loss with {told}", axes=other)
+                return
 
 
 def _fits(one: StepAudit, value: float, claim: Claim) -> bool:
@@ -77,14 +87,11 @@ def _ways(name: str, one: StepAudit) -> Iterator[float]:
         yield from (one.truth / number for number in {ranks, parts} - {1})
     elif name == "step.summed-ranks" and ranks > 1:
         yield one.truth * ranks
-    elif name == "step.other-normaliser" and one.reduced and _one_normalizer(one):
-        yield one.reduced
-
-
-def _one_normalizer(one: StepAudit) -> bool:
-    """Whether every part was divided by the same recorded number."""
-    recorded = {part.part.normalizer for part in one.parts}
-    return len(recorded) == 1 and None not in recorded
+    elif name == "step.other-normaliser":
+        # Every part was divided by the same recorded number.
+        recorded = {part.part.normalizer for part in one.parts}
+        number = recorded.pop() if len(recorded) == 1 else None
+        yield from (one.numerator / (number * times) + one.apart for times in {1, ranks, parts} if number)
 
 
 def _own_losses(one: StepAudit) -> dict[int, list[float | None]]:

@@ -1,0 +1,86 @@
+"""Faults of a training loop whose explanation must hold for all that the run recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gspo_core as gspo
+from gspo_conformance.audit import audit_trace
+from gspo_conformance.tensors import NumPyArray
+
+from .test_right_runs import Calls, batch, compute, write
+
+GSPO = gspo.Objective.gspo()
+
+
+def _call(seed: int, *, moved: float = 0.01, **fields: Any) -> tuple[dict[str, NumPyArray], dict[str, Any]]:
+    """Arrays of a right micro-batch of six responses, its gradient included, and its loss."""
+    arrays = batch(6, seed, moved=moved)
+    given = {name: arrays[name] for name in ("logp", "old_logp", "advantages")}
+    arrays["gradient"] = np.asarray(gspo.policy_gradient(GSPO, **given, sequences=arrays["mask"]), np.float32)
+    return arrays, {"loss": compute(GSPO, arrays)[0], **fields}
+
+
+def _found(folder: Path, calls: Calls, **run: Any) -> list[tuple[str, str]]:
+    trace = write(folder, [[one] for one in calls], **{"objective": "gspo", **run})
+    return [(one.rule, one.message) for one in audit_trace(trace).errors]
+
+
+def test_a_gradient_that_is_nothing_is_no_multiple_of_one(tmp_path: Path) -> None:
+    """Hunts `agrees` of a micro-batch that was detached: 0 times the gradient that is due."""
+    calls = [_call(step) for step in range(3)]
+    calls[1][0]["gradient"] *= 0
+    ((rule, message),) = _found(tmp_path, calls)
+    assert rule == "gradient.detached"
+    assert "at worst 0 where" in message
+
+
+def test_what_gives_the_gradient_and_another_loss_is_no_explanation(tmp_path: Path) -> None:
+    """Hunts `old log-probabilities of the truncated sampler` of a loop that detaches bad responses: their losses are right."""
+    calls = [_call(step, moved=1e-5) for step in range(3)]
+    for arrays, _ in calls:
+        arrays["gradient"][arrays["advantages"] < 0] = 0
+    ((rule, _),) = _found(tmp_path, calls)
+    assert rule == "gradient-differs"
+
+
+def test_micro_batches_without_a_loss_are_called_that(tmp_path: Path) -> None:
+    """Hunts `ratio.of-batch` of losses that are 0."""
+    calls = [_call(step) for step in range(4)]
+    for arrays, fields in calls[::2]:
+        arrays["advantages"] -= arrays["advantages"].mean()
+        fields["loss"] = 0.0
+        arrays["gradient"] *= 0
+    assert [rule for rule, _ in _found(tmp_path, calls)] == ["no-loss"]
+
+
+def test_a_ratio_to_the_sampler_is_named(tmp_path: Path) -> None:
+    calls: Calls = []
+    for step in range(3):
+        arrays = batch(6, step)
+        noise = np.random.default_rng(step).normal(size=arrays["logp"].shape)
+        sampled = (arrays["old_logp"] + 0.02 * noise).astype(np.float32)
+        loss, _ = compute(GSPO, arrays | {"old_logp": sampled})
+        calls.append((arrays | {"behavior_logp": sampled}, {"loss": loss}))
+    found = dict(_found(tmp_path, calls))
+    assert "behavior_logp in place of old_logp" in found["sampler-as-old"]
+
+
+def test_a_step_alone_tells_its_objective_and_nothing_divides_it_by_less_than_0(tmp_path: Path) -> None:
+    """Hunts `it divides by -6.4803` where groups go on in other micro-batches and the claim averages over them."""
+    steps: list[Calls] = []
+    for step in range(3):
+        parts: Calls = []
+        for at in range(2):
+            arrays = batch(4, 10 * step + at)
+            loss, _ = compute(GSPO, arrays, normalizer=np.float32(8))
+            parts.append((arrays | {"groups": np.array([0, 0, 1, 1])}, {"loss": loss, "normalizer": 8.0}))
+        steps.append(parts)
+    claimed = gspo.Objective.dapo().to_dict()
+    found = audit_trace(write(tmp_path, steps, objective=claimed, micro_batches="sum"))
+    (error,) = found.errors
+    assert error.rule == "objective"
+    assert "It is the loss with gspo()" in error.message
