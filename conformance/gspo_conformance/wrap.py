@@ -70,7 +70,7 @@ def loss_target(
         operations=frozenset({"policy_loss"}),
         dtypes=frozenset(dtypes),
         gradient=gradient is not None,
-        objectives=(own,),
+        objectives=_of_one_group(own),
         inputs=frozenset(INPUTS),
         parameters=frozenset({"objective"}),
     )
@@ -81,6 +81,13 @@ def loss_target(
 
     version = {framework: str(module.VERSION)}
     return FunctionTarget(name or getattr(fn, "__name__", type(fn).__name__), answer, capabilities, version)
+
+
+def _of_one_group(own: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The objective, and the other one that it is where a call is one group, as it is for a function without groups."""
+    aggregation = own["aggregation"]
+    other = {"token_mean": "group_token_mean", "group_token_mean": "token_mean"}.get(aggregation["mode"])
+    return (own, own | {"aggregation": aggregation | {"mode": other}}) if other else (own,)
 
 
 def objective_dict(objective: Any = None, clip: Sequence[float] | None = None) -> dict[str, Any]:

@@ -231,6 +231,16 @@ def test_only_vectors_of_its_own_objective_and_clip_range_are_put_to_it() -> Non
     assert run(loss_target(torch_loss, clip=(0.2, 0.27)), others[0]).answered == 1
 
 
+@pytest.mark.parametrize("preset", ["dapo", "cispo"])
+def test_a_token_mean_of_one_group_is_the_one_of_the_batch(preset: str) -> None:
+    own = objective_dict(preset)
+    batch = own | {"aggregation": own["aggregation"] | {"mode": "token_mean"}}
+    vectors = [
+        loss_vector(f"surrogate/{name}", parameters={"objective": one}) for name, one in (("a", own), ("b", batch))
+    ]
+    assert run(loss_target(torch_loss, objective=preset), *vectors).answered == 2
+
+
 def test_an_objective_is_a_preset_an_object_or_its_json() -> None:
     grpo = gspo_core.Objective.grpo()
     assert objective_dict() == GSPO

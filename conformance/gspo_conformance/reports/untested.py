@@ -11,7 +11,6 @@ from ..words import plural
 
 NOTHING = "not one vector applies to what this target claims to do; see its capabilities"
 RANGE = {"surrogate.low", "surrogate.high"}
-BATCH = "a loss that averages over the tokens of the whole batch has the aggregation token_mean"
 MANY = 5
 SETTING = "where the range is a setting, check the loss with that one"
 
@@ -26,8 +25,7 @@ def why(capabilities: Mapping[str, Any]) -> str:
     nearest = [(differing, vector) for differing, vector in found if _distance(differing) == least]
     if not any(least):
         missing = min((_lacking(vector, capabilities) for _, vector in nearest), key=len)
-        advice = f"; {BATCH}" if missing == ["the input groups"] else ""
-        return f"{NOTHING}: vectors with its objective need {', '.join(missing)}{advice}" if missing else NOTHING
+        return f"{NOTHING}: vectors with its objective need {', '.join(missing)}" if missing else NOTHING
     (differing, count) = Counter(differing for differing, _ in nearest).most_common(1)[0]
     told = ", ".join(f"{name} {theirs} for {own}" for name, own, theirs in differing)
     advice = f"; {SETTING}" if {name for name, _, _ in differing} <= RANGE else ""
