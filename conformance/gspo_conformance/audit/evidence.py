@@ -17,7 +17,7 @@ MOST = 200_000
 POSITIVE = 0.01
 SLOPE, EXPLAINED, ENOUGH = 0.03, 0.5, 16
 # Scorings of different tokens have a slope near -1 and half of the variance: no temperature is that far from another.
-UNRELATED = -0.8
+UNRELATED, UNLIKE = -0.8, 0.3
 # One place apart: far from each other as they stand, and five times nearer when moved.
 APART, NEARER = 0.05, 0.2
 
@@ -43,6 +43,11 @@ class Gap:
         """Whether it looks like two temperatures."""
         enough = self.count >= ENOUGH and self.std > 1e-3
         return enough and abs(self.slope) >= SLOPE and self.slope > UNRELATED and self.explained >= EXPLAINED
+
+    @property
+    def unrelated(self) -> bool:
+        """Whether one says nothing of the other: they are of different tokens, or one is a constant."""
+        return self.count >= ENOUGH and self.std > UNLIKE and self.slope <= UNRELATED
 
     @property
     def temperature(self) -> float:
@@ -76,7 +81,7 @@ class Moments:
             return None
         mean, square, old, old_square, product = self.sums / self.count
         variance, spread = max(square - mean**2, 0.0), max(old_square - old**2, 0.0)
-        slope = (product - mean * old) / spread if spread > 0 else 0.0
+        slope = (product - mean * old) / spread if spread > 0 else -float(variance > 0)
         explained = min(slope**2 * spread / variance, 1.0) if variance > 0 else 0.0
         return Gap(step, self.count, float(mean), float(variance**0.5), float(slope), float(explained), self.largest)
 

@@ -100,6 +100,9 @@ def _stale(evidence: Evidence) -> Iterator[Finding]:
     # Noise that comes and goes is not staleness: from its first step on it stays.
     if not bad or len(bad) < 0.8 * sum(one.step >= bad[0].step for one in evidence.first):
         return
+    if all(one.unrelated for one in bad):
+        yield _unrelated(bad)
+        return
     told = (
         f"old_logp is stale since step {bad[0].step}: in {plural(len(bad), 'first mini-batch', 'first mini-batches')}, where new and "
         f"old policy are the same, log-ratios of tokens have mean {bad[0].mean:+.2g} and spread {bad[0].std:.2g}"
@@ -111,6 +114,14 @@ def _stale(evidence: Evidence) -> Iterator[Finding]:
     costs = "the clip range is spent before the first update: responses are held for what earlier updates did"
     fix = "score old_logp with the weights that sampled, at the start of each rollout"
     yield Finding("stale-old-logp", "error", "old_logp", told, "GSPO-DATA-5", costs, fix)
+
+
+def _unrelated(bad: list[Gap]) -> Finding:
+    told = f"old_logp has nothing to do with logp since step {bad[0].step}: in {plural(len(bad), 'first mini-batch', 'first mini-batches')}, where "
+    told += f"both are of one policy, log-ratios of tokens have spread {bad[0].std:.2g}, and neither log-probability tells the other"
+    costs = "the ratio compares different tokens, and is far from 1 whatever the policy does"
+    fix = "take old_logp through every shuffle, padding and gather together with its tokens"
+    return Finding("unrelated-logp", "error", "old_logp", told, "GSPO-DATA-5", costs, fix)
 
 
 def _frozen(evidence: Evidence) -> Iterator[Finding]:

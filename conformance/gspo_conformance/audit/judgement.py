@@ -184,12 +184,26 @@ def _factors(found: Audit) -> Iterator[Finding]:
     low, high = min(factors), max(factors)
     if high > 1.001 * low:
         first = next(step for step, factor in known if abs(factor - factors[0]) > 1e-3 * factors[0])
-        told = f"the gradient is between {low:.6g} and {high:.6g} times that of the recorded loss, changing at step {first}"
-        costs = "unless a loss scaler did this, responses weigh differently from micro-batch to micro-batch"
-        yield Finding("gradient-scale", "warning", "gradient", told, "GSPO-GRAD-1", costs)
+        # No loss scaler changes inside a step.
+        within = next((step for step, least, most in _ends(known) if most > 1.001 * least), None)
+        told = f"the gradient is between {low:.6g} and {high:.6g} times that of the recorded loss, "
+        told += f"changing at step {first}" if within is None else f"and not one multiple inside step {within}"
+        costs = "responses weigh differently from micro-batch to micro-batch"
+        costs = f"unless a loss scaler did this, {costs}" if within is None else costs
+        yield Finding(
+            "gradient-scale", "warning" if within is None else "error", "gradient", told, "GSPO-GRAD-1", costs
+        )
     elif all(abs(low / expected - 1) > 1e-3 for expected in (1.0, 1.0 / (found.trace.run.get("ranks") or 1))):
         told = f"the gradient is {low:.6g} times that of the recorded loss: accumulation, ranks or a loss scaler"
         yield Finding("gradient-scale", "note", "gradient", told, "GSPO-GRAD-1")
+
+
+def _ends(known: list[tuple[int, float]]) -> Iterator[tuple[int, float, float]]:
+    """Each step with its least and its largest factor."""
+    steps: dict[int, list[float]] = {}
+    for step, factor in known:
+        steps.setdefault(step, []).append(factor)
+    return ((step, min(factors), max(factors)) for step, factors in steps.items())
 
 
 def _rule(series: Series) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import gspo_core as gspo
 from gspo_conformance.audit import audit_trace
@@ -84,3 +85,33 @@ def test_a_step_alone_tells_its_objective_and_nothing_divides_it_by_less_than_0(
     (error,) = found.errors
     assert error.rule == "objective"
     assert "It is the loss with gspo()" in error.message
+
+
+def test_micro_batches_that_weigh_differently_inside_a_step_are_an_error(tmp_path: Path) -> None:
+    """Hunts `agrees` of a loop that lets one micro-batch of each step count three times: no loss scaler does that."""
+    steps: list[Calls] = []
+    for step in range(3):
+        parts = [_call(10 * step + at) for at in range(2)]
+        for arrays, fields in parts:
+            fields |= {"normalizer": 12.0, "loss": compute(GSPO, arrays, normalizer=np.float32(12))[0]}
+            arrays["gradient"] /= 2
+        parts[1][0]["gradient"] *= 3
+        steps.append(parts)
+    (error,) = audit_trace(write(tmp_path, steps, objective="gspo", micro_batches="sum")).errors
+    assert error.rule == "gradient-scale"
+    assert "between 1 and 3 times" in error.message
+    assert "inside step 0" in error.message
+
+
+@pytest.mark.parametrize("fault", ["rows", "constant", "stale"])
+def test_old_log_probabilities_of_other_responses_are_not_called_stale(fault: str, tmp_path: Path) -> None:
+    """Hunts `scored with the weights before` of an old_logp that was shuffled apart from its tokens."""
+    calls: Calls = []
+    for step in range(4):
+        arrays = batch(12, step, moved=0.0)
+        noise = 0.1 * np.random.default_rng(step).normal(size=arrays["logp"].shape)
+        old = {"rows": np.roll(arrays["logp"], 1, axis=0), "constant": 0 * noise, "stale": arrays["logp"] + noise}
+        arrays |= {"behavior_logp": arrays["logp"], "old_logp": old[fault].astype(np.float32)}
+        calls.append((arrays, {"loss": compute(GSPO, arrays)[0], "rollout": step, "minibatch": 0}))
+    rules = [rule for rule, _ in _found(tmp_path, calls)]
+    assert ("unrelated-logp" in rules, "stale-old-logp" in rules) == (fault != "stale", fault == "stale")
