@@ -77,10 +77,11 @@ def _cut(correction: Correction, layout: Layout, weight: Array) -> Array:
     xp = layout.xp
     if correction.action == "clamp":
         return clamp(weight, correction.low, correction.high)
-    inside = xp.ones_like(weight, dtype=xp.bool)
+    # What is outside is looked for, so that a NaN stays (GSPO-NUM-6).
+    outside = xp.zeros_like(weight, dtype=xp.bool)
     if correction.low is not None:
-        inside = inside & (weight >= correction.low)
+        outside = outside | (weight < correction.low)
     if correction.high is not None:
-        inside = inside & (weight <= correction.high)
-    kept = weight if correction.action == "mask" else xp.ones_like(weight)
-    return xp.where(inside, kept, 0.0)
+        outside = outside | (weight > correction.high)
+    kept = weight if correction.action == "mask" else xp.where(xp.isnan(weight), weight, 1.0)
+    return xp.where(outside, 0.0, kept)

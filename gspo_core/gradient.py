@@ -55,16 +55,16 @@ def step_gradient(step: Step) -> Array:
     """The gradient of a prepared step: -(ω_i/M) dJ/d log π_θ + β (ω_i/M) dKL/d log π_θ."""
     layout, penalty = step.layout, step.objective.penalty
     gradient = _share(step) * _coefficients(step)
-    if penalty is not None:
+    if penalty is not None and penalty.coefficient:
         slope = penalty_slope(penalty, layout, step.logp, step.old_logp, step.ref_logp)
         share = layout.spread(divide(step.penalty_weights.omega, step.penalty_weights.count))
         gradient = gradient + penalty.coefficient * share * slope
     return layout.clean(gradient)
 
 
-def unit_gradient(step: Step, log_ratio: Array, slope: Array) -> Array:
+def unit_gradient(step: Step, slope: Array) -> Array:
     """The gradient of a step without penalty from dJ/dℓ of each unit."""
-    return step.layout.clean(_share(step) * _at_tokens(step, log_ratio, slope))
+    return step.layout.clean(_share(step) * _at_tokens(step, slope))
 
 
 def _share(step: Step) -> Array:
@@ -80,23 +80,23 @@ def _coefficients(step: Step) -> Array:
         return times(step.effective, weight)
     slope = surrogate.slope(surrogate_log_ratio(step, log_ratio), step.effective)
     if isinstance(surrogate, Gmpo):
-        return times(layout.spread(slope), _unclipped_tokens(step, log_ratio))
-    return _at_tokens(step, log_ratio, slope)
+        return layout.xp.where(_unclipped_tokens(step, log_ratio), layout.spread(slope), 0.0)
+    return _at_tokens(step, slope)
 
 
-def _at_tokens(step: Step, log_ratio: Array, slope: Array) -> Array:
+def _at_tokens(step: Step, slope: Array) -> Array:
     """From a unit's slope to that of each of its tokens' log-probabilities."""
     layout = step.layout
     if step.objective.log_ratio_cap is not None:
-        slope = slope * below_cap(step, log_ratio)
+        slope = layout.xp.where(below_cap(step), slope, 0.0)
     if step.objective.ratio == "product":
         return layout.spread(slope * step.weights.lengths)
     return layout.spread(slope) if step.objective.per_sequence else slope
 
 
 def _unclipped_tokens(step: Step, log_ratio: Array) -> Array:
-    xp, surrogate = step.xp, step.objective.surrogate
+    surrogate = step.objective.surrogate
     assert isinstance(surrogate, Gmpo)
     clipped = surrogate.clipped_tokens(log_ratio, step.layout.spread(step.advantages))
-    ones = below_cap(step, log_ratio)
-    return xp.where(clipped.low | clipped.high, xp.zeros_like(ones), ones)
+    unclipped = ~(clipped.low | clipped.high)
+    return unclipped if step.objective.log_ratio_cap is None else unclipped & below_cap(step)

@@ -110,7 +110,7 @@ def policy_loss_sum(
     log_ratio = unit_log_ratio(step)
     total, kl = -_surrogate_sum(step, log_ratio), _penalty_sum(step)
     if kl is not None:
-        total = total + _coefficient(step) * kl
+        total = _penalised(step, total, kl)
         kl = divide(kl, step.weights.count)
     return PolicyLossSum(total, step.weights.count, step_metrics(step, log_ratio, kl))
 
@@ -218,7 +218,7 @@ def step_loss(step: Step, tokens: TokenSums | None = None) -> PolicyLoss:
     kl = _penalty_sum(step)
     if kl is not None:
         kl = divide(kl, step.penalty_weights.count)
-        loss = loss + _coefficient(step) * kl
+        loss = _penalised(step, loss, kl)
     return PolicyLoss(loss, step_metrics(step, log_ratio, kl, tokens))
 
 
@@ -231,7 +231,7 @@ def step_solution(step: Step, tokens: TokenSums | None = None) -> tuple[PolicyLo
     found = objective.surrogate.evaluate(log_ratio, step.advantages)
     loss = -divide(_unit_sum(step, found.value), step.weights.count)
     metrics = step_metrics(step, log_ratio, None, tokens, found.clipped)
-    return PolicyLoss(loss, metrics), unit_gradient(step, log_ratio, found.slope)
+    return PolicyLoss(loss, metrics), unit_gradient(step, found.slope)
 
 
 def _surrogate_sum(step: Step, log_ratio: Array) -> Array:
@@ -262,5 +262,7 @@ def _penalty_sum(step: Step) -> Array | None:
     return step.xp.sum(step.penalty_weights.omega * step.layout.sum_tokens(values))
 
 
-def _coefficient(step: Step) -> float:
-    return 0.0 if step.objective.penalty is None else step.objective.penalty.coefficient
+def _penalised(step: Step, loss: Array, kl: Array) -> Array:
+    """L + β KL, and L alone where β is 0, whatever overflowed in the KL."""
+    penalty = step.objective.penalty
+    return loss + penalty.coefficient * kl if penalty is not None and penalty.coefficient else loss

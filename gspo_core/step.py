@@ -117,17 +117,13 @@ def unit_log_ratio(step: Step) -> Array:
     else:
         unit = log_ratio
     cap = step.objective.log_ratio_cap
-    return unit if cap is None else step.xp.where(unit <= cap, unit, cap)
+    return unit if cap is None else step.xp.where(unit > cap, cap, unit)
 
 
-def below_cap(step: Step, log_ratio: Array) -> Array:
-    """1 where a unit's log-ratio, detached and not held, is at most the cap, else 0."""
-    xp, cap = step.xp, step.objective.log_ratio_cap
-    ones = xp.ones_like(log_ratio)
-    if cap is None:
-        return ones
+def below_cap(step: Step) -> Array:
+    """Where a unit's log-ratio, not held, is at most the cap, of which there is one."""
     uncapped = step.replace(objective=step.objective.replace(log_ratio_cap=None))
-    return xp.where(unit_log_ratio(uncapped) <= cap, ones, 0.0)
+    return ~(unit_log_ratio(uncapped) > step.objective.log_ratio_cap)
 
 
 def surrogate_log_ratio(step: Step, log_ratio: Array) -> Array:

@@ -78,7 +78,8 @@ class Clip:
         xp = namespace_of(log_ratio)
         ratio = xp.exp(log_ratio)
         open_ = _open(self.clipped(ratio, advantages), advantages)
-        return xp.where(open_, ratio, 0.0) * advantages
+        # Both are selected: a correction's weight may have overflowed, and 0·inf is no 0 (GSPO-GRAD-2).
+        return xp.where(open_, ratio, 0.0) * xp.where(open_, advantages, 0.0)
 
     def evaluate(self, log_ratio: Array, advantages: Array) -> Evaluation:
         """All three at once, without a derivative."""
@@ -184,7 +185,7 @@ class Sapo:
         return xp.where(advantages > 0, self.tau_pos, xp.full_like(like, self.tau_neg))
 
     def _moves(self, log_ratio: Array, advantages: Array, stop: StopGradient) -> Array:
-        return (advantages != 0) & (stop(log_ratio) <= _SATURATED)
+        return (advantages != 0) & ~(stop(log_ratio) > _SATURATED)
 
 
 @dataclass(frozen=True)
@@ -204,10 +205,10 @@ class Reinforce:
     def weight(self, log_ratio: Array, advantages: Array) -> Array:
         """1, or the gate."""
         xp = namespace_of(log_ratio)
-        ones = xp.ones_like(log_ratio)
         if self.gate is None:
-            return ones
-        return xp.where(_open(self.clipped(xp.exp(log_ratio), advantages), advantages), ones, 0.0)
+            return xp.ones_like(log_ratio)
+        # 1, and NaN where the ratio is (GSPO-NUM-6).
+        return xp.where(_open(self.clipped(xp.exp(log_ratio), advantages), advantages), 1 + 0 * log_ratio, 0.0)
 
 
 @dataclass(frozen=True)
@@ -314,4 +315,4 @@ def _sigmoid(u: Array) -> Array:
 
 def _below(log_ratio: Array) -> Array:
     xp = namespace_of(log_ratio)
-    return xp.where(log_ratio <= _SATURATED, log_ratio, _SATURATED)
+    return xp.where(log_ratio > _SATURATED, _SATURATED, log_ratio)

@@ -53,7 +53,7 @@ def check_array(name: str, value: Any) -> Namespace:
     if type(value).__name__ in _OWN_ARITHMETIC:
         raise TypeError(f"{name}: expected a plain array, got {type(value).__name__}")
     kind = "nested" if getattr(value, "is_nested", False) else str(getattr(value, "layout", ""))
-    if "sparse" in kind or kind == "nested":
+    if "sparse" in kind or kind in ("nested", "torch._mkldnn"):
         raise TypeError(f"{name}: expected a dense array, got a {kind.rpartition('.')[2]} one")
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}")

@@ -114,12 +114,12 @@ def _cut(correction: Correction, weights: Tensor) -> Tensor:
         return weights if low is None and high is None else weights.clamp_(low, high)
     inside = numpy.ones(weights.shape, dtype=bool)
     if low is not None:
-        inside &= numpy.greater_equal(weights.numpy(), low)
+        inside &= ~numpy.less(weights.numpy(), low)
     if high is not None:
-        inside &= numpy.less_equal(weights.numpy(), high)
+        inside &= ~numpy.greater(weights.numpy(), high)
     flags = torch.from_numpy(inside)
     if correction.action == "reject":
-        return weights.copy_(flags.view(torch.int8))
+        return torch.where(weights.isnan(), weights, flags.to(weights.dtype))
     keep = keep_bits(flags, weights.dtype)
     weights.view(keep.dtype).mul_(keep)
     return weights

@@ -256,6 +256,51 @@ def test_a_clipped_token_of_a_response_that_overflows_has_no_gradient() -> None:
     assert gradient.tolist() == [[np.inf, np.inf, 0.0, np.inf]]
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        gspo.Objective.grpo(),
+        gspo.Objective.gspo(),
+        gspo.Objective("token", gspo.Unclipped(), log_ratio_cap=0.1),
+        gspo.Objective("sequence", gspo.Sapo(), log_ratio_cap=0.1),
+    ],
+)
+def test_a_unit_whose_gate_is_closed_has_no_gradient_whatever_its_weight(objective: gspo.Objective, kind: str) -> None:
+    """0 · ∞ is 0 where a correction's weight overflows (GSPO-GRAD-2, GSPO-RATIO-6), by hand and by autograd alike."""
+    import torch
+
+    convert = np.asarray if kind == "numpy" else torch.asarray
+    objective = objective.replace(correction=gspo.Correction("sequence"))
+    values = {"logp": [[-1.0, -1.0], [-1.0, -1.0]], "old_logp": [[-1.4, -1.5], [-1.0, -1.0]]}
+    values |= {
+        "behavior_logp": [[-900.0, -900.0], [-1.0, -1.0]],
+        "advantages": [1.0, 1.0],
+        "sequences": [[1, 1], [1, 1]],
+    }
+    arguments = {name: convert(rows) for name, rows in values.items()}
+    with np.errstate(over="ignore"):
+        found = [gspo.policy_gradient(objective, **arguments)]
+    if kind == "torch":
+        logp = arguments["logp"].requires_grad_()
+        found += torch.autograd.grad(gspo.policy_loss(objective, **arguments).loss, logp)
+    for gradient in found:
+        np.testing.assert_allclose(gradient, [[0.0, 0.0], [-0.25, -0.25]])
+
+
+@pytest.mark.parametrize("importance", [None, "token", "sequence"])
+def test_a_penalty_of_coefficient_zero_adds_nothing_even_where_it_overflows(importance: str | None) -> None:
+    objective = gspo.Objective.grpo().replace(penalty=gspo.Penalty("k3", 0.0, importance))
+    arguments = {"logp": np.full((1, 2), -1000.0), "old_logp": np.full((1, 2), -2000.0), "ref_logp": np.zeros((1, 2))}
+    arguments |= {"advantages": np.ones(1), "sequences": np.ones((1, 2), bool)}
+    with np.errstate(over="ignore"):
+        out, gradient = gspo.policy_loss(objective, **arguments), gspo.policy_gradient(objective, **arguments)
+        parts = gspo.policy_loss_sum(objective, **arguments)
+    assert out.metrics["kl_penalty"] == np.inf
+    assert [out.loss, parts.sum] == [-1.27, -1.27]
+    assert gradient.tolist() == [[0.0, 0.0]]
+
+
 def test_only_the_current_policy_has_a_gradient() -> None:
     """GSPO-DATA-6, where everything else tracks gradients too."""
     import torch

@@ -102,7 +102,7 @@ def test_frameworks_do_not_mix() -> None:
         gspo.gspo_loss(GOOD["logp"], torch.zeros(2, 3), GOOD["advantages"], GOOD["sequences"])
 
 
-@pytest.mark.parametrize("kind", ["sparse", "csr", "csc", "nested", "masked", "wide", "small"])
+@pytest.mark.parametrize("kind", ["sparse", "csr", "csc", "nested", "mkldnn", "masked", "wide", "small"])
 def test_tensors_of_other_kinds_are_named(kind: str) -> None:
     torch = pytest.importorskip("torch")
 
@@ -112,6 +112,7 @@ def test_tensors_of_other_kinds_are_named(kind: str) -> None:
         "csr": (torch.Tensor.to_sparse_csr, "expected a dense array, got a sparse_csr one"),
         "csc": (torch.Tensor.to_sparse_csc, "expected a dense array, got a sparse_csc one"),
         "nested": (lambda values: torch.nested.nested_tensor(list(values)), "expected a dense array, got a nested one"),
+        "mkldnn": (torch.Tensor.to_mkldnn, "expected a dense array, got a _mkldnn one"),
         "masked": (lambda values: torch.masked.masked_tensor(values, values > 0), "expected a plain array, got MaskedTensor"),
         "wide": (lambda values: values.to(torch.uint16), "expected a real floating-point dtype, got torch.uint16"),
         "small": (lambda values: values.to(torch.float8_e5m2), "expected a real floating-point dtype, got torch.float8_e5m2"),
@@ -182,7 +183,7 @@ ONES = np.ones(2)
         (lambda: gspo.clip_rewards(ONES.astype(np.longdouble), 0.0, 1.0), TypeError, r"^rewards: expected a real"),
         (lambda: gspo.sequence_ratio(GOOD["logp"], _nan(GOOD["logp"]), GOOD["sequences"]), ValueError,
          r"^old_logp: expected finite numbers at counted positions"),
-        (lambda: gspo.aggregate(_nan(GOOD["logp"]), GOOD["sequences"]), ValueError, r"^values: expected numbers at counted"),
+        (lambda: gspo.aggregate(_nan(GOOD["logp"]), GOOD["sequences"]), ValueError, r"^values: expected finite numbers at counted"),
         (lambda: gspo.gspo_loss(**GOOD | {"logp": np.ma.masked_less(GOOD["logp"], 0)}), TypeError,
          r"^logp: expected a plain array, got MaskedArray"),
         (lambda: gspo.gspo_loss(**GOOD | {"sequences": np.ma.masked_equal(GOOD["sequences"], 0)}), TypeError,
@@ -255,3 +256,22 @@ def test_value_checks_can_be_turned_off() -> None:
     assert np.isfinite(slopes[1]).all()
     with pytest.raises(ValueError, match="logp"):
         gspo.policy_loss(gspo.Objective.gspo(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        ("logp", gspo.Objective.gspo().replace(log_ratio_cap=10.0)),
+        ("logp", gspo.Objective.sapo()),
+        ("old_logp", gspo.Objective.minirl().replace(correction=())),
+        ("behavior_logp", gspo.Objective.decoupled()),
+        ("behavior_logp", gspo.Objective.gspo().replace(correction=gspo.Correction("geometric", "reject", high=2.0))),
+    ],
+)
+def test_nothing_holds_drops_or_rejects_a_nan_that_is_not_checked(name: str, objective: gspo.Objective) -> None:
+    """As where nothing is read, in a trace or on a GPU (GSPO-NUM-6)."""
+    arguments = GOOD | {"behavior_logp": np.full((2, 3), -1.2)}
+    with gspo.value_checks(False):
+        spoilt = gspo.policy_loss(objective, **(arguments | {name: _nan(arguments[name])}))
+    assert np.isfinite(gspo.policy_loss(objective, **arguments).loss)
+    assert np.isnan(spoilt.loss)

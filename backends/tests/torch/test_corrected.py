@@ -103,3 +103,14 @@ def test_packed_bfloat16_advantages_say_which_weights_a_correction_leaves(name: 
     arguments["advantages"] = arguments["advantages"].bfloat16()
     objective = OBJECTIVES[name].replace(correction=CORRECTIONS[-1])
     assert_equal(both(objective, arguments), 2e-6, 5e-8)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("action", ["mask", "reject"])
+def test_a_weight_that_is_no_number_is_not_taken_for_one_outside(action: str) -> None:
+    """GSPO-NUM-6, where values are not checked and a response has one surrogate."""
+    arguments = sampled()
+    arguments["behavior_logp"][4, 1] = torch.nan
+    objective = OBJECTIVES["gspo"].replace(correction=gspo.Correction("token", action, low=0.5, high=2.0))
+    with gspo.value_checks(False):
+        assert gspo.policy_loss(objective, **arguments).loss.isnan()
