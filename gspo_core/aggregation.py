@@ -21,7 +21,6 @@ from .validation import (
     check_finite,
     check_floating,
     check_integer,
-    check_no_nan,
     check_number,
     check_same_namespace,
     check_shape,
@@ -125,7 +124,7 @@ def aggregate_sum(
     layout = bind_sequences(sequences, tuple(values.shape), "values")
     check_same_namespace(xp, values=values, sequences=layout.counted, groups=groups)
     check_groups(groups, layout)
-    check_no_nan("values", values, layout.counted)
+    check_finite("values", values, layout.counted)
     values = layout.clean(xp.astype(values, compute_dtype(values)))
     weights = token_weights(as_aggregation(mode), layout, groups, normalizer, values.dtype)
     return AggregateSum(xp.sum(weights.omega * layout.sum_tokens(values)), weights.count)
@@ -192,7 +191,9 @@ def _given(normalizer: Any, count: Array, lengths: Array) -> Array:
 
 def _is_number(value: Any, xp: Namespace) -> bool:
     """A Python number, or a scalar of NumPy that is no array of `xp`."""
-    return isinstance(value, Real) and (isinstance(value, (int, float)) or namespace_of(value) is not xp)
+    if not isinstance(value, Real) or isinstance(value, (int, float)):
+        return isinstance(value, Real)
+    return not hasattr(value, "dtype") or namespace_of(value) is not xp
 
 
 def _group_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,19 @@ def test_zero_divides_nothing_where_a_single_token_counts() -> None:
 def test_a_bad_normalizer(normalizer: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^normalizer: expected {message}"):
         gspo.aggregate(VALUES, MASK, gspo.Aggregation(count="given"), normalizer=normalizer)
+
+
+def test_a_normalizer_is_any_real_number() -> None:
+    whole = gspo.aggregate(VALUES, MASK)
+    np.testing.assert_allclose(gspo.aggregate(VALUES, MASK, normalizer=Fraction(5, 2)), whole * len(MASK) / 2.5)
+
+
+@pytest.mark.parametrize("nonfinite", [np.nan, np.inf])
+def test_counted_values_that_are_not_finite_are_an_error(nonfinite: float) -> None:
+    values = np.where(MASK, VALUES, nonfinite)
+    np.testing.assert_array_equal(gspo.aggregate(values, MASK), gspo.aggregate(VALUES, MASK))
+    with pytest.raises(ValueError, match=r"^values: expected finite numbers at counted positions, got \d+ NaN or inf"):
+        gspo.aggregate(np.where(MASK, nonfinite, VALUES), MASK)
 
 
 def test_arrays_of_two_frameworks_do_not_mix() -> None:
