@@ -220,6 +220,15 @@ for _slug, _center in {"": True, "-uncentred": False}.items():
     )
 
 
+def _outlier() -> Case:
+    rows = [uniform(f"edges/whiten/{i}", n, -1.0, 1.0, 2.0**-10) for i, n in enumerate((9, 7, 8, 6))]
+    rows[2][3] = 48.0
+    return call("whiten", padded(Responses({"values": rows}), fill=-7.0), "values", center=True, ddof=1, eps=1e-8)
+
+
+_add("advantage/whiten-outlier", "One entry of thirty is five standard deviations away: it stays there", "ADV-10", "whiten-padding", _outlier)  # fmt: skip
+
+
 def _empty_member() -> Case:
     rows = [uniform(f"edges/reinforce-pp/{i}", n, -1.0, 1.5, 2.0**-10) for i, n in enumerate((4, 0, 5, 2))]
     inputs = padded(Responses({"token_rewards": rows}), fill=5.0) | {"groups": np.array([6, 6, 2, 2])}

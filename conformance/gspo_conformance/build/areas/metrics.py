@@ -92,6 +92,14 @@ for _slug, (_what, _objective) in _STATISTICS.items():
         "metric-over-padding metric-units",
         partial(_case, _objective, wide(), (*RATIOS, "metrics.effective_sample_size"), fill={"logp": -0.5, "old_logp": -3.0}),
     )  # fmt: skip
+for _slug, _sign in {"above": 1, "below": -1}.items():
+    _add(
+        f"ratio-all-{_slug}",
+        f"Every ratio is {_slug} 1: the smallest and the largest are those of responses, not where a search began",
+        "METRIC-2",
+        "metric-over-padding",
+        partial(_case, gspo(), explicit([[_sign * 0.5, 0.0], [_sign * 0.25], [_sign * 0.125, _sign * 0.5], [_sign * 0.75]]).also(advantages=[1.0, -1.0, 0.5, -0.5]), RATIOS),
+    )  # fmt: skip
 _add(
     "ratio-capped",
     "A cap on the log-ratio shows in the ratio statistics",

@@ -33,6 +33,7 @@ _CASES = {
     "low-only": ("A lower bound alone", ([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1]), (0.5, None), "bounds-ignored"),
     "high-only": ("An upper bound alone", ([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1]), (None, 0.5), "bounds-ignored"),
     "near-equal": ("One reward an ulp away from the rest: the group is informative", ([0.5, 0.5, 0.5 + 2.0**-20, 0.25, 0.25], [0, 0, 0, 1, 1]), (None, None), "keeps-uninformative"),
+    "nothing-left": ("Every group is all right or all wrong: all are dropped, none is kept so that there is a batch", ([1.0] * 4 + [0.0] * 4, [3, 3, 0, 0, 7, 7, 7, 7]), (None, None), "keeps-uninformative"),
     "negative": ("Negative rewards", ([-1.0, -1.0, -2.0, -1.0, -0.5, -0.5], [0, 0, 1, 1, 2, 2]), (None, None), "keeps-uninformative"),
 }  # fmt: skip
 for _slug, (_title, _case, _bounds, _flags) in _CASES.items():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cases import explicit, padded
-from ..recipe import Case, Shelf, clip, gspo, gspo_token, loss, objective, penalty
+import numpy as np
+
+from ..cases import Responses, explicit, padded
+from ..recipe import Case, Shelf, clip, grpo, gspo, gspo_token, loss, objective, penalty
 
 _MASK, _PENALTY = Shelf("mask"), Shelf("penalty")
 
@@ -29,6 +31,25 @@ for _name, _objective in {"paper": gspo(), "gspo-token": gspo_token()}.items():
         "DATA-1 RATIO-4",
         "mask-from-values",
         lambda o=_objective: _certain(o),
+    )
+
+
+def _certain_before(objective_: dict[str, Any]) -> Case:
+    """Counted tokens of log-probability 0 under the old policy, some of them under both."""
+    old = [[-2.0, 0.0, -1.0], [-1.5, 0.0, -0.5], [-2.0], [-3.0, -1.0, 0.0, 0.0]]
+    moved = [[0.25, -0.25, 2.0**-11], [-(2.0**-12), 0.0, 2.0**-11], [2.0**-12], [2.0**-9, -(2.0**-9), 0.0, -(2.0**-11)]]
+    rows = [np.add(*row) for row in zip(old, moved, strict=True)]
+    source = Responses({}).tokens(logp=rows, old_logp=old)
+    return loss(objective_, padded(source.also(advantages=[1.0, -0.5, 0.75, -1.25])))
+
+
+for _suffix, _objective in {"": gspo(), "-grpo": grpo()}.items():
+    _MASK.add(
+        f"certain-before{_suffix}",
+        "Tokens of log-probability exactly 0 under the old policy, or under both: they were certain, not padding, and count",
+        "DATA-1 RATIO-1" if _suffix else "DATA-1 RATIO-4",
+        "mask-from-values",
+        lambda o=_objective: _certain_before(o),
     )
 
 

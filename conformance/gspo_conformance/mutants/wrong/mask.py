@@ -170,12 +170,47 @@ class FromValues(Reference):
     `mask = logp != 0`, since padding was filled with zeros.
     """
 
+    filled = "logp"
+
     def layout(self, arrays: dict[str, Any]) -> Sequences:
         found = super().layout(arrays)
-        if "logp" not in arrays:
+        if self.filled not in arrays:
             return found
-        certain = np.asarray(value_of(arrays["logp"])).ravel() == 0
+        certain = np.asarray(value_of(arrays[self.filled])).ravel() == 0
         return Sequences(found.offsets, found.counted & ~certain, found.shape)
+
+
+@mutant(
+    "mask.from-old-values",
+    "GSPO-DATA-1",
+    effect="tokens that the sampler was certain of are thrown out, and |y| shrinks",
+)
+class FromOldValues(FromValues):
+    """Tokens with old log-probability 0 not counted: a token that the sampler was certain of is taken for padding.
+
+    `mask = old_logp != 0`, since the sampler's log-probabilities were padded with zeros.
+    """
+
+    filled = "old_logp"
+
+
+@mutant(
+    "mask.empty-rows-dropped",
+    "GSPO-DATA-3",
+    effect="behind an empty response every response has its neighbour's advantage",
+)
+class EmptyRowsDropped(Reference):
+    """Padded rows without a counted token dropped, their advantages not: those behind them move up by one.
+
+    Rows and advantages zipped after the rows alone were filtered; the sum is still divided by all responses.
+    """
+
+    def unit_advantages(self, advantages: NumPyArray) -> NumPyArray:
+        if self.sequences.packed or np.ndim(advantages) != 1:
+            return super().unit_advantages(advantages)
+        moved, kept = np.asarray(advantages).copy(), np.flatnonzero(self.sequences.lengths)
+        moved[kept] = np.asarray(advantages)[: len(kept)]
+        return super().unit_advantages(moved)
 
 
 @mutant(

@@ -109,6 +109,21 @@ class RatioWithPadding(Reference):
         return np.append(found, np.ones(np.count_nonzero(~self.sequences.counted)))
 
 
+@mutant(
+    "metrics.ratio-from-one",
+    "GSPO-METRIC-2",
+    effect="a policy that moved to one side alone is logged as one that also stood still",
+)
+class RatioFromOne(Reference):
+    """The search for the smallest and the largest ratio begun at 1: a smallest above 1, or a largest below it, is never seen."""
+
+    def metric_ratio_min(self) -> Any:
+        return min(super().metric_ratio_min(), 1.0)
+
+    def metric_ratio_max(self) -> Any:
+        return max(super().metric_ratio_max(), 1.0)
+
+
 @mutant("metrics.ratio-of-tokens", "GSPO-METRIC-2", effect="the spread of tokens is taken for that of responses")
 class RatioOfTokens(Reference):
     """Ratio statistics over tokens although the ratio is that of the response."""

@@ -235,6 +235,19 @@ class OneEntryNan(Reference):
         return np.where(counted, np.nan, found) if counted.sum() == 1 else found
 
 
+@mutant(
+    "whiten.bounded",
+    "GSPO-ADV-10",
+    effect="the rare outcome that should teach most is cut down, and the batch is not centred",
+)
+class WhitenBounded(Reference):
+    """Whitened values held within ±3 though nobody asked for it."""
+
+    def whitened(self, values: NumPyArray, counted: NumPyArray, ddof: float, eps: float, *, center: bool) -> NumPyArray:
+        found = super().whitened(values, counted, ddof, eps, center=center)
+        return np.clip(found, -3.0, 3.0) if center else found
+
+
 @mutant("whiten.equal-uncentred-zero", "GSPO-ADV-10", effect="values that all agree are lost")
 class EqualUncentredZero(Reference):
     """0 for equal entries without centring: their mean is not kept."""

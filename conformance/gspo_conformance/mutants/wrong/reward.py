@@ -261,6 +261,18 @@ class SingletonKept(Reference):
         return len(rewards) == 1 or super().informs(rewards, low, high)
 
 
+@mutant("sampling.never-empty", "GSPO-REWARD-6", effect="a batch without a signal is trained on as if it had one")
+class NeverEmpty(Reference):
+    """Every group kept where none is informative: the filter gives up just where it is needed.
+
+    `if not keep.any(): keep[:] = True`, since the step wants a batch.
+    """
+
+    def informative_groups(self) -> dict[str, Any]:
+        keep = super().informative_groups()["keep"]
+        return {"keep": keep if keep.any() else np.ones_like(keep)}
+
+
 @mutant(
     "sampling.row-by-row",
     "GSPO-REWARD-6",
