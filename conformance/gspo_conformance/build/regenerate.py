@@ -11,6 +11,7 @@ from pathlib import Path
 from ..formats import VECTORS
 from ..manifest import MANIFEST, manifest_text
 from ..tensors import NumPyArray, canonical, tensor_bytes
+from . import areas
 from .areas import all_recipes
 from .assemble import Assembled, assemble
 from .recipe import Recipe
@@ -86,7 +87,7 @@ def assemble_by_id(id_: str) -> Assembled:
 
 @cache
 def _recipes() -> dict[str, Recipe]:
-    return {recipe.id: recipe for recipe in all_recipes()}
+    return {recipe.id: recipe for recipe in areas.all_recipes()}
 
 
 def _merge(tensors: Tensors, area: str, made: Assembled) -> None:
