@@ -66,6 +66,8 @@ SEEN: dict[str, tuple[Any, str]] = {
     "a dual bound": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).clamp(max=-5 * a), paper(new, old, a, m)).mean(), "on: a dual bound that nobody asked for"),
     "a bounded loss": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=3).mean(), "only with A < 0 where s |A| is 3.05 and more"),
     "certain tokens": (lambda new, old, a, m: paper(new.clamp(max=-1e-6), old, a, m).mean(), "the gradient differs between tokens of one response"),
+    "bad ones half": (lambda new, old, a, m: paper(new, old, torch.where(a < 0, a / 2, a), m).mean(), "the gradient is wrong only where A < 0, 0.5x there"),
+    "long ones dropped": (lambda new, old, a, m: paper(new, old, a * (m.sum(1) < m.shape[1]), m).mean(), "only in responses as long as the batch is wide"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
 
@@ -118,6 +120,7 @@ def test_a_dual_bound_beside_a_clamp_is_not_called_a_bound_of_the_loss() -> None
 
 NOT_SEEN: dict[str, tuple[Any, str]] = {
     "padding in the sum": (lambda new, old, a, m: paper(new, old, a, torch.ones_like(m), length=m.sum(1).clamp(min=1)).mean(), "advantages of others"),
+    "a soft clip": (lambda new, old, a, m: -(2 * torch.sigmoid(2 * paper(new, old, -torch.ones_like(a), m, clip=(1, 1e9)) - 2) * a).mean(), "a dual bound"),
     "no factor s": (lambda new, old, a, m: paper(new, old, a, m).mean() * 0 - (a * paper(new, old, -torch.ones_like(a), m).log()).mean(), "rounding"),
 }  # fmt: skip
 

@@ -46,6 +46,7 @@ SIDES: dict[str, Callable[[Response], bool]] = {
     "in responses with gaps or left padding in the mask": lambda one: one.gaps,
     "in batches of more than one response": lambda one: one.responses > 1,
     "in responses shorter than the batch is wide": lambda one: one.length < one.width,
+    "in responses as long as the batch is wide": lambda one: one.length == one.width,
 }
 SIZES: dict[str, Callable[[Response], float]] = {
     "in responses of {:,.0f} tokens": lambda one: one.length,
@@ -102,7 +103,8 @@ def _dual(found: Sequence[Response]) -> str:
     """The ratio from which on bad responses that are due a gradient have none."""
     due = [one for one in found if one.advantage < 0 < one.log_ratio and one.farthest < 1 / FAR and not one.clipped]
     bracket = _bound([(exp(one.log_ratio), one.live) for one in due])
-    if bracket is None:
+    live = [one.right for one in due if one.live]
+    if bracket is None or sum(live) < MOST * len(live):
         return ""
     low, high = bracket
     return f"A < 0 has no gradient from a ratio between {low:.4g} and {high:.4g} on: {DUAL}"
@@ -316,7 +318,9 @@ def _side(found: Sequence[Response], wrong: Sequence[Response]) -> str:
         return f"the gradient is wrong only in responses of {longest} tokens and fewer"
     for words, side in SIDES.items():
         if all(map(side, wrong)) and sum(not side(one) for one in found) >= ENOUGH:
-            return f"the gradient is wrong only {words}"
+            middle = float(np.median([one.factor for one in wrong]))
+            times = f", {middle:.3g}x there" if _fit(wrong, lambda one: middle or np.nan) == 1 else ""
+            return f"the gradient is wrong only {words}{times}"
     return ""
 
 
