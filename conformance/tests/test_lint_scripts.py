@@ -200,3 +200,31 @@ def test_a_program_without_settings_says_where_they_come_from(
     )
     assert main(["lint", str(tmp_path / "gspo.py")]) == 2
     assert "it takes its settings from a command line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("swift sft --model a --learning_rate 1e-4", "swift sft: no policy optimisation"),
+        ("swift rlhf --rlhf_type dpo --beta 0.1", "rlhf_type 'dpo' is not of this family"),
+        ("uv run examples/run_dpo.py --config x.yaml # nemo_rl", "run_dpo.py: no policy optimisation"),
+        ("torchrun -m verl.trainer.fsdp_sft_trainer optim.lr=1e-5", "verl.trainer.fsdp_sft_trainer: no policy"),
+        ("python -m openrlhf.cli.train_rm --learning_rate 9e-6", "openrlhf.cli.train_rm: no policy optimisation"),
+        ("python train_async.py --loss-type sft_loss --hf-checkpoint a", "--loss-type sft_loss: no policy"),
+        ("python train.py rllm/backend=tinker data.train_batch_size=32 training.group_size=8", "rLLM without verl"),
+    ],
+)
+def test_other_training_is_not_read_as_policy_optimisation(
+    script: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hunts `the importance ratio is per token` of supervised training, of preferences and of a reward model."""
+    path = tmp_path / "run.sh"
+    path.write_text(script, encoding="utf-8")
+    assert main(["lint", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_script_that_trains_both_ways_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.sh"
+    path.write_text("swift sft --model a\nswift rlhf --rlhf_type grpo --epsilon 3e-4\n", encoding="utf-8")
+    assert "ratio" in _errors(capsys, str(path))

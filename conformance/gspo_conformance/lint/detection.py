@@ -44,7 +44,18 @@ FORKS: dict[str, str] = {
     "EasyR1": r"\bworker\.(actor|rollout|ref)\.\w+|\bverl\.trainer\.main\b(?!_)",
     "MindSpeed-RL": r"^rl_config\.\w+",
     "Molt": r"\bmolt\.cli\.\w+",
+    "rLLM without verl": r"\brllm/backend=(?!verl)\w+",
 }
+# What else these trainers do, by its programs and keys; a file that names a policy optimisation too is one of that.
+ELSEWHERE: dict[str, str] = {
+    "ms_swift": r"\b(swift|megatron) (sft|pt)\b",
+    "miles": r"--loss-type[ =]sft_loss\b",
+    "openrlhf": r"\bopenrlhf\.cli\.(?!train_ppo)\w+",
+    "nemo_rl": r"\brun_(sft|dpo|rm|ppo|eval|distillation)\w*\.py\b|^(sft|dpo|rm|ppo|distillation)\.\w+",
+    "slime": r"--loss-type[ =]sft_loss\b",
+    "verl": r"\bverl\.trainer\.(\w*sft\w*|main_generation\w*)",
+}
+POLICY = r"(?i)g[rs]po|main_ppo|train_ppo"
 # Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
 ENOUGH, SHARE = 5, 10
 # Who reads the same keys: nothing but a name tells the others from the first.
@@ -57,12 +68,13 @@ SAME_KEYS = (
 def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, str]:
     """The name of the trainer and by what it was recognised; a `UsageError` where that leaves a choice."""
     text = "\n".join(_plain(word) for word in words)
+    everything = "\n".join((text, *map(str, settings)))
     for name, pattern in FORKS.items():
-        if match := re.search(pattern, "\n".join((text, *map(str, settings))), re.M):
+        if match := re.search(pattern, everything, re.M):
             raise UsageError(f"this is a configuration of {name} ({match[0]}), whose keys are known to no dialect here")
     for name, pattern in NAMED.items():
         if match := re.search(pattern, text, re.M):
-            return name, repr(match[0])
+            return _policy(name, everything), repr(match[0])
     counts = {name: _read(name, settings) for name in rooms()}
     most = max(counts.values())
     first = [name for name, count in counts.items() if count == most]
@@ -73,7 +85,17 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
         if not settings:
             raise UsageError(f"{cut(', '.join(words), 400)}: no setting in it")
         raise UsageError(f"expected --dialect: {_candidates(first, most, len(settings))}")
-    return first[0], f"{most} of its keys"
+    return _policy(first[0], everything), f"{most} of its keys"
+
+
+def _policy(name: str, text: str) -> str:
+    """The name; a `UsageError` where this is other training, such as on demonstrations or on pairs."""
+    match = re.search(ELSEWHERE.get(name, r"(?!)"), text, re.M)
+    if match and not re.search(POLICY, text):
+        raise UsageError(
+            f"{match[0]}: no policy optimisation that the dialect of {name} reads; --dialect {name} reads it all the same"
+        )
+    return name
 
 
 def _candidates(first: Sequence[str], most: int, keys: int) -> str:

@@ -92,6 +92,9 @@ class MsSwift:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these arguments optimise."""
+        kind = settings.get("rlhf_type") or "grpo"
+        if str(kind).lower() != "grpo":
+            raise Inexpressible(f"rlhf_type {kind!r} is not of this family, rlhf_type grpo is")
         given = {key: value for key, value in settings.items() if key in DEFAULTS}
         every = _derived(DEFAULTS | given)
         loss, level = every["loss_type"], every["importance_sampling_level"]
