@@ -66,13 +66,13 @@ def kl_penalty(logp: Array, ref_logp: Array, estimator: str = "k3") -> Array:
 
 def estimate(estimator: str, z: Array) -> Array:
     """The value of an estimator, differentiable in z; `expm1` keeps the digits that e^{-z} - 1 cancels."""
-    xp, backend = namespace_of(z), backend_of(z)
+    backend = backend_of(z)
     if estimator == "k1":
         return z
     if estimator == "k2":
         return z * z / 2
     if estimator == "abs":
-        return xp.sign(z) * z
+        return _sign(z) * z
     k3 = backend.exp_remainder(-z)
     if estimator == "k3":
         return k3
@@ -87,7 +87,7 @@ def estimate_slope(estimator: str, z: Array) -> Array:
     if estimator == "k1":
         return xp.ones_like(z)
     if estimator == "abs":
-        return xp.sign(z)
+        return _sign(z)
     return -backend_of(z).expm1(-z) if estimator == "k3" else z
 
 
@@ -127,11 +127,17 @@ def _clamped(penalty: Penalty, z: Array) -> tuple[Array, Array]:
     xp = namespace_of(z)
     inside = xp.ones_like(z, dtype=xp.bool)
     if penalty.log_ratio_clamp is not None:
-        inside = xp.abs(z) <= penalty.log_ratio_clamp
-        z = xp.where(inside, z, xp.sign(backend_of(z).stop_gradient(z)) * penalty.log_ratio_clamp)
+        inside = ~(xp.abs(z) > penalty.log_ratio_clamp)
+        z = xp.where(inside, z, _sign(z) * penalty.log_ratio_clamp)
     if penalty.value_clamp is not None:
-        inside = inside & (xp.abs(estimate(penalty.estimator, z)) <= penalty.value_clamp)
+        inside = inside & ~(xp.abs(estimate(penalty.estimator, z)) > penalty.value_clamp)
     return z, inside
+
+
+def _sign(z: Array) -> Array:
+    """±1, 0 at 0, NaN at NaN, as a constant; `sign` for PyTorch indexes by booleans, which `torch.func.vmap` does not allow."""
+    xp, still = namespace_of(z), backend_of(z).stop_gradient(z)
+    return xp.where(still > 0, 1.0, xp.where(still < 0, -1.0, still))
 
 
 def _importance(penalty: Penalty, layout: Layout, log_ratio: Array) -> Array | float:

@@ -89,8 +89,9 @@ def test_func_grad(name: str, layout: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
-def test_func_vmap_and_jvp() -> None:
-    function, logp = loss(AXES["gspo"])
+@pytest.mark.parametrize("penalty", [None, gspo.Penalty("abs", 0.1), gspo.Penalty("k3", 0.1, log_ratio_clamp=0.05)])
+def test_func_vmap_and_jvp(penalty: gspo.Penalty | None) -> None:
+    function, logp = loss(AXES["gspo"].replace(penalty=penalty))
     several = torch.stack([logp, logp + 0.01])
     losses, gradients = torch.func.vmap(torch.func.grad_and_value(function))(several)[::-1]
     torch.testing.assert_close(losses, torch.stack([function(one) for one in several]))
