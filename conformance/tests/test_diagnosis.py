@@ -210,6 +210,47 @@ def test_rounding_is_nobodys_mistake() -> None:
     assert "nearest" not in diagnosis["sentence"]
 
 
+def test_a_pair_of_mistakes_is_told_from_itself_in_another_order() -> None:
+    pair = "numerics.non-finite-accepted", "numerics.shapes-broadcast"
+    diagnosis = found(find("+".join(pair)), "numerics/refuses-*")
+    assert set(diagnosis["mutants"]) == set(pair)
+    assert "+".join(reversed(diagnosis["mutants"])) not in diagnosis["equivalents"]
+
+
+def alone_nothing(new: Any, old: Any, a: Any, m: Any) -> Any:
+    return paper(new, old, a, m).mean() * (len(a) > 1)
+
+
+def test_what_is_said_below_a_level_is_not_of_what_failed_it() -> None:
+    """Hunts factors and names of MUST vectors beside the convention that non-finite inputs are accepted."""
+    sentence = found(loss_target(alone_nothing), "aggregation/*gspo", "gradient/*", "numerics/refuses-*")["sentence"]
+    judged, _, convention = sentence.partition("; below MUST, ")
+    assert judged.startswith("unknown deviation; ")
+    assert convention == (
+        "returns the loss of `numerics.non-finite-accepted` (GSPO-NUM-6): NaN and infinity at counted tokens accepted; "
+        "the loss is NaN instead of an error that names the argument"
+    )
+
+
+def test_a_flag_that_most_right_answers_share_is_no_hint() -> None:
+    """Hunts "only questions that hunt token sums" of a loss that is 0 for a batch of one response."""
+    assert not any("hunt" in text for text in found(loss_target(alone_nothing), "gradient/*", "aggregation/*gspo")["observed"])  # fmt: skip
+
+
+def test_an_answer_that_is_right_in_the_other_dtype_tells_where_the_mistake_is() -> None:
+    """A bound that was held in float32, which many right answers in float64 never meet."""
+    clip = [float(np.float32(1 + width)) - 1 for width in (-3e-4, 4e-4)]
+    narrow = loss_target(lambda *arrays: paper(*arrays, clip=(-clip[0], clip[1])).mean(), dtypes=("float32", "float64"))
+    assert "only in float64" in found(narrow, "surrogate/paper-*", "gradient/*")["observed"]
+
+
+def test_a_bound_that_few_bits_hold_is_not_called_a_narrow_number() -> None:
+    """Hunts "every wrong loss is a bfloat16 number" of ratios that a clamp of the log-probabilities makes 1."""
+    clamped = loss_target(lambda new, old, a, m: paper(new.clamp(-100), old.clamp(-100), a, m).mean())
+    told = found(clamped, "numerics/cancelling-overflow", "numerics/token-clamp*", "numerics/unlikely-tokens-gspo")
+    assert not any("number" in text for text in told["observed"]), told["observed"]
+
+
 def test_digits_that_are_cut_off_are_told_beside_a_mistake() -> None:
     """Hunts "accepts wrong offsets" as all that is said of a program whose failures are of numbers written to 15 digits."""
 

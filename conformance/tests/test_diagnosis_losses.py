@@ -140,7 +140,7 @@ def test_digits_that_are_cut_off_are_seen(atlas: Atlas) -> None:
 
 def test_nan_is_a_number_of_no_dtype(atlas: Atlas) -> None:
     """Hunts "float16" said of gradients that are NaN but for a few."""
-    texts = seen(deviant(lambda name, value, case: np.full_like(value, 0.5 if value.size % 2 else np.nan)), atlas)
+    texts = seen(deviant(lambda name, value, case: np.full_like(value, 129 / 256 if value.size % 2 else np.nan)), atlas)
     assert "every wrong loss is a bfloat16 number: it is computed or stored too narrowly" in texts
     assert not any(text.startswith("every wrong gradient") for text in texts)
 

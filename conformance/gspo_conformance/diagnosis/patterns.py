@@ -22,6 +22,7 @@ FEW = 4
 MANY = 400
 CUT = "every number of a wrong answer comes with at most"
 DIGITS = {"float32": 9, "float64": 17}
+SPARE = 3
 BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _NARROW = re.compile(r"expected (float\d+), got (\w+)")
 
@@ -133,7 +134,10 @@ def _of_bits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
             continue
         wide = max((BITS[atlas.bench.questions[item.question].case.dtype] for item in there), default=0)
         for dtype, bits in BITS.items():
-            if len(there) >= FEW and bits < wide and _within(got, bits) and not _within(due, bits):
+            if len(there) < FEW or bits >= wide or _within(due, bits):
+                continue
+            # Of numbers that need far fewer bits, such as a bound or a half, nobody knows in how many they were computed.
+            if _within(got, bits) and not _within(got, bits - SPARE):
                 texts.append(f"every wrong {output} is a {dtype} number: it is computed or stored too narrowly")
                 break
     return texts
@@ -216,21 +220,28 @@ def _of_places(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: A
         if len(bad) == 1 and None not in bad:
             (name,) = bad
             alike = good.count(name)
-            if alike < len(good) and alike * 4 <= len(wrong):
+            if alike < len(good) and (alike * 4 <= len(wrong) or (noun == "in" and _twinned(wrong, evidence, atlas))):
                 found.append(f"only {noun} {name}")
     return found
 
 
+def _twinned(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atlas) -> bool:
+    """Whether every question with a wrong answer has a right one in another dtype."""
+    right = {atlas.bench.questions[item.question].vector.id for item in evidence if item.right}
+    return all(atlas.bench.questions[item.question].vector.id in right for item in wrong)
+
+
 def _of_flags(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
-    """The mistake that every question with a wrong answer is there for, and hardly any with a right one unless they are few."""
+    """The mistake that every question with a wrong answer is there for, and fewest with a right one: hardly any, or few where few are wrong."""
     flags = [set(atlas.bench.questions[item.question].vector.flags) for item in wrong]
-    right = [atlas.bench.questions[item.question].vector.flags for item in evidence if item.right]
-    shared = set.intersection(*flags) if flags else set[str]()
-    few = len(wrong) <= FEW
-    telling = [flag for flag in sorted(shared) if few or 4 * sum(flag in each for each in right) <= len(wrong)]
-    if not (telling and right):
+    right = Counter(
+        flag for item in evidence if item.right for flag in atlas.bench.questions[item.question].vector.flags
+    )
+    flag = min(sorted(set.intersection(*flags)) if flags else [], key=lambda flag: right[flag], default="")
+    most = 2 * len(wrong) if len(wrong) <= FEW else len(wrong) // 4
+    if not (flag and right) or right[flag] > most:
         return []
-    return [f"only questions that hunt `{telling[0]}`, {uncapitalised(read_flags()[telling[0]]['title'])}"]
+    return [f"only questions that hunt `{flag}`, {uncapitalised(read_flags()[flag]['title'])}"]
 
 
 def _gap(item: Evidence, atlas: Atlas) -> str | None:

@@ -113,7 +113,9 @@ def _whole(run: Run, evidence: list[Evidence], judged: list[Evidence], atlas: At
     missed = [item for item in judged if not item.right]
     if any(Search(atlas, missed).explains(whole.suspect.parts, item) for item in missed):
         return whole
-    return replace(part, sentence=f"{part.sentence}; below {run.level}, {whole.sentence}")
+    apart = {item.question for item in missed}
+    below = diagnose_evidence([item for item in evidence if item.question not in apart], atlas) or whole
+    return replace(part, sentence=f"{part.sentence}; below {run.level}, {below.sentence}")
 
 
 def _by_function(evidence: Sequence[Evidence], atlas: Atlas) -> str:
@@ -147,7 +149,7 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
         return Diagnosis(_unknown(search, seen, suspects), None, (), tuple(suspects[:3]), (), seen, span)
     best = suspects[0]
     level = [item for item in suspects[1:] if (item.explained, item.of) == (best.explained, best.of)]
-    alike = dict.fromkeys(item.name for item in level if len(item.named) == len(best.named) and item.name != best.name)
+    alike = _alike(best, level)
     others = tuple(item for item in suspects[1:] if item not in level and item.share >= MENTIONED)[:3]
     known = tuple(dialect.name for dialect in DIALECTS if set(dialect.names) == {part.name for part in best.named})
     tail = [
@@ -160,7 +162,16 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
         *(text for text in seen if CUT in text),
     ]
     told = "; ".join(text for text in (_named(best, _noun(evidence, atlas)), *tail) if text)
-    return Diagnosis(told, best, tuple(alike), others, known, seen, span)
+    return Diagnosis(told, best, alike, others, known, seen, span)
+
+
+def _alike(best: Suspect, level: Sequence[Suspect]) -> tuple[str, ...]:
+    """Who explains as much by as many mistakes, in whatever order they are put together."""
+    told = {frozenset(part.name for part in best.named): best.name}
+    for item in level:
+        if len(item.named) == len(best.named):
+            told.setdefault(frozenset(part.name for part in item.named), item.name)
+    return tuple(told.values())[1:]
 
 
 def _answers(evidence: Sequence[Evidence]) -> bool:
