@@ -102,7 +102,7 @@ class VerlRecorder(TorchRecorder):
         self.part(
             loss=found[0],
             metrics={name: value for name, value in found[1].items() if isinstance(value, (int, float, Tensor))},
-            normalizer=_normalizer(given),
+            normalizer=_normalizer(given, self._aggregated(given)),
             logp=logp,
             old_logp=old,
             mask=mask,
@@ -112,6 +112,15 @@ class VerlRecorder(TorchRecorder):
         alone = not getattr(given.get("config"), "use_kl_loss", False)
         if self.gradient and self.recording and logp.requires_grad and alone:
             self.watch(logp)
+
+    def _aggregated(self, given: Mapping[str, Any]) -> str:
+        """How the function aggregates: some take no notice of `loss_agg_mode`, and `geo_mean` none of the mini-batch either."""
+        trainer = self.run["trainer"]
+        mode = trainer["settings"].get(_ACTOR + "policy_loss.loss_mode")
+        if mode == "geo_mean":
+            return "own"
+        fixed = mode == "sapo" or (mode == "gspo" and trainer.get("version") == "0.9.0")
+        return "seq-mean-token-mean" if fixed else given.get("loss_agg_mode", "token-mean")
 
     def _claim_of_config(self, given: Mapping[str, Any], mask: Tensor) -> None:
         """The settings of the actor that decide its loss, as it was called with them."""
@@ -127,10 +136,11 @@ class VerlRecorder(TorchRecorder):
         settings[_ACTOR + "use_kl_loss"] = False
 
 
-def _normalizer(given: Mapping[str, Any]) -> float | None:
+def _normalizer(given: Mapping[str, Any], mode: str) -> float | None:
     """The M of verl's `agg_loss` over the mini-batch, per rank; None where it is the micro-batch's own."""
     totals = getattr(given.get("config"), "global_batch_info", None) or {}
-    mode = given.get("loss_agg_mode", "token-mean")
+    if mode == "own":
+        return None
     if mode == "token-sum":
         return 1.0 / (totals.get("dp_size") or 1)
     count = totals.get("batch_num_tokens" if mode == "token-mean" else "global_batch_size")

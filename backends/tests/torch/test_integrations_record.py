@@ -90,6 +90,32 @@ def test_a_mode_that_the_loop_leaves_to_verls_function_is_that_functions(mode: s
     assert recorder.ended == "closed"
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "expected"),
+    [
+        ("sapo", "0.9.1", 8.0),
+        ("gspo", "0.9.0", 8.0),
+        ("gspo", "0.9.1", 40.0),
+        ("vanilla", "0.9.1", 40.0),
+        ("geo_mean", "0.9.1", None),
+    ],
+)
+def test_what_a_loss_divides_by_that_takes_no_notice_of_the_mode(
+    name: str, version: str, expected: float | None, tmp_path: Path
+) -> None:
+    """Hunts a difference of verl's own sapo: it divides by responses, whatever `loss_agg_mode` says."""
+    from gspo_torch.integrations.verl_record import VerlRecorder
+
+    settings = {"actor_rollout_ref.actor.policy_loss.loss_mode": name}
+    recorder = VerlRecorder(tmp_path, trainer={"name": "verl", "version": version, "settings": settings})
+    loss = recorder.wrapped(lambda old, new, a, m, loss_agg_mode="token-mean", config=None: ((new * 0).sum(), {}))
+    config = SimpleNamespace(global_batch_info={"dp_size": 1, "batch_num_tokens": 40, "global_batch_size": 8})
+    logp = torch.zeros(2, 3, requires_grad=True)
+    loss(torch.zeros(2, 3), logp, torch.ones(2, 3), torch.ones(2, 3), loss_agg_mode="token-mean", config=config)
+    recorder.close()
+    assert read_trace(tmp_path).step(0).parts[0].normalizer == expected
+
+
 def test_a_gradient_with_verls_kl_term_in_it_is_left_out(tmp_path: Path) -> None:
     """Hunts `gradient-differs` of a right run: the KL term is added behind the function that is recorded."""
     from gspo_torch.integrations.verl_record import VerlRecorder
