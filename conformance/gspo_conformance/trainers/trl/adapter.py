@@ -22,6 +22,9 @@ from .dialect import DIALECT
 RELEASE = version("trl")
 # Up to 1.7 there is no loss of experts among what is returned.
 _RETURNED = 3 if "compute_aux_loss" in signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters else 2
+# What earlier releases have not yet, `_compute_loss` does not read there.
+_OPTIONS = ("off_policy_mask_threshold", "vllm_importance_sampling_correction")
+_METHODS = ("get_gamma_weights", "get_high_entropy_mask", "get_off_policy_mask")
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -34,7 +37,12 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 def _compute(trainer: SimpleNamespace, inputs: dict[str, Any], logp: Any) -> Any:
     found = (logp, torch.zeros_like(logp.detach()), None)
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: found[:_RETURNED]
-    return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    try:
+        return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    except ValueError as error:
+        if str(error).startswith("Unknown loss type"):
+            raise Skip(f"TRL {RELEASE} has no loss_type {trainer.loss_type}") from error
+        raise
 
 
 @cache
@@ -47,6 +55,9 @@ def _trainer(settings: tuple[tuple[str, Any], ...]) -> SimpleNamespace:
         "num_generations": 2,
         "per_device_train_batch_size": 2,
     }
+    unknown = [name for name, _ in settings if name not in GRPOConfig.__dataclass_fields__]
+    if unknown:
+        raise Skip(f"TRL {RELEASE} has no setting {unknown[0]}")
     args = GRPOConfig(output_dir=f"{gettempdir()}/gspo-trl", **plain, **dict(settings))
     high = args.epsilon if args.epsilon_high is None else args.epsilon_high
     return SimpleNamespace(
@@ -56,7 +67,6 @@ def _trainer(settings: tuple[tuple[str, Any], ...]) -> SimpleNamespace:
         current_gradient_accumulation_steps=1,
         aux_loss_enabled=False,
         top_entropy_quantile=args.top_entropy_quantile,
-        off_policy_mask_threshold=args.off_policy_mask_threshold,
         importance_sampling_level=args.importance_sampling_level,
         beta=args.beta,
         loss_type=args.loss_type,
@@ -64,11 +74,10 @@ def _trainer(settings: tuple[tuple[str, Any], ...]) -> SimpleNamespace:
         epsilon_high=high,
         max_completion_length=args.max_completion_length,
         use_vllm=False,
-        vllm_importance_sampling_correction=args.vllm_importance_sampling_correction,
         _entropy_bonus_enabled=False,
         _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
-        get_gamma_weights=GRPOTrainer.get_gamma_weights,
-        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+        **{name: getattr(args, name) for name in _OPTIONS if hasattr(args, name)},
+        **{name: getattr(GRPOTrainer, name) for name in _METHODS if hasattr(GRPOTrainer, name)},
     )
 
 
