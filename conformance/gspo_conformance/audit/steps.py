@@ -228,6 +228,7 @@ def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> float | None
             continue
         ledger.compare(Difference(f"metrics.{name}", got=got, expected=known[0], tolerance=known[1], **place))
     if "gradient" not in part.names:
+        ledger.miss("gradient: not recorded")
         return None
     _compare_masked(one, ledger)
     return _compare_gradient(one, claim, ledger)

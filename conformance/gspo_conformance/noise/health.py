@@ -128,6 +128,8 @@ def _length_bias(run: Analysis) -> list[Finding]:
     """Advantage that goes with length, which 1/|y| turns into weight per token."""
     rows = run.rows
     known = np.isfinite(rows.advantage) & (rows.advantage != 0)
+    if run.gate is not None and not run.gate.shared:
+        return []
     if np.count_nonzero(known) < 32 or len(np.unique(np.sign(rows.advantage[known]))) < 2:
         return []
     r, z = _correlation(np.log(rows.length[known]), rows.advantage[known])

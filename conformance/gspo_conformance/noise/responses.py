@@ -25,10 +25,14 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Gate:
-    """The ratio and the clip range of an objective; the gate closes outside, on the side that the advantage's sign says."""
+    """The ratio and the clip range of an objective; the gate closes outside, on the side that the advantage's sign says.
+
+    `shared`: whether a response shares one weight among its tokens, 1/|y| for each.
+    """
 
     ratio: str
     clip: Clip
+    shared: bool = True
 
     def log_ratio(self, tokens: Tokens, d: NumPyArray) -> NumPyArray:
         """The logarithm of the ratio at every token."""
@@ -48,7 +52,10 @@ def gate_of(objective: Mapping[str, Any] | None) -> Gate | None:
     clip = surrogate if surrogate.get("kind") == "clip" else surrogate.get("gate") or {}
     if objective is None or "low" not in clip or "high" not in clip:
         return None
-    return Gate(str(objective.get("ratio", "sequence")), Clip(float(clip["low"]), float(clip["high"])))
+    aggregation = objective.get("aggregation") or {}
+    mode = aggregation.get("mode") if isinstance(aggregation, Mapping) else aggregation
+    clipped = Clip(float(clip["low"]), float(clip["high"]))
+    return Gate(str(objective.get("ratio", "sequence")), clipped, mode in (None, "sequence_mean_token_mean"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,3 +115,10 @@ def test_old_log_probabilities_of_other_responses_are_not_called_stale(fault: st
         calls.append((arrays, {"loss": compute(GSPO, arrays)[0], "rollout": step, "minibatch": 0}))
     rules = [rule for rule, _ in _found(tmp_path, calls)]
     assert ("unrelated-logp" in rules, "stale-old-logp" in rules) == (fault != "stale", fault == "stale")
+
+
+def test_gradients_that_were_not_recorded_are_said_to_be_unchecked(tmp_path: Path) -> None:
+    calls = [_call(0), _call(1)]
+    del calls[1][0]["gradient"]
+    found = audit_trace(write(tmp_path, [[one] for one in calls], objective="gspo"))
+    assert found.ledger.missing["gradient: not recorded"] == 1

@@ -124,6 +124,14 @@ def test_planted_trouble_is_named(tmp_path: Path, name: str) -> None:
     assert words in one.message, one
 
 
+def test_tokens_that_weigh_alike_have_no_bias_of_length(tmp_path: Path) -> None:
+    """Hunts `each response has weight 1/|y| per token` said of a token mean."""
+    plain = gspo.Objective.gspo()
+    for mode, told in (("sequence_mean_token_mean", True), ("token_mean", False), ("sequence_mean_token_sum", False)):
+        run = Run(drift=5e-5, longer_when_wrong=2.0, objective=plain.replace(aggregation=mode).to_dict())
+        assert ("length-bias" in found(run.write(tmp_path / mode))) is told
+
+
 @pytest.mark.parametrize("run", [{}, {"group_size": 4}])
 def test_groups_that_go_on_in_other_steps_are_not_silent(run: dict[str, Any], tmp_path: Path) -> None:
     """Hunts `100 % of 24 groups have equal rewards` where a step sees one response of each."""
