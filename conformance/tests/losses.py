@@ -53,6 +53,10 @@ def last_place(mask: Any) -> Any:
     return ((torch.arange(mask.shape[1]) + 1) * mask).amax(1).clamp(min=1)
 
 
+def spans(mask: Any) -> Any:
+    return (last_place(mask) - (mask.cumsum(1) == 0).sum(1)).clamp(min=1)
+
+
 def no_end(mask: Any) -> Any:
     return mask & (mask.flip(1).cumsum(1).flip(1) > 1)
 

@@ -234,7 +234,9 @@ def test_what_is_said_below_a_level_is_not_of_what_failed_it() -> None:
 
 def test_a_flag_that_most_right_answers_share_is_no_hint() -> None:
     """Hunts "only questions that hunt token sums" of a loss that is 0 for a batch of one response."""
-    assert not any("hunt" in text for text in found(loss_target(alone_nothing), "gradient/*", "aggregation/*gspo")["observed"])  # fmt: skip
+    texts = found(loss_target(alone_nothing), "gradient/*", "aggregation/*gspo")["observed"]
+    assert not any("hunt" in text for text in texts), texts
+    assert "the gradient is wrong only in batches of one response" in texts
 
 
 def test_an_answer_that_is_right_in_the_other_dtype_tells_where_the_mistake_is() -> None:

@@ -16,7 +16,7 @@ from gspo_conformance.diagnosis.verdict import atlas_of
 from gspo_conformance.mutants.atlas import Atlas
 from gspo_conformance.runner import run_vectors
 
-from .losses import by_token, centred, formed, last_place, narrow, no_end, paper, tied
+from .losses import by_token, centred, formed, last_place, narrow, no_end, paper, spans, tied
 from .test_diagnosis import deviant, found
 
 
@@ -68,6 +68,11 @@ SEEN: dict[str, tuple[Any, str]] = {
     "certain tokens": (lambda new, old, a, m: paper(new.clamp(max=-1e-6), old, a, m).mean(), "the gradient differs between tokens of one response"),
     "bad ones half": (lambda new, old, a, m: paper(new, old, torch.where(a < 0, a / 2, a), m).mean(), "the gradient is wrong only where A < 0, 0.5x there"),
     "long ones dropped": (lambda new, old, a, m: paper(new, old, a * (m.sum(1) < m.shape[1]), m).mean(), "only in responses as long as the batch is wide"),
+    "a short cut": (lambda new, old, a, m: paper(new, old, a, m, length=torch.ones(len(a)) if m.all() else None).mean(), "the gradient is wrong only in batches without padding"),
+    "pairs twice": (lambda new, old, a, m: paper(new, old, a * (1 + (m.sum(1) == 2)), m).mean(), "the gradient is wrong only in responses of 2 tokens"),
+    "nothing for little": (lambda new, old, a, m: paper(new, old, a * (a.abs() > 1e-3), m).mean(), "the gradient is wrong only where |A| is 0.000977 and less"),
+    "a leak above": (lambda new, old, a, m: paper(new, old, a, m).mean() - torch.where((a > 0) & m.any(1), a * torch.relu((torch.where(m, new - old, 0.0).sum(1) / m.sum(1).clamp(min=1)).clamp(max=9).exp() - 1 - 4e-4), 0.0).mean(), "the gradient is wrong only with A > 0 in clipped responses"),
+    "gaps in the length": (lambda new, old, a, m: paper(new, old, a, m, length=spans(m)).mean(), "the gradient is wrong only in responses with gaps in the mask"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
+from ..words import plural
 from .evidence import Evidence
 from .responses import Response, responses, tokens
 
@@ -23,6 +24,11 @@ CLIPPED_FROM = "is clipped from a ratio between"
 DUAL = "a dual bound that nobody asked for"
 
 Law: TypeAlias = Callable[[Response], float]
+
+
+def _length(one: Response) -> float:
+    return one.length
+
 
 FACTORS: dict[str, Law] = {
     "divided by the number of responses": lambda one: 1 / one.responses,
@@ -43,13 +49,16 @@ SIDES: dict[str, Callable[[Response], bool]] = {
     "where A < 0": lambda one: one.advantage < 0,
     "where A > 0": lambda one: one.advantage > 0,
     "in clipped responses": lambda one: one.clipped,
+    "in responses with gaps in the mask": lambda one: one.holes,
     "in responses with gaps or left padding in the mask": lambda one: one.gaps,
     "in batches of more than one response": lambda one: one.responses > 1,
+    "in batches of one response": lambda one: one.responses == 1,
+    "in batches without padding": lambda one: one.tokens == one.responses * one.width,
     "in responses shorter than the batch is wide": lambda one: one.length < one.width,
     "in responses as long as the batch is wide": lambda one: one.length == one.width,
 }
 SIZES: dict[str, Callable[[Response], float]] = {
-    "in responses of {:,.0f} tokens": lambda one: one.length,
+    "in responses of {:,.0f} tokens": _length,
     "where |A| is {:.3g}": lambda one: abs(one.advantage),
     "where a token's |log-ratio| is {:.3g}": lambda one: one.farthest,
     "where the mean |log-ratio| is {:.3g}": lambda one: abs(one.log_ratio),
@@ -296,7 +305,7 @@ def _rounding(found: Sequence[Response]) -> str:
         return ""
     farthest = max(map(abs, off))
     dtype = next((dtype for dtype in NARROW if farthest <= UNIT_ROUNDOFF[dtype] * (1 + CLOSE)), "")
-    told = f"the gradient is off by up to {farthest:.1%} to both sides, as rounding to {dtype} or a small term beside it does"
+    told = f"the gradient is off by up to {100 * farthest:.2g}% to both sides, as rounding to {dtype} or a small term beside it does"
     return told if dtype else ""
 
 
@@ -313,21 +322,37 @@ def _side(found: Sequence[Response], wrong: Sequence[Response]) -> str:
         others = [one for one in right if side(one)]
         if all(map(side, wrong)) and len(others) >= (2 if sign else 1) and (told := _size(wrong, others)):
             return f"the gradient is wrong only {sign}{told} and more"
-    longest, shortest = max(one.length for one in wrong), min(one.length for one in right)
-    if longest < shortest and len(right) >= ENOUGH:
-        return f"the gradient is wrong only in responses of {longest} tokens and fewer"
-    for words, side in SIDES.items():
-        if all(map(side, wrong)) and sum(not side(one) for one in found) >= ENOUGH:
-            middle = float(np.median([one.factor for one in wrong]))
-            times = f", {middle:.3g}x there" if _fit(wrong, lambda one: middle or np.nan) == 1 else ""
-            return f"the gradient is wrong only {words}{times}"
-    return ""
+    lengths, others = {one.length for one in wrong}, {one.length for one in right}
+    if len(lengths) == 1 and not lengths & others and len(right) >= ENOUGH:
+        return f"the gradient is wrong only in responses of {plural(max(lengths), 'token')}"
+    if max(lengths) < min(others) and len(right) >= ENOUGH:
+        return f"the gradient is wrong only in responses of {max(lengths)} tokens and fewer"
+    if len(right) >= ENOUGH and APART * max(abs(one.advantage) for one in wrong) < min(
+        abs(one.advantage) for one in right
+    ):
+        return f"the gradient is wrong only where |A| is {max(abs(one.advantage) for one in wrong):.3g} and less"
+    words = _shared(found, wrong)
+    middle = float(np.median([one.factor for one in wrong]))
+    times = f", {middle:.3g}x there" if words and _fit(wrong, lambda one: middle or np.nan) == 1 else ""
+    return f"the gradient is wrong only {words}{times}" if words else ""
+
+
+def _shared(found: Sequence[Response], wrong: Sequence[Response]) -> str:
+    """What all wrong responses have, and of the right ones the fewest: no more than are wrong."""
+    told: dict[str, int] = {}
+    for sign, of_sign in SIGNS.items():
+        for words, side in SIDES.items():
+            among = [one for one in found if of_sign(one) and side(one)]
+            if len(found) - len(among) >= ENOUGH and all(of_sign(one) and side(one) for one in wrong):
+                told.setdefault(words if words.startswith("where A") else sign + words, len(among) - len(wrong))
+    best = min(told, key=lambda words: told[words], default="")
+    return best if best and told[best] <= len(wrong) else ""
 
 
 def _size(wrong: Sequence[Response], right: Sequence[Response]) -> str:
     """A size that every wrong response has and no right one comes near."""
     for words, size in SIZES.items():
         least, most = min(map(size, wrong)), max(map(size, right))
-        if least > max(most * APART, NEAR):
+        if least > max(most if size is _length else most * APART, NEAR):
             return words.format(least)
     return ""

@@ -21,6 +21,7 @@ class Response(NamedTuple):
     """One response of an answer. `factor` is got / expected, NaN where that is no one number.
 
     `odd`: "first" or "last" where that counted token alone differs from the rest, whose gradient it has `oddity` times.
+    `holes`: tokens between its first and its last that do not count; `gaps`: these, or some before the first.
     `learning`: how many responses of the batch have A other than 0. `farthest`: the largest |log-ratio| of a token.
     """
 
@@ -38,6 +39,7 @@ class Response(NamedTuple):
     clipped: bool
     live: bool
     gaps: bool
+    holes: bool
     length: int
     responses: int
     learning: int
@@ -102,7 +104,8 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             clip=(float(surrogate["low"]), float(surrogate["high"])),
             clipped=False,
             live=False,
-            gaps=bool(np.abs(np.diff(row.astype(int))).sum() + (not row[0]) > 1 or not row[0]),
+            gaps=_runs(row) > 1 or not row[0],
+            holes=_runs(row) > 1,
             length=int(row.sum()),
             responses=len(mask),
             learning=int((advantages != 0).sum()),
@@ -110,6 +113,11 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             tokens=int(mask.sum()),
         )
         yield one, expected.value[i][row], got[i][row], moved, right[i][row]
+
+
+def _runs(row: NumPyArray) -> int:
+    """How many unbroken runs of counted tokens a response has."""
+    return int(row[0]) + int((np.diff(row.astype(int)) > 0).sum())
 
 
 def tokens(item: Evidence, atlas: Atlas) -> Iterator[Response]:
