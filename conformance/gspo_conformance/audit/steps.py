@@ -188,7 +188,9 @@ def _unsaid(one: Recomputed, found: StepAudit) -> bool:
 def _choices(one: Recomputed, found: StepAudit) -> dict[str, float | None]:
     mine = _of_rank(one, found)
     rank = total(other.truth.count for other in mine)
-    return {"own": None, "rank": rank, "step": found.count, "mean": len(mine) * one.truth.count}
+    # Ranks that are averaged divide by the step's count per rank.
+    share = found.count / len(found.step.ranks)
+    return {"own": None, "rank": rank, "step": found.count, "mean": len(mine) * one.truth.count, "share": share}
 
 
 def _chosen(

@@ -228,3 +228,20 @@ def test_a_policy_that_is_sure_of_its_tokens_has_few_bits_and_is_not_rounded(tmp
     logp = logits[..., 0] - (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[..., 0]
     assert -1e-3 < logp.mean() < 0
     assert _unmoved(tmp_path, (0, 0), logp=logp) == []
+
+
+@pytest.mark.parametrize("mode", ["sequence_mean_token_mean", "token_mean"])
+def test_ranks_that_are_averaged_divide_by_the_step_s_count_per_rank(mode: Any, tmp_path: Path) -> None:
+    """Hunts `every loss is 2 times what is claimed` of two ranks of unequal size that say nothing of how they divide."""
+    objective = gspo.Objective.gspo().replace(aggregation=mode)
+    for step in range(3):
+        parts = [batch(number, 10 * step + at) for at, number in enumerate((2, 3, 1, 6))]
+        count = sum(int(one["mask"].sum()) for one in parts) if mode == "token_mean" else 12
+        for at, arrays in enumerate(parts):
+            loss, _ = compute(objective, arrays, normalizer=np.float32(count / 2))
+            fields = {"step": step, "microbatch": at % 2, "loss": loss}
+            told = {"version": 1, "rank": at // 2, "run": {"objective": objective.to_dict()}, "parts": [fields]}
+            named = {f"0.{name}": values for name, values in arrays.items()}
+            save_file(named, tmp_path / f"{step}-{at}.safetensors", {"gspo_trace": json.dumps(told)})
+    found = audit_trace(tmp_path)
+    assert (found.verdict, found.ledger.series["step loss"].compared) == ("agrees", 3)
