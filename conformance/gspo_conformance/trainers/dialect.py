@@ -112,6 +112,16 @@ def lone(key: str, cost: str, fix: str) -> Finding:
     return Finding("group-size", "error", key, told, "GSPO-ADV-4", cost, fix)
 
 
+def clamped(key: str, bounds: str, bound: float, group: int, scaled: bool, fix: str) -> Finding:
+    """Rewards that are clamped once they are compared with their group: a bound of the advantages, where one can reach it."""
+    told = f"rewards are clamped to {bounds} after they are normalised, not before"
+    widest = (group - 1) / group**0.5
+    if scaled and widest <= bound:
+        reach = f"it cannot bind: |A| is at most {widest:.2f} in groups of {group}"
+        return Finding("reward-clip", "note", key, told, "GSPO-REWARD-1", reach, fix)
+    return Finding("reward-clip", "warning", key, told, "GSPO-REWARD-1", "", fix)
+
+
 def updates(parts: int, accumulation: int) -> int:
     """Optimiser steps that see one rollout of so many micro-batches; 1 only where no step falls between two of them."""
     return 1 if accumulation % parts == 0 else max(2, -(-parts // accumulation))

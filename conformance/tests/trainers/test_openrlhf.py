@@ -52,6 +52,23 @@ def test_findings_of_its_own(settings: dict[str, Any], rule: str) -> None:
     assert not DIALECT.read({"algo.kl.init_coef": 0}, VERSION).findings
 
 
+@pytest.mark.parametrize(
+    ("settings", "severity"),
+    [
+        ({"reward.clip_range": (-1.0, 1.0)}, "warning"),
+        ({"reward.clip_range": (-5.0, 5.0)}, "note"),
+        ({"reward_clip_range": (-1.0, 1.0), "advantage_estimator": "rloo"}, "warning"),
+        ({"rollout.n_samples_per_prompt": 128}, "warning"),
+        ({}, None),
+    ],
+)
+def test_rewards_are_clamped_once_they_are_advantages(settings: dict[str, Any], severity: str | None) -> None:
+    plain = {"algo.advantage.estimator": "group_norm", "rollout.n_samples_per_prompt": 8}
+    given = settings if "advantage_estimator" in settings else plain | settings
+    found = {one.rule: one.severity for one in DIALECT.read(given, VERSION).findings}
+    assert found.get("reward-clip") == severity
+
+
 def test_what_it_cannot_express() -> None:
     token_mean = {**PAPER, "aggregation": {"mode": "token_mean", "count": "all", "constant": 1.0}}
     with pytest.raises(Inexpressible, match="does not aggregate by token_mean"):

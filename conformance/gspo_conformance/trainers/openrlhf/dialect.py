@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, clamped
 
 ACTOR, KL, ADVANTAGE = "actor.", "algo.kl.", "algo.advantage."
+REWARDS = "reward.clip_range"
 BESIDE = {
     "algo.dynamic_filtering_enable": "equal",
     "reward.overlong_buffer_len": "overlong",
@@ -30,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     ADVANTAGE + "is_correction_gating": "ratio",
     ADVANTAGE + "is_correction_threshold": (0.5, 5.0),
     KL + "unbiased_gradient": False,
+    REWARDS: (-10.0, 10.0),
     "rollout.batch_size": 1024,
     "rollout.n_samples_per_prompt": 1,
     "train.batch_size": 128,
@@ -47,6 +49,7 @@ FORMER = {
     "init_kl_coef": KL + "init_coef",
     "kl_estimator": KL + "estimator",
     "advantage_estimator": ADVANTAGE + "estimator",
+    "reward_clip_range": REWARDS,
     "rollout_batch_size": "rollout.batch_size",
     "n_samples_per_prompt": "rollout.n_samples_per_prompt",
     "train_batch_size": "train.batch_size",
@@ -120,7 +123,12 @@ class OpenRlhf:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=(*_former(former), *_findings(every, gspo), *asides(every, BESIDE)),
+            findings=(
+                *_former(former),
+                *_findings(every, gspo),
+                *_bounds(every, estimator, given),
+                *asides(every, BESIDE),
+            ),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -235,6 +243,17 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
         told = "equal rewards of a group leave the rounding of their mean, divided by 1e-9: eight rewards of 0.1 give |A| = 0.83 in float32"
         found.append(Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-3"))
     return found
+
+
+def _bounds(every: Mapping[str, Any], estimator: str, given: Container[str]) -> list[Finding]:
+    """The range of normalised rewards, which are the advantages; a default that no advantage reaches is not told."""
+    if not every[REWARDS]:
+        return []
+    low, high = every[REWARDS]
+    scaled = estimator == "group_norm"
+    group, bounds = int(every["rollout.n_samples_per_prompt"]), f"[{low:g}, {high:g}]"
+    found = clamped(REWARDS, bounds, min(-low, high), group, scaled, f"--{REWARDS} -1000 1000")
+    return [found] if REWARDS in given or (scaled and found.severity == "warning") else []
 
 
 DIALECT = OpenRlhf()

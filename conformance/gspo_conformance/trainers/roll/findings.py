@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import sqrt
 from typing import Any
 
-from ..dialect import Finding, Reading, lone
+from ..dialect import Finding, Reading, clamped, lone
 
 OLD_NORM = ("reward_norm", "reward_shift", "reward_scale")
 NEW_KEYS = ("use_pg_clip_range", "pg_clip_low", "pg_clip_high", "norm_mean_type", "norm_std_type")
@@ -58,10 +58,7 @@ def _bounds(every: Mapping[str, Any], reading: Reading) -> Iterator[Finding]:
         yield Finding("advantage-clip", severity, "advantage_clip", told, "GSPO-ADV-12", reach, "advantage_clip: null")
     if every["reward_clip"]:
         bound = every["reward_clip"]
-        told = f"rewards are clamped to ±{bound:g} after they are normalised, not before"
-        severity = "note" if scaled and widest <= bound else "warning"
-        reach = f"it cannot bind: |A| is at most {widest:.2f} in groups of {group}" if severity == "note" else ""
-        yield Finding("reward-clip", severity, "reward_clip", told, "GSPO-REWARD-1", reach, "reward_clip: null")
+        yield clamped("reward_clip", f"±{bound:g}", bound, group, scaled, "reward_clip: null")
 
 
 def _group(every: Mapping[str, Any], reading: Reading) -> Iterator[Finding]:
