@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import gspo_core
 from gspo_conformance import load_vectors, loss_target
 from gspo_conformance.connection import InProcess
 from gspo_conformance.diagnosis.evidence import evidence_of
@@ -28,7 +29,7 @@ def atlas() -> Atlas:
 STRANGERS: dict[str, tuple[Any, str]] = {
     "divided twice": (lambda new, old, a, m: paper(new, old, a, m).mean() / len(a), "divided by the number of responses"),
     "one too long": (lambda new, old, a, m: paper(new, old, a, m, length=m.sum(1) + 1).mean(), "a length that is 1 too large"),
-    "a temperature": (lambda new, old, a, m: paper(new, old, a, m, scale=1 / 0.7).mean(), "1.43x, farther away"),
+    "a temperature": (lambda new, old, a, m: paper(new, old, a, m, scale=1 / 0.7).mean(), "1.43x, farther away another multiple: the log-ratio is scaled"),
     "small advantages": (lambda new, old, a, m: paper(new, old, a.clamp(-1, 1), m).mean(), "held to ±1"),
     "normalised twice": (lambda new, old, a, m: paper(new, old, centred(a), m).mean(), "centred over the batch and divided by its standard deviation"),
     "a spread taken out": (lambda new, old, a, m: paper(new, old, a / a.std(correction=0) if len(a) > 1 else a, m).mean(), "divided by the standard deviation of the batch"),
@@ -95,6 +96,19 @@ def test_what_is_seen_token_by_token(name: str, atlas: Atlas) -> None:
     loss, words = BY_TOKEN[name]
     texts = seen(loss_target(loss, objective="ppo"), atlas)
     assert any(words in text for text in texts), texts
+
+
+def test_a_factor_of_each_batch_is_no_scaled_log_ratio(atlas: Atlas) -> None:
+    """Hunts "the log-ratio is scaled" of a token mean over the longest response times their number."""
+    held = gspo_core.Objective.dapo().replace(aggregation="token_mean")
+
+    def loss(new: Any, old: Any, a: Any, m: Any) -> Any:
+        ratio, a = torch.exp(torch.where(m, new - old, 0.0)), a[:, None]
+        return (-torch.min(ratio * a, ratio.clamp(0.8, 1.28) * a) * m).sum() / (m.sum(1).max() * len(a))
+
+    texts = seen(loss_target(loss, objective=held), atlas)
+    assert "the responses of a batch are off by one factor, other batches by another" in texts
+    assert not any("scaled" in text for text in texts)
 
 
 def product(new: Any, old: Any, a: Any, m: Any) -> Any:

@@ -22,6 +22,7 @@ ROUGH, LEAST = 0.2, 2.0**-13
 NARROW = ("float16", "bfloat16")
 CLIPPED_FROM = "is clipped from a ratio between"
 DUAL = "a dual bound that nobody asked for"
+OTHERWISE = "the responses of a batch are off by one factor, other batches by another"
 
 Law: TypeAlias = Callable[[Response], float]
 
@@ -187,7 +188,19 @@ def _factor(found: Sequence[Response], wrong: Sequence[Response]) -> str:
         return f"inside the clip range the gradient is {words}, outside it is right"
     if not far or _fit(far, laws[words]) >= MOST:
         return ""
-    return f"near ratio 1 the gradient is {words}, farther away another multiple: the log-ratio is scaled"
+    if len(whole) >= MOST * len(wrong) and _by_batch(whole):
+        return OTHERWISE
+    scaled = _fit(far, lambda one: middle * exp((middle - 1) * one.log_ratio)) >= MOST
+    return f"near ratio 1 the gradient is {words}, farther away another multiple{': the log-ratio is scaled' if scaled else ''}"
+
+
+def _by_batch(whole: Sequence[Response]) -> bool:
+    """Whether every batch has a factor of its own, for several of its responses."""
+    batches: dict[int, list[float]] = {}
+    for one in whole:
+        batches.setdefault(one.question, []).append(one.factor)
+    several = [factors for factors in batches.values() if len(factors) > 1]
+    return len(several) >= FEW and all(np.ptp(factors) <= CLOSE * abs(factors[0]) for factors in several)
 
 
 def _epsilon(near: Sequence[Response]) -> str:
@@ -272,7 +285,7 @@ def _advantages(near: Sequence[Response]) -> str:
         return ""
     if _scaled(map(_used, whole)):
         return "the advantages are divided by the standard deviation of the batch"
-    return "the responses of a batch are off by one factor, other batches by another"
+    return OTHERWISE
 
 
 def _used(batch: Iterable[Response]) -> list[float]:
