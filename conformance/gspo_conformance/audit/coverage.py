@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -126,8 +127,19 @@ def _others(trace: Trace) -> Iterator[Finding]:
 
 def _contradictions(trace: Trace) -> Iterator[Finding]:
     for name, path in trace.contradictions.items():
-        told = f"{path.name} claims another run.{name} than the files before it; the first one is taken"
+        other = next(shard.header["run"][name] for shard in trace.shards if shard.path == path)
+        keys = _unlike(trace.run[name], other)
+        where = f", in {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}" if keys else ""
+        told = f"{path.name} claims another run.{name} than the files before it{where}; the first one is taken"
         yield Finding("contradiction", "warning", f"run.{name}", told, "", "one claim for the whole trace is audited")
+
+
+def _unlike(one: Any, other: Any, depth: int = 2) -> list[str]:
+    """The keys in which two claims differ, down to the settings of a trainer."""
+    if not (depth and isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return []
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return [inner for key in keys for inner in _unlike(one.get(key), other.get(key), depth - 1) or [cut(key)]]
 
 
 def _unknown_fields(trace: Trace) -> Iterator[Finding]:

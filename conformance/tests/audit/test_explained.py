@@ -122,3 +122,16 @@ def test_gradients_that_were_not_recorded_are_said_to_be_unchecked(tmp_path: Pat
     del calls[1][0]["gradient"]
     found = audit_trace(write(tmp_path, [[one] for one in calls], objective="gspo"))
     assert found.ledger.missing["gradient: not recorded"] == 1
+
+
+def test_a_resumed_run_that_claims_otherwise_is_told_in_which_setting(tmp_path: Path) -> None:
+    """Hunts `claims another run.trainer` alone, of a run that was resumed for more steps."""
+    for step, most in enumerate((5, 9)):
+        (tmp_path / str(step)).mkdir()
+        settings = {"loss_type": "grpo", "importance_sampling_level": "sequence", "max_steps": most}
+        run = {"objective": "gspo", "trainer": {"name": "trl", "version": "1.16.0", "settings": settings}}
+        arrays, fields = _call(step)
+        folder = write(tmp_path / str(step), [[(arrays, fields | {"step": step})]], **run)
+        assert folder.is_dir()
+    (told,) = [one for one in audit_trace(tmp_path).findings if one.rule == "contradiction"]
+    assert "claims another run.trainer than the files before it, in max_steps; the first" in told.message
