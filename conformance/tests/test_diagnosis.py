@@ -246,6 +246,18 @@ def test_an_answer_that_is_right_in_the_other_dtype_tells_where_the_mistake_is()
     assert "only in float64" in found(narrow, "surrogate/paper-*", "gradient/*")["observed"]
 
 
+def test_sums_that_round_over_long_responses_are_told_by_the_length() -> None:
+    """Hunts a bare "unknown deviation" of a right formula that adds the surrogate of a response token by token."""
+
+    def loss(new: Any, old: Any, a: Any, m: Any) -> Any:
+        rows = m.nonzero(as_tuple=True)[0]
+        each = paper(new, old, a, m)[rows].detach() + 0 * new.sum()
+        return (torch.zeros(len(a)).index_add(0, rows, each) / m.sum(1).clamp(min=1)).mean()
+
+    target = loss_target(loss, gradient=None)
+    assert "only with responses of 32,768 tokens and more" in found(target, "numerics/*", "gradient/*")["observed"]
+
+
 def test_a_bound_that_few_bits_hold_is_not_called_a_narrow_number() -> None:
     """Hunts "every wrong loss is a bfloat16 number" of ratios that a clamp of the log-probabilities makes 1."""
     clamped = loss_target(lambda new, old, a, m: paper(new.clamp(-100), old.clamp(-100), a, m).mean())

@@ -22,7 +22,7 @@ FEW = 4
 MANY = 400
 CUT = "every number of a wrong answer comes with at most"
 DIGITS = {"float32": 9, "float64": 17}
-SPARE = 3
+SPARE, LONG = 3, 256
 BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _NARROW = re.compile(r"expected (float\d+), got (\w+)")
 
@@ -97,6 +97,7 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     found += [*_of_outputs(numbers), *_of_factors(numbers, atlas)]
     found += [*_of_flags(wrong, evidence, atlas)]
     found += _of_places(wrong, evidence, atlas)
+    found += [] if any("tokens and more" in text for text in found) else _of_lengths(wrong, evidence, atlas)
     return list(dict.fromkeys(text for text in found if text))
 
 
@@ -223,6 +224,19 @@ def _of_places(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: A
             if alike < len(good) and (alike * 4 <= len(wrong) or (noun == "in" and _twinned(wrong, evidence, atlas))):
                 found.append(f"only {noun} {name}")
     return found
+
+
+def _of_lengths(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
+    """The length from which on answers are wrong, where those with the longest responses are, and none of the rest is near."""
+    right = [_longest(item, atlas) for item in evidence if item.right]
+    least = min((_longest(item, atlas) for item in wrong), default=0)
+    return [f"only with responses of {least:,} tokens and more"] if least > LONG > max(right, default=least) else []
+
+
+def _longest(item: Evidence, atlas: Atlas) -> int:
+    """The most counted tokens that a response of a question has; 0 where it has no mask."""
+    mask = atlas.bench.questions[item.question].case.inputs.get("mask")
+    return int(mask.sum(axis=-1).max()) if mask is not None and mask.ndim == 2 else 0
 
 
 def _twinned(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atlas) -> bool:
