@@ -151,7 +151,7 @@ def _place(part: Part) -> str:
 
 
 def by_rounding(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """Log-ratios that were rounded before they were averaged, or log-probabilities of one policy alone."""
+    """Log-ratios that were rounded before they were averaged, ratios, or log-probabilities of one policy alone."""
     for what, words in _ROUNDED.items():
         for name in ("bfloat16", "float16"):
             with suppress(NotComputable, ValueError):
@@ -161,16 +161,26 @@ def by_rounding(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation
                     return
 
 
-_ROUNDED = {"": "log-ratios", "old_logp": "the old log-probabilities alone", "logp": "the new log-probabilities alone"}
+_ROUNDED = {
+    "": "log-ratios",
+    "ratio": "the ratios",
+    "old_logp": "the old log-probabilities alone",
+    "logp": "the new log-probabilities alone",
+}
 
 
 def _rounded(one: Recomputed, what: str, name: str) -> float:
     tokens = one.part.tokens
-    if tokens.logp is None or tokens.old_logp is None or (not what and one.objective.penalty is not None):
+    together = what in ("", "ratio")
+    if tokens.logp is None or tokens.old_logp is None or (together and one.objective.penalty is not None):
         raise NotComputable("logp, old_logp not recorded, or a penalty that needs both")
-    exact_ones = np.asarray(tokens.logp, np.float64) - tokens.old_logp if not what else getattr(tokens, what)
-    values = np.asarray(round_to(np.asarray(exact_ones), name), np.float64)
-    changed = {what: values} if what else {"logp": values, "old_logp": np.zeros(tokens.count)}
+    d = np.asarray(tokens.logp, np.float64) - tokens.old_logp
+    if what == "ratio":
+        d = d if one.objective.ratio == "token" else tokens.spread(tokens.means(d))
+        values = np.log(np.asarray(round_to(np.exp(d), name), np.float64))
+    else:
+        values = np.asarray(round_to(d if together else np.asarray(getattr(tokens, what)), name), np.float64)
+    changed = {"logp": values, "old_logp": np.zeros(tokens.count)} if together else {what: values}
     return exact(one.objective, replace(tokens, **changed)).loss(one.normalizer)
 
 

@@ -80,7 +80,7 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | N
             return fits
         of_loss = of_loss or ([] if _gradients_are_right(_few(chosen), precision) else explained)
     if of_loss:
-        return of_loss
+        return [replace(one, told=f"{one.told}; its gradients are not those recorded") for one in of_loss]
     few = _few(parts)
     if few and trace is not None:
 

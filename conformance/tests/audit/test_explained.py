@@ -135,3 +135,15 @@ def test_a_resumed_run_that_claims_otherwise_is_told_in_which_setting(tmp_path: 
         assert folder.is_dir()
     (told,) = [one for one in audit_trace(tmp_path).findings if one.rule == "contradiction"]
     assert "claims another run.trainer than the files before it, in max_steps; the first" in told.message
+
+
+def test_an_explanation_of_the_losses_alone_says_so(tmp_path: Path) -> None:
+    """Hunts `nothing is clipped` of losses whose recorded gradients are no one's."""
+    calls = [_call(step) for step in range(3)]
+    for step, (arrays, fields) in enumerate(calls):
+        fields["loss"], _ = compute(gspo.Objective.gspo(gspo.Clip(0.2, 0.2)), arrays)
+        noise = np.random.default_rng(step).normal(size=arrays["logp"].shape)
+        arrays["gradient"] = np.where(arrays["mask"], noise, 0).astype(np.float32)
+    ((rule, message),) = _found(tmp_path, calls)
+    assert rule == "clip.default-range"
+    assert "its gradients are not those recorded" in message

@@ -34,6 +34,13 @@ def _rounded(arrays: Arrays) -> Arrays:
     return arrays | {"logp": d, "old_logp": 0 * d}
 
 
+def _rounded_ratio(arrays: Arrays) -> Arrays:
+    d, mask = np.where(arrays["mask"], arrays["logp"] - arrays["old_logp"], 0), arrays["mask"]
+    s = np.exp(d.sum(1, keepdims=True) / mask.sum(1, keepdims=True))
+    logp = np.asarray(np.log(np.asarray(round_to(s, "bfloat16"), np.float64)) * np.ones(d.shape), np.float32)
+    return arrays | {"logp": logp, "old_logp": 0 * logp}
+
+
 def _loss(objective: gspo.Objective, arrays: Arrays, change: Callable[[Arrays], Arrays]) -> float:
     return compute(objective, change(arrays), normalizer=np.float32(6))[0]
 
@@ -76,6 +83,13 @@ CASES: dict[str, tuple[gspo.Objective, gspo.Objective, Callable[[Arrays], Arrays
         _rounded,
         "low-precision",
         "log-ratios rounded to bfloat16",
+    ),
+    "ratio rounded": (
+        gspo.Objective.gspo(),
+        gspo.Objective.gspo(),
+        _rounded_ratio,
+        "low-precision",
+        "the ratios rounded to bfloat16",
     ),
     "old rounded": (
         gspo.Objective.gspo(),
