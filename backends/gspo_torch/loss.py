@@ -166,14 +166,14 @@ class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logp: Tensor, solution: Solution, objective: Objective, rest: dict[str, Any]) -> Tensor:
         # What the gradient reads again is saved, so that a change in place before then is an error.
-        ctx.save_for_backward(logp, keepable(solution.counted))
+        ctx.save_for_backward(logp, *map(keepable, solution.reads))
         ctx.gradient, ctx.objective, ctx.rest = solution.gradient, objective, rest
         ctx.versions = _versions(rest)
         return solution.loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        logp, _ = ctx.saved_tensors
+        logp = ctx.saved_tensors[0]
         if not torch.is_grad_enabled():
             return _times(ctx.gradient, factor).to(logp.dtype), None, None, None
         # Under create_graph the gradient is differentiated in turn, from the arguments as they are now.

@@ -50,7 +50,7 @@ def add_penalty(
             whole[block.tokens].addcmul_(slopes[block.tokens], block.spread(share * factor))
         return whole
 
-    return Solution(found.loss + penalty.coefficient * kl, found.metrics | {"kl_penalty": kl}, gradient, found.counted)
+    return Solution(found.loss + penalty.coefficient * kl, found.metrics | {"kl_penalty": kl}, gradient, found.reads)
 
 
 def _fill(penalty: Penalty, new: Tensor, old: Tensor, reference: Tensor, counted: Tensor, slopes: Tensor) -> Tensor:

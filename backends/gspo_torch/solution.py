@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Solution(NamedTuple):
-    """A loss, its metrics, and its gradient, a new tensor, as a function of the factor that comes back; the mask that reads."""
+    """A loss, its metrics, and its gradient, a new tensor, as a function of the factor that comes back; the tensors that this reads."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
     gradient: Callable[[Tensor], Tensor]
-    counted: Tensor
+    reads: tuple[Tensor, ...]

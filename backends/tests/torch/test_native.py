@@ -268,6 +268,17 @@ def test_a_mask_that_changes_before_the_backward_pass_is_an_error() -> None:
         out.loss.backward()
 
 
+@pytest.mark.parametrize("name", ["gspo", "grpo"])
+def test_offsets_changed_in_place_before_the_backward_pass_are_an_error(name: str) -> None:
+    """As where the next micro-batch is written into the same buffer."""
+    arguments = Batch().packed(tensor)
+    arguments["logp"].requires_grad_()
+    out = gspo.policy_loss(AXES[name], **arguments)
+    arguments["sequences"].offsets[1] -= 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.loss.backward()
+
+
 @pytest.mark.parametrize("name", ["gspo", "grpo", "cispo", "gmpo"])
 def test_the_loss_may_be_changed_in_place(name: str) -> None:
     (_, wanted), _ = both(AXES[name], Batch().padded(tensor))
