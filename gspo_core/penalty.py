@@ -48,7 +48,8 @@ class Penalty:
 def kl_penalty(logp: Array, ref_logp: Array, estimator: str = "k3") -> Array:
     """Per token: k1 = z, k2 = z²/2, k3 = e^{-z} + z - 1, k3_plus (value k3, gradient k2), abs = |z|.
 
-    Clauses GSPO-KL-1 to GSPO-KL-4. Args: `logp`, `ref_logp` of one shape.
+    Clauses GSPO-KL-1 to GSPO-KL-4. Args: `logp`, `ref_logp` of one shape. Which of them count is not known here, so that
+    a NaN or an infinity is no error: `aggregate` leaves out those of uncounted tokens and refuses the others.
 
     >>> import numpy as np
     >>> kl_penalty(np.asarray([-1.0]), np.asarray([-3.0]), "k2")

@@ -276,8 +276,8 @@ _SATURATED = 30.0
 def clipped_surrogate(ratio: Array, advantages: Array, clip: Clip) -> Array:
     """min(x A, clip(x, 1-low, 1+high) A), with `clip.dual` for A < 0; to be maximised.
 
-    Clauses GSPO-SURR-1 to GSPO-SURR-5. Args: `ratio`, `advantages` of one shape. At a bound the
-    derivative in `ratio` is A, strictly outside it is 0, in every framework.
+    Clauses GSPO-SURR-1 to GSPO-SURR-5. Args: `ratio`, `advantages` of one shape, NaN and infinities as in `kl_penalty`.
+    At a bound the derivative in `ratio` is A, strictly outside it is 0, in every framework.
 
     >>> import numpy as np
     >>> clipped_surrogate(np.asarray([0.5, 1.5, 0.5, 1.5]), np.asarray([1.0, 1.0, -1.0, -1.0]), Clip(0.2, 0.3))
