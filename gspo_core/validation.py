@@ -10,6 +10,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from numbers import Integral, Real
+from operator import index
 from typing import Any, TypeVar
 
 from .arrays import Array, Namespace, namespace_of
@@ -182,9 +183,14 @@ def check_field(owner: Any, name: str, *, low: float | None = None, strict: bool
 
 def check_size(name: str, value: Any) -> int:
     """`value` as a Python integer, at least 0."""
-    # `isinstance` first: `torch.compile` cannot ask a symbolic size what it has.
-    if isinstance(value, bool) or not (isinstance(value, Integral) or hasattr(value, "__index__")):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got bool")
+    # `isinstance` first: `torch.compile` has symbolic sizes, which are no integers yet.
+    if not isinstance(value, Integral):
+        try:
+            value = index(value)
+        except TypeError as error:
+            raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from error
     if value < 0:
         raise ValueError(f"{name}: expected an integer >= 0, got {repr(value)[:60]}")
     return int(value)

@@ -90,6 +90,7 @@ def test_advantages_of_a_batch_of_width_zero_are_of_width_zero(xp: Any) -> None:
         (lambda: gspo.Packed(np.asarray([0, 1]), mask=np.ones((1, 1))), ValueError, r"mask: expected 1 dimension \[N\], got shape \(1, 1\)"),
         (lambda: gspo.Packed(np.asarray([0, 1]), mask=np.full(1, 0.5)), ValueError, "mask: expected only 0 and 1"),
         (lambda: gspo.Packed(np.asarray([0, 3, 3]), max_length=2), ValueError, "max_length: expected at least the longest segment, 3, got 2"),
+        (lambda: gspo.Packed(np.asarray([0, 3, 3]), max_length=np.zeros(0)), TypeError, "max_length: expected an integer, got ndarray"),
         (lambda: gspo.Packed(np.asarray([2, 3])), ValueError, "offsets: expected the first to be 0, got 2"),
         (lambda: gspo.Packed(np.asarray([0, 3])).bind((2,), "values"), ValueError,
          "offsets: expected the last to be at most 2, the number of tokens in values, got 3"),
