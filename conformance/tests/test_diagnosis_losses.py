@@ -65,6 +65,7 @@ SEEN: dict[str, tuple[Any, str]] = {
     "bad ones lost": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).detach(), paper(new, old, a, m)).mean(), "responses with A < 0 have no gradient"),
     "a length in the ratio": (lambda new, old, a, m: formed(new, old, a, m, length=m.sum(1) + 1), "log s is that of a length that is 1 too large"),
     "a dual bound": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).clamp(max=-5 * a), paper(new, old, a, m)).mean(), "on: a dual bound that nobody asked for"),
+    "a dual bound near 1": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).clamp(max=-1.0006 * a), paper(new, old, a, m)).mean(), "A < 0 has no gradient from a ratio between 1.0005 and 1.0006 on"),
     "a bounded loss": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=3).mean(), "only with A < 0 where s |A| is 3.05 and more"),
     "certain tokens": (lambda new, old, a, m: paper(new.clamp(max=-1e-6), old, a, m).mean(), "the gradient differs between tokens of one response"),
     "bad ones half": (lambda new, old, a, m: paper(new, old, torch.where(a < 0, a / 2, a), m).mean(), "the gradient is wrong only where A < 0, 0.5x there"),

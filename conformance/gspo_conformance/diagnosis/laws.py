@@ -117,7 +117,7 @@ def _dual(found: Sequence[Response]) -> str:
     if bracket is None or sum(live) < MOST * len(live):
         return ""
     low, high = bracket
-    return f"A < 0 has no gradient from a ratio between {low:.4g} and {high:.4g} on: {DUAL}"
+    return f"A < 0 has no gradient from a ratio between {low:.6g} and {high:.6g} on: {DUAL}"
 
 
 def _bound(seen: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
