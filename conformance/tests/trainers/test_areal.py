@@ -69,6 +69,15 @@ def test_a_decoupled_loss_of_the_package_has_no_weight_unless_one_is_set() -> No
     assert DIALECT.read(EXAMPLE, MERGED).objective["correction"]
 
 
+def test_a_denominator_that_is_interpolated_is_no_recomputed_policy() -> None:
+    told = {
+        method: next(one.message for one in findings(DIALECT.read(EXAMPLE | {"actor.prox_logp_method": method}, WHEEL)) if one.rule == "decoupled-denominator")
+        for method in ("recompute", "loglinear")
+    }  # fmt: skip
+    assert "recomputed before the update" in told["recompute"]
+    assert "divided by how many versions ago it was sampled" in told["loglinear"]
+
+
 def test_a_nested_configuration_brings_its_defaults() -> None:
     reading = DIALECT.read({"actor.reward_norm.mean_level": "group"}, WHEEL)
     assert reading.advantages is not None

@@ -55,6 +55,7 @@ OWN: dict[str, dict[str, Any]] = {
     MERGED: {CAP: None, f"{ACTOR}dynamic_sampling": False, f"{ACTOR}group_size": 1},
     WHEEL: {
         REJECTION: None,
+        f"{ACTOR}prox_logp_method": "recompute",
         f"{ACTOR}use_sapo_loss": False,
         f"{ACTOR}sapo_tau_pos": 1.0,
         f"{ACTOR}sapo_tau_neg": 1.05,

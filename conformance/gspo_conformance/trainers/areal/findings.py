@@ -53,6 +53,8 @@ def _denominator(every: Mapping[str, Any], reading: Reading, sequence: bool) -> 
             )
         return
     told = "the denominator of the ratio is the policy recomputed before the update, not the one that sampled"
+    if every.get("actor.prox_logp_method") == "loglinear":
+        told = "a token's log-ratio is the one to the sampler, divided by how many versions ago it was sampled"
     weighted = (
         "a weight corrects for the sampler" if reading.objective["correction"] else "no weight corrects for the sampler"
     )
