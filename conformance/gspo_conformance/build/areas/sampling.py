@@ -34,6 +34,7 @@ _CASES = {
     "high-only": ("An upper bound alone", ([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1]), (None, 0.5), "bounds-ignored"),
     "near-equal": ("One reward an ulp away from the rest: the group is informative", ([0.5, 0.5, 0.5 + 2.0**-20, 0.25, 0.25], [0, 0, 0, 1, 1]), (None, None), "keeps-uninformative"),
     "nothing-left": ("Every group is all right or all wrong: all are dropped, none is kept so that there is a batch", ([1.0] * 4 + [0.0] * 4, [3, 3, 0, 0, 7, 7, 7, 7]), (None, None), "keeps-uninformative"),
+    "one-group": ("A batch of one group, all of it right: nothing is kept", ([1.0] * 8, [5] * 8), (None, None), "keeps-uninformative"),
     "negative": ("Negative rewards", ([-1.0, -1.0, -2.0, -1.0, -0.5, -0.5], [0, 0, 1, 1, 2, 2]), (None, None), "keeps-uninformative"),
 }  # fmt: skip
 for _slug, (_title, _case, _bounds, _flags) in _CASES.items():
