@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from .arrays import Array, clamp, compute_dtype, namespace_of
+from .arrays import Array, clamp, compute_dtype, namespace_of, times
 from .backend import backend_of
 from .validation import check_array, check_field, check_floating, check_kind, check_same_namespace, check_shape
 
@@ -178,7 +178,7 @@ class Sapo:
         tau = self._tau(log_ratio, advantages)
         ratio = xp.exp(_below(log_ratio))
         falling = xp.exp(-xp.abs(tau * (ratio - 1)))
-        return 4 * falling / (1 + falling) ** 2 * ratio * advantages
+        return times(4 * falling / (1 + falling) ** 2 * ratio, advantages)
 
     def _tau(self, like: Array, advantages: Array) -> Array:
         xp = namespace_of(like)
@@ -257,12 +257,12 @@ class Vespo:
         return _nothing(ratio)
 
     def weight(self, log_ratio: Array, advantages: Array) -> Array:
-        """x^k e^{λ(1-x)}, in log space; it vanishes where x is too large for the dtype."""
+        """x^k e^{λ(1-x)}, in log space; with λ > 0 it vanishes where x is too large for the dtype."""
         xp = namespace_of(log_ratio)
         positive = advantages >= 0
         k = xp.where(positive, self.k_pos, xp.full_like(log_ratio, self.k_neg))
         lam = xp.where(positive, self.lam_pos, xp.full_like(log_ratio, self.lam_neg))
-        return xp.exp(k * log_ratio + lam * (1 - xp.exp(log_ratio)))
+        return xp.exp(k * log_ratio + lam * (1 - xp.exp(_below(log_ratio))))
 
 
 RatioSurrogate: TypeAlias = Clip | Unclipped | Gmpo | Sapo

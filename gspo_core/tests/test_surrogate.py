@@ -113,6 +113,15 @@ def test_vespo_weighs_by_the_product(advantage: float, k: float, lam: float) -> 
     assert float(metrics["ratio_mean"]) == pytest.approx(product)
 
 
+def test_vespo_without_decay_is_a_power_however_large_the_ratio() -> None:
+    weight = gspo.Vespo(k_pos=0.5, lam_pos=0.0).weight(np.asarray([2.0, 800.0]), np.ones(2))
+    np.testing.assert_allclose(weight, np.exp([1.0, 400.0]))
+
+
+def test_a_saturated_sigmoid_has_no_slope_beside_a_weight_that_overflowed() -> None:
+    assert gspo.Sapo().slope(np.asarray([100.0]), np.asarray([np.inf])) == 0
+
+
 @pytest.mark.parametrize("advantage", [0.7, -0.7])
 def test_reinforce_drops_what_its_gate_closes(advantage: float) -> None:
     _, slope, _ = _one(gspo.Reinforce(gspo.Clip(0.2, 0.2)), "token", D, advantage)
