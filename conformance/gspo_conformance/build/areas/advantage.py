@@ -359,6 +359,15 @@ for _slug, (_operation, _outputs, _rows, _layout, _clauses, _flags, _parameters)
     )
 
 
+_add(
+    "returns-large",
+    "Rewards of 4 at every token: returns up to 20",
+    "ADV-8",
+    "gae-recursion",
+    lambda: call("reinforce_returns", padded(Responses({"rewards": [[4.0] * n for n in (4, 3, 5, 2)]})), "returns", gamma=1.0),
+)  # fmt: skip
+
+
 def _clip(bound: float) -> Case:
     return call(
         "clip_advantages",

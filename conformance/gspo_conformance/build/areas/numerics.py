@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from math import inf, nan
 from typing import Any
@@ -16,6 +15,8 @@ from ..recipe import Case, Shelf, aggregation, call, clip, grpo, gspo, gspo_toke
 RECIPES = Shelf("numerics")
 _add = RECIPES.add
 
+# In float64 thousands of tokens added left to right are 1e-12 off, hundreds of units, and wide enough (NUM-4).
+IN_FLOAT32: dict[str, Any] = {"dtype": ("float32",)}
 # A multiple of this below 4 in magnitude is exact in the dtype.
 QUANTA = {"bfloat16": 2.0**-6, "float16": 2.0**-9}
 
@@ -83,8 +84,8 @@ def _steps(
     """32,768 tokens in two blocks of constant log-ratio, beside a response of three tokens."""
     long = np.concatenate([np.full(BLOCKS, first), np.full(BLOCKS, second)])
     source = Responses({"logp": [old + long, np.full(3, old)], "old_logp": [np.full(2 * BLOCKS, old), np.full(3, old)]})
-    fields: dict[str, Any] = {"input_dtype": dtype, "dtype": ("float32",)} if dtype else {}
-    return loss(objective_, padded(source.also(advantages=[advantage, -0.5]), fill=old), **fields)
+    stored: dict[str, Any] = {"input_dtype": dtype} if dtype else {}
+    return loss(objective_, padded(source.also(advantages=[advantage, -0.5]), fill=old), **IN_FLOAT32, **stored)
 
 
 _MILLI = -1.5 * 2.0**-10
@@ -107,9 +108,8 @@ _add(
     "32,768 tokens and 3 under a token mean: token values near 1 add up to more than float16 can count",
     "NUM-4 AGG-3",
     "low-precision-accumulator",
-    # In float64 a plain sum, off by 6e-13, is 5,000 units off and harms nobody.
-    lambda: replace(_steps(2.0**-7, -(2.0**-7), -1.5, 1.0, objective("token", clip(0.2, 0.2), "token_mean")), dtype=("float32",)),
-)  # fmt: skip
+    lambda: _steps(2.0**-7, -(2.0**-7), -1.5, 1.0, objective("token", clip(0.2, 0.2), "token_mean")),
+)
 _add(
     "accumulator-float16-input",
     "32,768 log-probabilities of -3 stored in float16: their sum overflows there, their differences do not",
@@ -144,21 +144,21 @@ _add(
     "Responses of 32,768 and 5,000 tokens whose log-ratios are a hundred times the range",
     "RATIO-2 RATIO-5 NUM-4 AGG-2",
     "sum-before-subtract token-mean low-precision-accumulator",
-    lambda: loss(gspo(), padded(long_responses(32768)), store="long"),
+    lambda: loss(gspo(), padded(long_responses(32768)), store="long", **IN_FLOAT32),
 )
 _add(
     "long-gspo-token",
     "GSPO-token on responses of 8,192 and 5,000 tokens",
     "RATIO-3 NUM-4 GRAD-3",
     "sum-before-subtract doubled-gradient",
-    lambda: loss(gspo_token(), padded(long_responses(8192)), store="long-8192"),
+    lambda: loss(gspo_token(), padded(long_responses(8192)), store="long-8192", **IN_FLOAT32),
 )
 _add(
     "long-packed",
     "Responses of 8,192 and 5,000 tokens packed in one row",
     "PACK-1 RATIO-2 NUM-3",
     "packed-one-ratio cumulative-sum",
-    lambda: loss(gspo(), packed(long_responses(8192)), store="long-packed"),
+    lambda: loss(gspo(), packed(long_responses(8192)), store="long-packed", **IN_FLOAT32),
 )
 
 
@@ -241,6 +241,15 @@ _add(
     "overflow-nan cumulative-sum",
     lambda: loss(gspo(), packed(_FAR["overflow-clipped"][4], trailing=9, fill=-1.0)),
 )
+
+
+_add(
+    "impossible-first-packed",
+    "A response that became impossible before three near ratio 1: a cumulative sum over the row has no digits left for them",
+    "NUM-3 PACK-2",
+    "cumulative-sum",
+    lambda: loss(gspo(), packed(explicit([[-600.0] * 3, [5 * 2.0**-16] * 2, [2.0**-15, -5 * 2.0**-15], [-5 * 2.0**-16] * 3]).also(advantages=[1.0, -0.5, 0.75, -1.25]), trailing=2)),
+)  # fmt: skip
 
 
 def _fine() -> Responses:

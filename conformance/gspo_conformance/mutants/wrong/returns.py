@@ -55,6 +55,14 @@ class CutAtGaps(Reference):
         return np.where(np.append(np.diff(at), 1) == 1, super().discounts(sequences, at, gamma), 0.0)
 
 
+@mutant("returns.bounded", "GSPO-ADV-8", effect="what comes after ten units of reward is not seen from the start")
+class Bounded(Reference):
+    """Returns held within ±10."""
+
+    def returns(self, sequences: Sequences, rewards: NumPyArray, gamma: float) -> NumPyArray:
+        return np.clip(super().returns(sequences, rewards, gamma), -10.0, 10.0)
+
+
 @mutant("returns.discounted-gaps", "GSPO-ADV-8", effect="a long tool output makes an early action worthless")
 class DiscountedGaps(Reference):
     """The discount counts positions, not counted tokens: every token of a gap discounts."""
