@@ -67,9 +67,18 @@ def decode_array(entry: Mapping[str, Any], folder: Path) -> NumPyArray:
     if "file" in entry:
         array = read_tensors(_beside(folder, entry["file"]))[entry["key"]].astype(kind)
     else:
-        array = np.array(_items(entry, size_of(entry["shape"])), dtype=kind).reshape(entry["shape"])
+        array = _held(_items(entry, size_of(entry["shape"])), kind).reshape(entry["shape"])
     array.flags.writeable = False
     return array
+
+
+def _held(numbers: Sequence[Any], kind: Any) -> NumPyArray:
+    """The numbers as an array of a dtype that is wide enough for them."""
+    with np.errstate(over="raise"):
+        try:
+            return np.array(numbers, dtype=kind)
+        except FloatingPointError as error:
+            raise ValueError(f"data: expected numbers of {np.dtype(kind).name}, got one that overflows") from error
 
 
 def tensor_bytes(arrays: Mapping[str, NumPyArray]) -> bytes:

@@ -23,6 +23,11 @@ def test_a_float_survives_its_hexadecimal_text(value):
     assert decode_float(encode_float(value)) == value
 
 
+def test_a_number_too_large_for_its_dtype_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="data: expected numbers of float32, got one that overflows"):
+        decode_array({"dtype": "float32", "shape": [1], "data": ["0x1.0p+200"]}, tmp_path)
+
+
 def test_nan_is_a_word_and_trailing_zeros_are_not_written():
     assert encode_float(np.nan) == "nan"
     assert np.isnan(decode_float("nan"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from gspo_conformance.mutants.bench import Refused, bench
 from gspo_conformance.mutants.narrow import to_bfloat16, to_float16
 from gspo_conformance.mutants.score import ENOUGH, holes, margin, score
 from gspo_conformance.resolve import load
-from gspo_conformance.target import Target
+from gspo_conformance.target import Case, Target
 from gspo_conformance.words import UsageError
 
 
@@ -23,6 +24,17 @@ def test_every_mutant_is_killed_and_every_vector_kills() -> None:
     survivors, idle = holes(load_vectors(), mutants())
     assert [f"{mutant.name}: needs a vector of {mutant.clause}" for mutant in survivors] == []
     assert [vector.id for vector in idle] == []
+
+
+@pytest.mark.parametrize("normalizer", [np.inf, np.nan])
+def test_every_mutant_has_an_answer_or_refuses_whatever_was_recorded(normalizer: float) -> None:
+    vector = next(one for one in load_vectors("aggregation") if one.id == "aggregation/lengths-1-3-gspo")
+    parameters = {"objective": vector.parameters["objective"], "normalizer": normalizer}
+    for mutant in mutants():
+        with suppress(Refused), np.errstate(all="ignore"):
+            mutant.kind(
+                Case("policy_loss", parameters, dict(vector.inputs), dtype="float64", outputs=("loss",))
+            ).answer()
 
 
 def test_the_score_of_a_few() -> None:

@@ -375,4 +375,4 @@ class WholeNormalizer(Reference):
 
     def positive(self, normalizer: float | None) -> float | None:
         found = super().positive(normalizer)
-        return None if found is None else max(1.0, round(found))
+        return None if found is None else max(1.0, float(np.rint(found)))
