@@ -26,10 +26,9 @@ def test_every_mutant_is_killed_and_every_vector_kills() -> None:
     assert [vector.id for vector in idle] == []
 
 
-@pytest.mark.parametrize("normalizer", [np.inf, np.nan])
-def test_every_mutant_has_an_answer_or_refuses_whatever_was_recorded(normalizer: float) -> None:
+def test_every_mutant_has_an_answer_or_refuses_however_large_the_normalizer() -> None:
     vector = next(one for one in load_vectors("aggregation") if one.id == "aggregation/lengths-1-3-gspo")
-    parameters = {"objective": vector.parameters["objective"], "normalizer": normalizer}
+    parameters = {"objective": vector.parameters["objective"], "normalizer": np.inf}
     for mutant in mutants():
         with suppress(Refused), np.errstate(all="ignore"):
             mutant.kind(
