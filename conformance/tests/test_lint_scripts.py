@@ -224,6 +224,26 @@ def test_other_training_is_not_read_as_policy_optimisation(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("actor: {path: m, optimizer: {lr: 2e-5}}\nworker: {cmd: python -m areal.rpc}", "c.yaml: no policy optimisation that the dialect of areal"),
+        ("model: {path: m}\nref: {path: m}\nworker: {cmd: python -m areal.rpc}", "c.yaml: no policy optimisation"),
+        ("defaults: [{model@model: hf_model}]\ndata: {train_batch_size: 8, messages_key: m}\nprofiler: {_target_: verl.trainer.Profiler}", "data.messages_key: no policy"),
+    ],
+)  # fmt: skip
+def test_a_file_of_supervised_training_or_of_preferences_is_not_read_either(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hunts defaults of a policy optimisation told of a file that has none of its keys, because it names the trainer."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert main(["lint", str(path)]) == 2
+    assert said in capsys.readouterr().err
+    path.write_text(f"{text}\nnote: grpo\n", encoding="utf-8")
+    assert "ratio" in _errors(capsys, str(path))
+
+
 def test_a_script_that_trains_both_ways_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.sh"
     path.write_text("swift sft --model a\nswift rlhf --rlhf_type grpo --epsilon 3e-4\n", encoding="utf-8")

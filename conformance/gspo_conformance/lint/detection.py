@@ -10,8 +10,10 @@ from typing import Any
 from ..trainers.dialect import Inexpressible
 from ..trainers.room import rooms
 from ..words import UsageError, cut
+from .bases import ENDINGS
 from .configuration import source_text
 from .sections import own_names
+from .uncertain import counts
 
 # In this order: what builds on another trainer stands before it.
 NAMED: dict[str, str] = {
@@ -53,7 +55,7 @@ ELSEWHERE: dict[str, str] = {
     "openrlhf": r"\bopenrlhf\.cli\.(?!train_ppo)\w+",
     "nemo_rl": r"\brun_(sft|dpo|rm|ppo|eval|distillation)\w*\.py\b|^(sft|dpo|rm|ppo|distillation)\.\w+",
     "slime": r"--loss-type[ =]sft_loss\b",
-    "verl": r"\bverl\.trainer\.(\w*sft\w*|main_generation\w*)",
+    "verl": r"\bverl\.trainer\.(\w*sft\w*|main_generation\w*)|\bsft_trainer\w*|^data\.messages_key$|^model\.partial_pretrain$",
 }
 POLICY = r"(?i)g[rs]po|main_ppo|train_ppo"
 # Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
@@ -74,7 +76,7 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
             raise UsageError(f"this is a configuration of {name} ({match[0]}), whose keys are known to no dialect here")
     for name, pattern in NAMED.items():
         if match := re.search(pattern, text, re.M):
-            return _policy(name, everything), repr(match[0])
+            return _policy(name, words, settings, everything), repr(match[0])
     counts = {name: _read(name, settings) for name in rooms()}
     most = max(counts.values())
     first = [name for name, count in counts.items() if count == most]
@@ -85,17 +87,25 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
         if not settings:
             raise UsageError(f"{cut(', '.join(words), 400)}: no setting in it")
         raise UsageError(f"expected --dialect: {_candidates(first, most, len(settings))}")
-    return _policy(first[0], everything), f"{most} of its keys"
+    return _policy(first[0], words, settings, everything), f"{most} of its keys"
 
 
-def _policy(name: str, text: str) -> str:
-    """The name; a `UsageError` where this is other training, such as on demonstrations or on pairs."""
+def _policy(name: str, words: Sequence[str], settings: Mapping[str, Any], text: str) -> str:
+    """The name; a `UsageError` where this is other training, such as on demonstrations or on pairs, or a file beside the training."""
     match = re.search(ELSEWHERE.get(name, r"(?!)"), text, re.M)
-    if match and not re.search(POLICY, text):
+    if (match or _unread(name, words, settings)) and not re.search(POLICY, text):
+        told = match[0] if match else cut(", ".join(words), 400)
         raise UsageError(
-            f"{match[0]}: no policy optimisation that the dialect of {name} reads; --dialect {name} reads it all the same"
+            f"{told}: no policy optimisation that the dialect of {name} reads; --dialect {name} reads it all the same"
         )
     return name
+
+
+def _unread(name: str, words: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Whether files of keys, which stand on no others, have none that the trainer's policy optimisation reads."""
+    bare = rooms()[name].dialect.read({}, rooms()[name].default)
+    alone = all(word.endswith(ENDINGS) for word in words) and "defaults" not in settings
+    return alone and not any(counts(key, bare) for key in settings)
 
 
 def _candidates(first: Sequence[str], most: int, keys: int) -> str:
