@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -58,7 +59,7 @@ def from_mutant(mutant: Mutant) -> Explanation:
     return Explanation(mutant.name, mutant.clause, mutant.summary, mutant.effect)
 
 
-def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | None = None) -> list[Explanation]:
+def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace) -> list[Explanation]:
     """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been.
 
     Where their gradients were recorded, what gives another gradient is an explanation only if nothing else is one.
@@ -67,9 +68,11 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | N
     parts = [one for one in recorded if math.isfinite(one.part.loss or 0.0)]
     if lost := list(by_no_loss(recorded)):
         return lost
-    others = _divided_otherwise(parts) if parts else []
-    base = [(explain, parts) for explain in (_known_ones, _by_factor) if parts]
-    rest = [(explain, chosen) for explain in (_by_factor, _known_ones) for chosen in others]
+    if not parts:
+        return []
+    others, by_factor = _divided_otherwise(parts), partial(_by_factor, trace=trace)
+    base = [(explain, parts) for explain in (_known_ones, by_factor)]
+    rest = [(explain, chosen) for explain in (by_factor, _known_ones) for chosen in others]
     of_loss: list[Explanation] = []
     for explain, chosen in (*base, *rest, *((_variants, chosen) for chosen in (parts, *others))):
         explained = list(explain(chosen, precision))
@@ -82,14 +85,10 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace | N
     if of_loss:
         return [replace(one, told=f"{one.told}; its gradients are not those recorded") for one in of_loss]
     few = _few(parts)
-    if few and trace is not None:
-
-        def right(one: Recomputed, loss: float) -> bool:
-            return _right_loss(one, loss, precision)
-
-        if found := list(by_other_batches(trace, few, right)):
-            return found
-    return list(_by_precision(few, precision)) if few else []
+    if not few:
+        return []
+    found = list(by_other_batches(trace, few, partial(_right_loss, precision=precision)))
+    return found or list(_by_precision(few, precision))
 
 
 def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:
@@ -141,11 +140,7 @@ def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
 
 
 def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
-    few = _few(parts)
-
-    def right(one: Recomputed, loss: float) -> bool:
-        return _right_loss(one, loss, precision)
-
+    few, right = _few(parts), partial(_right_loss, precision=precision)
     found = [*by_groups(few, right), *_by_mutants(few, precision)] if few else []
     return sorted(found, key=lambda one: (one.name == _less_likely(parts), one.name not in LIKELY))
 
@@ -170,13 +165,9 @@ def _responses(one: Recomputed) -> int:
 
 
 def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
-    few = _few(parts)
+    few, right = _few(parts), partial(_right_loss, precision=precision)
     if not few:
         return []
-
-    def right(one: Recomputed, loss: float) -> bool:
-        return _right_loss(one, loss, precision)
-
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
     found = found or [*by_sampler(few, right), *by_advantages(few, right), *by_rounding(few, right)]
     found = found or [*by_ranges(few, right), *by_responses(few, right)]
@@ -359,27 +350,35 @@ def neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
                 yield told, other
 
 
-def _by_factor(parts: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
-    """One factor on every loss: a missing division, or one too many."""
+def _by_factor(parts: Sequence[Recomputed], precision: float, trace: Trace) -> Iterator[Explanation]:
+    """One factor on every loss, or one that follows the number of micro-batches: a missing division, or one too many."""
     usable = [one for one in parts if abs(one.expected) > 1e3 * one.truth.tolerance(precision, one.normalizer)]
     factors = [one.part.loss / one.expected for one in usable if one.part.loss is not None]
-    if len(factors) < 2 or not max(factors) - min(factors) <= 1e-4 * abs(factors[0]):
+    if len(factors) < 2:
         return
-    if abs(factors[0] - 1) < NO_FACTOR:
+    words, (low, high) = _factor_words(factors, usable, trace), (min(factors), max(factors))
+    if high - low <= 1e-4 * abs(factors[0]):
+        if abs(factors[0] - 1) < NO_FACTOR:
+            return
+        told = f"every loss is {factors[0]:.6g} times what is claimed{words}"
+    elif words:
+        told = f"losses are {low:.6g} to {high:.6g} times what is claimed{words} of their step"
+    else:
         return
-    told = f"every loss is {factors[0]:.6g} times what is claimed{_factor_words(factors[0], parts)}"
     yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")
 
 
-def _factor_words(factor: float, parts: Sequence[Recomputed]) -> str:
-    """Which number of the run the factor is."""
-    ranks = parts[0].part.shard.header.get("run", {}).get("ranks") or 1
-    steps = Counter((one.part.step, one.part.rank) for one in parts)
-    numbers = {"ranks": ranks, "micro-batches": max(steps.values())}
-    for name, number in numbers.items():
-        if number > 1 and abs(factor / number - 1) < 1e-3:
+def _factor_words(factors: Sequence[float], parts: Sequence[Recomputed], trace: Trace) -> str:
+    """Which number of the run the factors are, at every one of these micro-batches."""
+    ranks = trace.run.get("ranks") or 1
+    steps = {
+        index: Counter(part.rank for part in trace.step(index).parts) for index in {one.part.step for one in parts}
+    }
+    numbers = {"ranks": [ranks] * len(parts), "micro-batches": [steps[one.part.step][one.part.rank] for one in parts]}
+    for name, counts in numbers.items():
+        if max(counts) > 1 and all(abs(f / n - 1) < 1e-3 for f, n in zip(factors, counts, strict=True)):
             return f": the number of {name}"
-        if number > 1 and abs(factor * number - 1) < 1e-3:
+        if max(counts) > 1 and all(abs(f * n - 1) < 1e-3 for f, n in zip(factors, counts, strict=True)):
             return f": divided by the number of {name}"
     return ""
 

@@ -147,3 +147,27 @@ def test_an_explanation_of_the_losses_alone_says_so(tmp_path: Path) -> None:
     ((rule, message),) = _found(tmp_path, calls)
     assert rule == "clip.default-range"
     assert "its gradients are not those recorded" in message
+
+
+@pytest.mark.parametrize(
+    ("divisor", "said"),
+    [
+        (0, "Losses are 0.25 to 0.5 times what is claimed: divided by the number of micro-batches of their step"),
+        (4, "Every loss is 0.25 times what is claimed"),
+    ],
+)
+def test_a_factor_is_called_the_number_of_micro_batches_where_it_follows_it(
+    divisor: int, said: str, tmp_path: Path
+) -> None:
+    """Hunts a quarter called `divided by the number of micro-batches` because one step of the run has four."""
+    steps: list[Calls] = []
+    for step, number in enumerate((2, 4, 3)):
+        parts = [_call(10 * step + at) for at in range(number)]
+        for arrays, fields in parts:
+            right, _ = compute(GSPO, arrays, normalizer=np.float32(24))
+            fields |= {"normalizer": 24.0, "loss": right / (divisor or number)}
+            del arrays["gradient"]
+        steps.append(parts)
+    (error,) = audit_trace(write(tmp_path, steps, objective="gspo", micro_batches="sum")).errors
+    assert error.rule == "factor"
+    assert error.message.endswith(f". {said}")
