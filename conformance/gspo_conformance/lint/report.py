@@ -9,16 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..trainers.dialect import PAPER, Finding, Reading
-from ..words import json_text, printable
+from ..trainers.dialect import PAPER, SEVERITIES, Finding, Reading
+from ..words import json_text, plural, printable
 from .bases import ABSENT
 from .configuration import Configuration
 from .formula import formula
 from .uncertain import counts, is_file
 
 FORMATS = ("text", "json", "sarif")
-_MARKS = {"error": "error  ", "warning": "warning", "note": "note   "}
-_LEVELS = {"error": "error", "warning": "warning", "note": "note"}
 
 
 def render(reading: Reading, found: Sequence[Finding], configuration: Configuration, form: str) -> str:
@@ -49,7 +47,7 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
         "",
     ]
     for one in found:
-        lines.append(f"  {_MARKS[one.severity]} {one.rule:22} {one.message}")
+        lines.append(f"  {one.severity:7} {one.rule:22} {one.message}")
         details = [
             ("where", ", ".join(filter(None, (one.key, *_places(one, configuration))))),
             ("costs", one.consequence),
@@ -62,7 +60,7 @@ def _text(reading: Reading, found: Sequence[Finding], configuration: Configurati
     rest = [", with a clip range of its own"] * (reading.objective["surrogate"] != PAPER["surrogate"])
     rest += [", as far as it was read"] * bool(unread)
     end = "" if found else f"  nothing to say: this is the paper's objective{''.join(rest)}"
-    return "\n".join([*lines, end, _summary(found)]) + "\n"
+    return "\n".join([*lines, end, summary(found)]) + "\n"
 
 
 def _places(one: Finding, configuration: Configuration) -> list[str]:
@@ -91,9 +89,10 @@ def _advantage(reading: Reading) -> str:
     return f"A_i = ({text}) / ({spread.get(scale, scale)} (ddof {ddof}) + {eps:g})"
 
 
-def _summary(found: Sequence[Finding]) -> str:
+def summary(found: Sequence[Finding]) -> str:
+    """`  1 error, 0 warnings, 2 notes`."""
     counts = Counter(one.severity for one in found)
-    return "  " + ", ".join(f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in _MARKS)
+    return "  " + ", ".join(plural(counts[name], name) for name in SEVERITIES)
 
 
 def _record(reading: Reading, found: Sequence[Finding], configuration: Configuration) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def _result(one: Finding, configuration: Configuration) -> dict[str, Any]:
     location = {"artifactLocation": {"uri": file}, "region": {"startLine": int(line)}}
     return {
         "ruleId": one.rule,
-        "level": _LEVELS[one.severity],
+        "level": one.severity,
         "message": {"text": text},
         "locations": [{"physicalLocation": location}],
     }

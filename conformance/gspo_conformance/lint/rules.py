@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..trainers.dialect import Finding, Reading, lone
+from ..trainers.dialect import PAPER, SEVERITIES, Finding, Reading, lone
 
 # A token log-ratio that differs by this much is what mini-batches and engines produce; see the numerics page.
 TOKEN_SPREAD, LENGTH = 0.05, 512
 WIDE = 0.01
-PAPER, FAR = {"low": 3e-4, "high": 4e-4}, 3.0
+RANGE, FAR = PAPER["surrogate"], 3.0
 
 
 def findings(reading: Reading) -> list[Finding]:
     """Everything that there is to say about a configuration, worst first, each with the setting that causes it."""
     found = [*reading.findings, *(one for rule in RULES for one in rule(reading))]
     found = [one if one.key else replace(one, key=_key(one.fix, reading)) for one in found]
-    order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(found, key=lambda one: order[one.severity])
+    return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
 
 
 def _not_gspo(reading: Reading) -> Iterator[Finding]:
@@ -101,7 +100,7 @@ def _clip_range(reading: Reading) -> Iterator[Finding]:
             "the range stops good responses earlier than bad ones; the two may have been exchanged",
             _fix(reading, "clip"),
         )
-    elif max(low / PAPER["low"], high / PAPER["high"], PAPER["low"] / low, PAPER["high"] / high) > FAR:
+    elif max(low / RANGE["low"], high / RANGE["high"], RANGE["low"] / low, RANGE["high"] / high) > FAR:
         message = f"the clip range is -{low:g} / +{high:g}, far from the paper's -0.0003 / +0.0004"
         yield Finding("clip-range", "note", ", ".join(keys[:2]), message, "GSPO-SURR-3")
 

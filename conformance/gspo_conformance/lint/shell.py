@@ -15,6 +15,7 @@ _PART = re.compile(
 _ARITHMETIC = re.compile(r"^[\d\s+\-*/%()]{1,100}$")
 _ARRAY = re.compile(r"\b\w+\+?=\((?!\()")
 _CLOSED = re.compile(r"\)\s*$")
+_CONTINUED = re.compile(r"\\\s*$")
 # An assignment with a quote that is still open at the end of its line, and a # that begins no comment.
 _OPENED = re.compile(r"""^\s*(?:(?:export|local|readonly|declare)\s+)?[A-Za-z_]\w*\+?=(["'])((?!\1).)*$""")
 _WITHIN = re.compile(r"(?<=[^\s;])#")
@@ -103,11 +104,11 @@ def _joined(text: str) -> Iterator[tuple[int, str]]:
     begin = 1
     for number, line in _quoted(text.splitlines()):
         comment = line.lstrip().startswith("#")
-        goes_on = not comment and re.search(r"\\\s*$", line) is not None
+        goes_on = not comment and _CONTINUED.search(line) is not None
         if not parts:
             begin = number
         if not comment:
-            parts.append(re.sub(r"\\\s*$", " ", line))
+            parts.append(_CONTINUED.sub(" ", line))
         if parts and not goes_on:
             yield begin, "".join(parts)
             parts = []
@@ -122,10 +123,7 @@ def _quoted(lines: list[str]) -> Iterator[tuple[int, str]]:
         opened = _OPENED.match(lines[at])
         rest = range(at + 1, min(at + MAX_LINES, len(lines))) if opened else ()
         end = next((i for i in rest if opened and opened[1] in lines[i]), at)
-        yield (
-            at + 1,
-            " ".join(re.sub(r"\\\s*$", " ", line) for line in lines[at:end]) + (" " if end > at else "") + lines[end],
-        )
+        yield at + 1, " ".join([*(_CONTINUED.sub(" ", line) for line in lines[at:end]), lines[end]])
         at = end + 1
 
 

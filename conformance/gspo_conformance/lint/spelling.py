@@ -18,33 +18,9 @@ PREFIX = 7
 # Settings that trainers really have, and that say nothing about the objective, for all their likeness.
 ELSEWHERE = re.compile(
     r"^(val|eval|vllm|custom|mtp|chord|per_device_eval)_|_(eval|weights|fusion|overrides)$|micro_batch|(^|_)(eval|val)_|_round_in_|^rollout_rs_"
-)
-REAL = frozenset(
-    (
-        *(
-            "clip_cov_ratio",
-            "clip_ratio_c",
-            "critic_mini_batch_size",
-            "enable",
-            "enabled",
-            "epsilon_c",
-            "gen_batch_size",
-        ),
-        *(
-            "group_size",
-            "is_correction_enable",
-            "is_correction_mode",
-            "is_correction_type",
-            "level",
-            "max_length",
-            "mode",
-            "name",
-            "num_return_sequences",
-            "num_rollout",
-        ),
-        *("num_sample_generations", "response", "response_length_penalty_coef", "type", "upper_bound", "use_opd"),
-        "weight_type",
-    )
+    r"|^(clip_cov_ratio|clip_ratio_c|critic_mini_batch_size|enabled?|epsilon_c|gen_batch_size|group_size|is_correction_(enable|mode|type))$"
+    r"|^(level|max_length|mode|name|num_return_sequences|num_rollout|num_sample_generations|response|response_length_penalty_coef)$"
+    r"|^(type|upper_bound|use_opd|weight_type)$"
 )
 
 
@@ -81,7 +57,7 @@ def _known(key: str, known: Container[str], given: Iterable[str]) -> bool:
     """Whether a dialect has read it, as it is or as the end of a longer key; or whether it is known to be something else."""
     last = key.rpartition(".")[2]
     read = key in known or any(one.endswith(f".{key}") for one in given)
-    return read or last in REAL or ELSEWHERE.search(last) is not None
+    return read or ELSEWHERE.search(last) is not None
 
 
 def _meant(key: str, free: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ _CALL = re.compile(r"^(?!\s*class\b).*(G[RS]PO|CISPO|RLHF)\w*\(", re.M)
 
 def counts(key: str, reading: Reading) -> bool:
     """Whether a computed setting has a part in the objective."""
-    return key.startswith("**") or any(one == key or one.endswith(f".{key}") for one in reading.settings)
+    return key.startswith(ABSENT) or any(one == key or one.endswith(f".{key}") for one in reading.settings)
 
 
 def is_file(key: str) -> bool:

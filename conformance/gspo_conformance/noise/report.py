@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..audit.trace import Trace
-from ..trainers.dialect import SEVERITIES, Finding
+from ..lint.report import summary
+from ..trainers.dialect import Finding
 from ..words import json_text, plural, printable
 from .analysis import Analysis, Minibatch
 from .estimate import Estimate
@@ -61,10 +61,7 @@ def render_run(trace: Trace, run: Analysis, found: Sequence[Finding], form: str 
     lines = [_run_head(trace, run), "", *_minibatches(run), *_estimates(run), ""]
     for one in found:
         lines += _finding(one)
-    counts = Counter(one.severity for one in found)
-    return printable(
-        "\n".join([*lines, "", "  " + ", ".join(plural(counts[name], name) for name in SEVERITIES)]) + "\n"
-    )
+    return printable("\n".join([*lines, "", summary(found)]) + "\n")
 
 
 def _run_head(trace: Trace, run: Analysis) -> str:
