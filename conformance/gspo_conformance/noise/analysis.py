@@ -181,7 +181,7 @@ class Analysis:
         if self.gate is None or self.gate.ratio == "token":
             return math.nan
         below, above = self.gate.bounds
-        log_ratio = rows.mean * (rows.length if self.gate.ratio == "product" else 1)
+        log_ratio = self.gate.of_responses(rows)
         return float(np.mean((log_ratio < below) | (log_ratio > above)))
 
     def record(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ findings(trace)      the most severe first; of equal severity, what distorts the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..audit.trace import Trace
 from ..trainers.dialect import SEVERITIES, Finding
@@ -33,9 +34,7 @@ def findings_of(run: Analysis) -> list[Finding]:
 
 
 def _plain(one: Finding) -> Finding:
-    words = (plain(text) for text in (one.message, one.consequence, one.fix))
-    message, consequence, fix = words
-    return Finding(one.rule, one.severity, one.key, message, one.clause, consequence, fix)
+    return replace(one, message=plain(one.message), consequence=plain(one.consequence), fix=plain(one.fix))
 
 
 def _severity(clipped: float | None) -> str:

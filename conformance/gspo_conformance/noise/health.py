@@ -57,7 +57,7 @@ def _dead_range(run: Analysis) -> list[Finding]:
     rows, (below, above) = run.finite, run.gate.bounds
     if run.gate.ratio == "token" or float(np.sum(rows.high) + np.sum(rows.low)):
         return []
-    log_ratio = rows.mean * (rows.length if run.gate.ratio == "product" else 1)
+    log_ratio = run.gate.of_responses(rows)
     reach = max(float(np.max(log_ratio)) / above, float(np.min(log_ratio)) / below)
     if not 0 < reach < 0.25:
         return []
@@ -139,9 +139,9 @@ def _length_bias(run: Analysis) -> list[Finding]:
         float(np.mean(rows.length[known & sign])) for sign in (rows.advantage > 0, rows.advantage < 0)
     )
     told = f"advantage goes with length (correlation {r:+.2f}): {thousands(round(positive))} tokens where A > 0, {thousands(round(negative))} where A < 0"
-    longer = "A token of a positive response weighs" if positive < negative else "A token of a negative response weighs"
+    heavier = "positive" if positive < negative else "negative"
     ratio = max(positive, negative) / min(positive, negative)
-    costs = f"{longer[0].lower()}{longer[1:]} {number(ratio)} times one of the other sign, because each response has weight 1/|y| per token"
+    costs = f"a token of a {heavier} response weighs {number(ratio)} times one of the other sign, because each response has weight 1/|y| per token"
     return [Finding("length-bias", "note" if ratio < 2 else "warning", "advantages", told, "GSPO-AGG-1", costs)]
 
 
@@ -179,7 +179,7 @@ def _sample_size(run: Analysis) -> list[Finding]:
     rows = run.finite
     if run.gate is None or run.gate.ratio == "token" or not rows.number:
         return []
-    log_ratio = rows.mean * (rows.length if run.gate.ratio == "product" else 1)
+    log_ratio = run.gate.of_responses(rows)
     shares = [_share(log_ratio[rows.step == step]) for step in np.unique(rows.step)]
     worst = min(shares)
     if worst > 0.9:
@@ -209,7 +209,7 @@ def _pile_up(run: Analysis) -> list[Finding]:
     rows = run.finite
     rows = rows.where(rows.minibatch != 0)
     below, above = run.gate.bounds
-    log_ratio = rows.mean * (rows.length if run.gate.ratio == "product" else 1)
+    log_ratio = run.gate.of_responses(rows)
     found: list[Finding] = []
     for side, position in (
         ("upper", log_ratio[rows.positive > 0] / above),

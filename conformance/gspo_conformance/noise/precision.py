@@ -10,8 +10,7 @@ import numpy as np
 from ..spec_numbers import PRECISIONS, round_to
 from ..tensors import NumPyArray
 
-DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
-DTYPES |= {"float16": "float16", "fp16": "float16"}
+DTYPES = {name: name for name in PRECISIONS} | {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _LEAST_EXPONENT = {"float32": -126, "bfloat16": -126, "float16": -14}
 # Fewer values than this may look rounded by chance: a float32 has 16 more bits than a bfloat16.
 _ENOUGH = 8

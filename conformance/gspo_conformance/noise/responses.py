@@ -1,7 +1,7 @@
 """A trace as a table: one row per response and optimiser step, all that the analysis of noise needs.
 
 Tokens are read part by part and go at once; what stays of a response is its length, mean log-ratio, mean
-square, counts at the gate, advantage, reward and group.
+square, counts at the gate, advantage and group.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Gate:
             return d
         return tokens.spread(tokens.sums(d) if self.ratio == "product" else tokens.means(d))
 
+    def of_responses(self, rows: Responses) -> NumPyArray:
+        """The logarithm of the ratio of every response, where a response has one."""
+        return rows.mean * (rows.length if self.ratio == "product" else 1)
+
     @property
     def bounds(self) -> tuple[float, float]:
         """log(1-ε_low) and log(1+ε_high)."""
@@ -77,7 +81,6 @@ class Responses:
     engine_mean: NumPyArray
     engine_square: NumPyArray
     advantage: NumPyArray
-    reward: NumPyArray
     group: NumPyArray
     positive: NumPyArray
     negative: NumPyArray
@@ -181,8 +184,7 @@ def _rows(part: Part, tokens: Tokens, gate: Gate | None) -> dict[str, NumPyArray
         "square": square,
         "zeros": tokens.sums(d == 0),
         **_engine(tokens, full),
-        "advantage": _per_response(tokens, tokens.advantages),
-        "reward": _per_response(tokens, tokens.rewards),
+        "advantage": _advantage(tokens),
         "group": np.full(number, UNKNOWN) if tokens.groups is None else tokens.groups,
         **_at_gate(tokens, d, gate),
     }
@@ -196,8 +198,9 @@ def _engine(tokens: Tokens, full: NumPyArray) -> dict[str, NumPyArray]:
     return {"engine_mean": tokens.sums(e) / full, "engine_square": tokens.sums(e * e) / full}
 
 
-def _per_response(tokens: Tokens, values: NumPyArray | None) -> NumPyArray:
+def _advantage(tokens: Tokens) -> NumPyArray:
     """One value per response: its own, or the mean over its tokens."""
+    values = tokens.advantages
     if values is None:
         return np.full(tokens.number, math.nan)
     return tokens.means(values) if len(values) != tokens.number else values.astype(np.float64)
