@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 class Claim:
     """The objective and what surrounds it; `source` says in words who claims it.
 
-    `advantages` are the keyword arguments of `group_advantages`, None where the run does not say. `micro_batches` and
-    `rank_losses` ("sum" or "mean") say how losses become that of a step, None where the run does not say.
+    `advantages` are the keyword arguments of `group_advantages`, None where the run does not say, or says that they are
+    `ungrouped`. `micro_batches` and `rank_losses` ("sum" or "mean") say how losses become that of a step, None where the
+    run does not say.
     """
 
     objective: Objective
@@ -40,7 +41,7 @@ class Claim:
     dtype: str = "float32"
     micro_batches: str | None = None
     rank_losses: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    ungrouped: bool = False
 
     @property
     def precision(self) -> float:
@@ -66,11 +67,10 @@ def claim_of(
     else:
         found = _from_trainer(run)
     rest = {name: run[name] for name in ("micro_batches", "rank_losses", "dtype") if run.get(name) is not None}
-    if found.advantages is None and found.notes == ():
+    if found.advantages is None and not found.ungrouped:
         said = run.get("advantages")
         rest["advantages"] = _advantages_of_trainer(run) if said is None else _settings(said)
-    fields = {name: getattr(found, name) for name in ("objective", "source", "advantages", "dtype", "notes")}
-    return Claim(**(fields | rest))
+    return replace(found, **rest)
 
 
 def parse_objective(text: str) -> Objective:
@@ -117,29 +117,29 @@ def _from_files(config: list[str], dialect: str | None) -> Claim:
 
 
 def _from_trainer(run: Mapping[str, Any]) -> Claim:
-    trainer = run.get("trainer") or {}
-    name, settings = trainer.get("name"), trainer.get("settings")
-    if name not in rooms() or not settings:
+    reading = _of_trainer(run)
+    if reading is None:
         raise UsageError(
             "the trace says neither its objective nor the settings of a known trainer: "
             "name it with --objective, or with --config and --dialect"
         )
-    return _from_reading(
-        _read(name, settings, trainer.get("version")), f"the settings of {name} in the header of the trace"
-    )
+    return _from_reading(reading, f"the settings of {reading.trainer} in the header of the trace")
+
+
+def _of_trainer(run: Mapping[str, Any]) -> Reading | None:
+    """What the settings in the header mean; None where there are none of a known trainer."""
+    trainer = run.get("trainer") or {}
+    name, settings = trainer.get("name"), trainer.get("settings")
+    return _read(name, settings, trainer.get("version")) if name in rooms() and settings else None
 
 
 def findings_of_settings(run: Mapping[str, Any]) -> list[Finding]:
     """What the trainer's dialect knows of its settings and no objective can express, as notes."""
-    trainer = run.get("trainer") or {}
-    name, settings = trainer.get("name"), trainer.get("settings")
-    if name not in rooms() or not settings:
-        return []
     try:
-        found = _read(name, settings, trainer.get("version")).findings
+        reading = _of_trainer(run)
     except (UsageError, TypeError, ValueError, KeyError, ArithmeticError):
         return []
-    return [replace(one, rule=f"settings/{one.rule}", severity="note") for one in found]
+    return [replace(one, rule=f"settings/{one.rule}", severity="note") for one in (reading.findings if reading else ())]
 
 
 def _advantages_of_trainer(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -162,5 +162,5 @@ def _read(name: str, settings: Mapping[str, Any], version: str | None) -> Readin
 def _from_reading(reading: Reading, source: str) -> Claim:
     objective = _objective({**reading.objective}, reading.trainer)
     dtype = _SHORT.get(reading.dtype, reading.dtype)
-    notes = () if reading.advantages is not None else (f"advantages come from {reading.estimator}",)
-    return Claim(objective, source, reading.advantages, dtype if dtype in UNIT_ROUNDOFF else "float32", notes=notes)
+    known = dtype if dtype in UNIT_ROUNDOFF else "float32"
+    return Claim(objective, source, reading.advantages, known, ungrouped=reading.advantages is None)

@@ -100,6 +100,11 @@ class Ledger:
             reason = next((known for known in (reason, "other reasons") if known in self.missing), "other reasons")
         self.missing[reason] = self.missing.get(reason, 0) + 1
 
+    @property
+    def unchecked(self) -> list[tuple[str, int]]:
+        """What is missing and how often, the most frequent first."""
+        return sorted(self.missing.items(), key=lambda item: -item[1])
+
     def bad(self) -> Iterator[Series]:
         """The series with differences, losses first."""
         order = ("loss", "step loss", "gradient", "advantages")

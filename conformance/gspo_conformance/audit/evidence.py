@@ -9,7 +9,7 @@ import numpy as np
 
 from ..noise.precision import TELLING
 from ..tensors import NumPyArray
-from .shards import Broken
+from .shards import LOGPS, Broken
 from .trace import Part, Step, Tokens
 
 MOST = 200_000
@@ -94,7 +94,6 @@ class Evidence:
     sampler: list[Gap] = field(default_factory=list)
     sampler_of_old: list[Gap] = field(default_factory=list)
     rounded: dict[str, list[int]] = field(default_factory=dict)
-    unrounded: dict[str, list[int]] = field(default_factory=dict)
     frozen: list[int] = field(default_factory=list)
     moving: list[int] = field(default_factory=list)
     shifted: list[int] = field(default_factory=list)
@@ -147,7 +146,7 @@ class Evidence:
             self.frozen.append(step.index)
 
     def _add_signs(self, step: int, tokens: Tokens) -> None:
-        for name in ("logp", "old_logp", "behavior_logp", "ref_logp"):
+        for name in LOGPS:
             values = getattr(tokens, name)
             if values is not None and values.size and np.mean(values > POSITIVE) > 0.5:
                 steps = self.positive.setdefault(name, [])
@@ -162,10 +161,7 @@ class Evidence:
                 continue
             bad = ~np.isfinite(values)
             each = bad if len(bad) == tokens.number else tokens.sums(bad) > 0
-            place = (
-                f"step {part.step}, rank {part.rank}, micro-batch {part.microbatch}, response {int(np.argmax(each))}"
-            )
-            count, first = self.unknown.get(name, (0, place))
+            count, first = self.unknown.get(name, (0, f"{part.place}, response {int(np.argmax(each))}"))
             self.unknown[name] = (count + int(each.sum()), first)
 
     def _add_rounding(self, step: int, tokens: Tokens) -> None:
@@ -174,8 +170,8 @@ class Evidence:
             if values is None or values.dtype != np.float32:
                 continue
             values = values[np.abs(values) >= TELLING]
-            if values.size >= ENOUGH:
-                (self.rounded if _rounded(values) else self.unrounded).setdefault(name, []).append(step)
+            if values.size >= ENOUGH and _rounded(values):
+                self.rounded.setdefault(name, []).append(step)
 
 
 def _pushes(tokens: Tokens) -> bool:

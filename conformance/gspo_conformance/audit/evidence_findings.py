@@ -17,14 +17,11 @@ EXACT, JUMP, NEAR = 1e-4, 10.0, 0.25
 def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
     """All of them."""
     tempered = _tempered(evidence)
-    found = [*tempered]
-    if not tempered and not evidence.misaligned:
-        found += _stale(evidence)
     return [
         *_not_finite(evidence),
         *_positive(evidence),
         *_misaligned(evidence),
-        *found,
+        *(tempered or ([] if evidence.misaligned else _stale(evidence))),
         *_frozen(evidence),
         *_rounded(evidence, claim),
         *_shifted(evidence),

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..mutants.registry import mutants
+from ..mutants.registry import find
 from ..noise.analysis import Analysis, analyse
 from ..noise.findings import findings_of
 from ..noise.responses import gate_of
-from ..trainers.dialect import Finding
+from ..trainers.dialect import SEVERITIES, Finding
 from ..words import plural, uncapitalised
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local
 from .claim import Claim, findings_of_settings
@@ -23,14 +23,14 @@ from .exact import NotComputable
 from .handed import audit_handed, explain_handed
 from .rearranged import rearranged
 from .steps import Recomputed, StepAudit, audit_step
-from .suspects import Explanation, explain_gradient, explain_loss, explain_metric, from_mutant
+from .suspects import explain_gradient, explain_loss, explain_metric
 from .together import explain_step
 from .trace import Trace
+from .variants import Explanation, from_mutant
 
 MANY = 6
 # A metric that is right by another definition than the specification's says nothing against the run.
 OTHER_DEFINITIONS = ("metrics.clip-by-response",)
-_ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def with_noise(found: Audit) -> Audit:
 
 
 def _sorted(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda one: _ORDER[one.severity])
+    return sorted(findings, key=lambda one: SEVERITIES.index(one.severity))
 
 
 def _row(audited: StepAudit) -> StepRow:
@@ -263,14 +263,14 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
         try:
             if fits(bad[:6], settings, found.claim.precision, mutant):
                 if mutant is not None:
-                    return [from_mutant(next(one for one in mutants() if one.name == mutant.name))]
+                    return [from_mutant(mutant)]
                 rule = "advantage." + name.split()[0]
                 clause = "GSPO-ADV-2" if "ddof" in name or "eps" in name else "GSPO-ADV-1"
                 return [Explanation(rule, clause, f"they are those of {name}")]
         except NotComputable:
             continue
     if local(bad[:6], claimed, found.claim.precision):
-        return [from_mutant(next(one for one in mutants() if one.name == "distribution.local-statistics"))]
+        return [from_mutant(find("distribution.local-statistics"))]
     return list(rearranged(bad[:6], claimed, found.claim.precision))
 
 
@@ -297,10 +297,13 @@ def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> F
 
 def _cause(one: Explanation) -> str:
     """`mask.shifted gives this: ...`, or what a name of this module's own stands for."""
-    known = "." in one.name and not one.name.startswith(("advantage.", "step."))
-    if known:
+    if _is_mutant(one):
         return f"{one.name} gives this: {uncapitalised(one.told)}"
     return f"{one.told[:1].upper()}{one.told[1:]}"
+
+
+def _is_mutant(one: Explanation) -> bool:
+    return "." in one.name and not one.name.startswith(("advantage.", "step."))
 
 
 def _too(rest: list[Series]) -> str:
@@ -322,8 +325,7 @@ def _numbers(worst: Difference) -> str:
 
 
 def _fix(one: Explanation) -> str:
-    explained = "." in one.name and not one.name.startswith(("advantage.", "step."))
-    return f"gspo explain {one.name}" if explained else FIXES.get(one.name, "")
+    return f"gspo explain {one.name}" if _is_mutant(one) else FIXES.get(one.name, "")
 
 
 FIXES = {

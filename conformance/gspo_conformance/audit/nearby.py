@@ -14,7 +14,7 @@ from gspo_core import Objective
 from ..spec_numbers import round_to
 from ..tensors import NumPyArray
 from .exact import NotComputable, exact
-from .shards import Broken
+from .shards import TOKEN_ARRAYS, Broken
 from .steps import Recomputed
 from .trace import Part, Tokens, Trace
 from .variants import Explanation, Right
@@ -83,7 +83,7 @@ def by_responses(few: Sequence[Recomputed], right: Right) -> Iterator[Explanatio
         with suppress(NotComputable, ValueError):
             found = [_response(one, times, right) for one in usable]
             if all(at is not None for at in found):
-                places = (f"{at} of {_place(one.part)}" for at, one in zip(found, usable, strict=True))
+                places = (f"{at} of {one.part.place}" for at, one in zip(found, usable, strict=True))
                 told = f"one response of every micro-batch is {words}: response {', '.join(list(places)[:3])}"
                 told += " and so on" if len(usable) > 3 else ""
                 yield Explanation(name, "GSPO-AGG-2", f"{told} (counted from 0)", "it weighs otherwise than the others")
@@ -140,14 +140,9 @@ def without(tokens: Tokens, dropped: NumPyArray) -> Tokens:
     def left(values: NumPyArray | None) -> NumPyArray | None:
         return None if values is None else values[~dropped if len(values) == number else kept]
 
-    names = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
-    arrays = {name: None if getattr(tokens, name) is None else getattr(tokens, name)[kept] for name in names}
-    rest = {name: left(getattr(tokens, name)) for name in ("advantages", "rewards", "groups", "widths")}
+    arrays = {name: None if getattr(tokens, name) is None else getattr(tokens, name)[kept] for name in TOKEN_ARRAYS}
+    rest = {name: left(getattr(tokens, name)) for name in ("advantages", "rewards", "groups")}
     return Tokens(np.append(0, np.cumsum(tokens.lengths[~dropped])), **arrays, **rest)
-
-
-def _place(part: Part) -> str:
-    return f"step {part.step}, rank {part.rank}, micro-batch {part.microbatch}"
 
 
 def by_rounding(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:

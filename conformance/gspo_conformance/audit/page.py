@@ -85,10 +85,9 @@ def _losses(found: Audit) -> Any:
 
 
 def _missing(found: Audit) -> Any:
-    known = sorted(found.ledger.missing.items(), key=lambda item: -item[1])
-    if not known:
+    items = [element("li", f"{reason} ({plural(times, 'time')})") for reason, times in found.ledger.unchecked]
+    if not items:
         return None
-    items = [element("li", f"{reason} ({plural(times, 'time')})") for reason, times in known]
     return element("section", element("h2", "Not checked"), element("ul", items), class_="run")
 
 

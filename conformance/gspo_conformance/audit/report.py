@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ..lint.formula import formula
-from ..reports.markup import printable
 from ..trainers.dialect import Finding
-from ..words import json_text, plural
+from ..words import json_text, plural, printable
 from .judgement import Audit
 from .page import page
 
@@ -25,12 +24,7 @@ def render(found: Audit, form: str, *, verbose: bool = False) -> str:
         return json_text(record(found), default=_plain)
     if form == "html":
         return page(found)
-    return printable_lines(_text(found, verbose))
-
-
-def printable_lines(lines: Iterator[str]) -> str:
-    """Lines as one text without control characters."""
-    return "\n".join(printable(line) for line in lines) + "\n"
+    return printable("\n".join(_text(found, verbose)) + "\n")
 
 
 def _text(found: Audit, verbose: bool) -> Iterator[str]:
@@ -52,8 +46,7 @@ def _text(found: Audit, verbose: bool) -> Iterator[str]:
 
 
 def _finding(one: Finding) -> Iterator[str]:
-    head = f"  {one.severity:7} {one.rule}"
-    yield head
+    yield f"  {one.severity:7} {one.rule}"
     details = [("", one.message), ("costs", one.consequence), ("fix", one.fix), ("clause", one.clause)]
     for name, words in details:
         if words:
@@ -63,7 +56,7 @@ def _finding(one: Finding) -> Iterator[str]:
 
 
 def _missing(found: Audit, verbose: bool) -> Iterator[str]:
-    known = sorted(found.ledger.missing.items(), key=lambda item: -item[1])
+    known = found.ledger.unchecked
     for reason, times in known if verbose else known[:SHOWN]:
         yield f"  not checked: {reason} ({plural(times, 'time')})"
     if not verbose and len(known) > SHOWN:

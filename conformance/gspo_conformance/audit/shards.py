@@ -47,7 +47,8 @@ _DTYPES = {
     "F64": np.dtype("<f8"),
 }
 STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-TOKEN_ARRAYS = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
+LOGPS = ("logp", "old_logp", "behavior_logp", "ref_logp")
+TOKEN_ARRAYS = (*LOGPS, "gradient")
 FLOATS = frozenset({*TOKEN_ARRAYS, "advantages", "rewards"})
 NAMES = FLOATS | {"mask", "offsets", "groups"}
 

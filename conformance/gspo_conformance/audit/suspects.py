@@ -23,9 +23,10 @@ from ..tensors import NumPyArray
 from .exact import FOREIGN, NotComputable, exact, inputs_of
 from .nearby import by_groups, by_other_batches, by_ranges, by_responses, by_rounding
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_rough_factor, by_sampler, by_terms
+from .shards import LOGPS
 from .steps import Recomputed, exact_gradient
 from .trace import Trace
-from .variants import Explanation, by_definitions, by_divisors, by_masks, looks_rounded
+from .variants import Explanation, by_definitions, by_divisors, by_masks, from_mutant, looks_rounded
 
 FAMILIES = (
     "aggregation",
@@ -52,11 +53,6 @@ MOST_PARTS, MOST_TOKENS = 5, 400_000
 NO_FACTOR = 1e-3
 # They change how parts are put together, of which a part alone shows nothing.
 _UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
-
-
-def from_mutant(mutant: Mutant) -> Explanation:
-    """A mutant as an explanation."""
-    return Explanation(mutant.name, mutant.clause, mutant.summary, mutant.effect)
 
 
 def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace) -> list[Explanation]:
@@ -293,8 +289,7 @@ def _right(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], right: Any
 def _answer(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normalized: bool) -> dict[str, Any]:
     """What a mutant computes of a part as it was recorded, padding included."""
     objective, arrays = inputs_of(one.objective, one.part.tokens)
-    tokens = ("logp", "old_logp", "ref_logp", "behavior_logp")
-    inputs = {name: one.part.array(name) for name in tokens if name in arrays or name in one.part.names}
+    inputs = {name: one.part.array(name) for name in LOGPS if name in arrays or name in one.part.names}
     inputs |= {name: one.part.array(name) for name in ("mask", "offsets") if name in one.part.names}
     inputs |= {"advantages": arrays["advantages"]} | ({"groups": arrays["groups"]} if "groups" in arrays else {})
     if len(arrays["advantages"]) != one.part.tokens.number:

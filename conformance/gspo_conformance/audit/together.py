@@ -10,9 +10,10 @@ from contextlib import suppress
 from .claim import Claim
 from .differences import Ledger, Series
 from .exact import NotComputable, exact, total
-from .steps import StepAudit, audit_step, claim_tolerance, reduce_losses
-from .suspects import Explanation, neighbours
+from .steps import StepAudit, audit_step, by_rank, claim_tolerance, reduce_losses
+from .suspects import neighbours
 from .trace import Trace
+from .variants import Explanation
 
 _LOCAL = (
     "each rank divides by the number of its own {unit}, and ranks are averaged: responses on a rank with few weigh more"
@@ -72,11 +73,11 @@ def _fits(one: StepAudit, value: float, claim: Claim) -> bool:
 
 def _ways(name: str, one: StepAudit) -> Iterator[float]:
     """What the loss of a step would be."""
-    own = _own_losses(one)
+    own = by_rank(one.parts, lambda part: part.truth.loss())
     ranks, parts = len(own), len(one.parts)
     if name == "step.rank-local-normaliser" and ranks > 1:
-        yield total(_by_rank(one)) / ranks
-        yield total(_by_rank(one))
+        yield total(_rank_losses(one)) / ranks
+        yield total(_rank_losses(one))
     elif name == "distribution.mean-of-means" and parts > ranks:
         yield reduce_losses(own, "mean", "mean")
         yield reduce_losses(own, "mean", "sum")
@@ -94,15 +95,7 @@ def _ways(name: str, one: StepAudit) -> Iterator[float]:
         yield from (one.numerator / (number * times) + one.apart for times in {1, ranks, parts} if number)
 
 
-def _own_losses(one: StepAudit) -> dict[int, list[float | None]]:
-    """The loss of every part, divided by its own M."""
-    found: dict[int, list[float | None]] = {}
-    for part in one.parts:
-        found.setdefault(part.part.rank, []).append(part.truth.loss())
-    return found
-
-
-def _by_rank(one: StepAudit) -> Iterator[float]:
+def _rank_losses(one: StepAudit) -> Iterator[float]:
     """The loss of every rank, divided by the rank's M."""
     for rank in sorted({part.part.rank for part in one.parts}):
         mine = [part.truth for part in one.parts if part.part.rank == rank]

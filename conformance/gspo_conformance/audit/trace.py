@@ -21,7 +21,7 @@ import numpy as np
 
 from ..tensors import NumPyArray
 from ..words import UsageError, plural
-from .shards import KEY, STORED, Broken, Shard, read_shard
+from .shards import KEY, STORED, TOKEN_ARRAYS, Broken, Shard, read_shard
 
 MAX_FILES = 1_000_000
 
@@ -30,8 +30,7 @@ MAX_FILES = 1_000_000
 class Tokens:
     """The counted tokens of one or more parts, one after the other: sequence i owns `offsets[i]` to `offsets[i + 1]`.
 
-    Token arrays have shape [N], `advantages` [S] or [N], `rewards` and `groups` [S]. `widths` [S] is the
-    padded width of the batch that each sequence stood in, or its segment.
+    Token arrays have shape [N], `advantages` [S] or [N], `rewards` and `groups` [S].
     """
 
     offsets: NumPyArray
@@ -43,7 +42,6 @@ class Tokens:
     advantages: NumPyArray | None = None
     rewards: NumPyArray | None = None
     groups: NumPyArray | None = None
-    widths: NumPyArray | None = None
 
     @property
     def number(self) -> int:
@@ -122,6 +120,11 @@ class Part:
         return self.fields.get("rollout")
 
     @property
+    def place(self) -> str:
+        """`step 3, rank 1, micro-batch 0`."""
+        return f"step {self.step}, rank {self.rank}, micro-batch {self.microbatch}"
+
+    @property
     def loss(self) -> float | None:
         """What the run computed."""
         return _number(self.fields.get("loss"))
@@ -135,11 +138,6 @@ class Part:
     def metrics(self) -> dict[str, float]:
         """What the run reported beside the loss, under its own names."""
         return {name: float(value) for name, value in self.fields.get("metrics", {}).items()}
-
-    @property
-    def objective(self) -> Mapping[str, Any] | None:
-        """The objective of this call where it differs from the run's."""
-        return self.fields.get("objective") or self.shard.header.get("run", {}).get("objective")
 
     @property
     def names(self) -> frozenset[str]:
@@ -156,7 +154,7 @@ class Part:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of its token arrays: [B, T] padded or [N] packed."""
-        found = next((name for name in ("logp", "old_logp", "behavior_logp", "mask") if name in self.names), None)
+        found = next((name for name in (*TOKEN_ARRAYS, "mask") if name in self.names), None)
         return None if found is None else self.shard.tensors[f"{self.at}.{found}"].shape
 
     def array(self, name: str) -> NumPyArray | None:
@@ -173,9 +171,8 @@ class Part:
         if mask is None:
             return self._without_tokens()
         lengths = mask.sum(axis=1)
-        arrays = {name: self._selected(name, mask) for name in _PER_TOKEN}
-        widths = np.full(len(lengths), mask.shape[1])
-        return Tokens(_offsets(lengths), widths=widths, **arrays, **self._per_response(mask))
+        arrays = {name: self._selected(name, mask) for name in TOKEN_ARRAYS}
+        return Tokens(_offsets(lengths), **arrays, **self._per_response(mask))
 
     def _packed(self, offsets: NumPyArray, mask: NumPyArray | None) -> Tokens:
         size = (self.shape or (0,))[0]
@@ -184,8 +181,8 @@ class Part:
         counted = np.ones(size, bool) if mask is None else mask.copy()
         counted[offsets[-1] :] = False
         lengths = np.diff(np.append(0, np.cumsum(counted))[offsets])
-        arrays = {name: self._selected(name, counted) for name in _PER_TOKEN}
-        return Tokens(_offsets(lengths), widths=np.diff(offsets), **arrays, **self._per_response(counted))
+        arrays = {name: self._selected(name, counted) for name in TOKEN_ARRAYS}
+        return Tokens(_offsets(lengths), **arrays, **self._per_response(counted))
 
     def _without_tokens(self) -> Tokens:
         found = {name: self.array(name) for name in ("rewards", "groups", "advantages")}
@@ -209,9 +206,6 @@ class Part:
     def _by_token(self, advantages: NumPyArray) -> bool:
         """Whether a row of advantages beside packed tokens has one per token; one per response wins where both fit."""
         return len(advantages) != self.shard.tensors[f"{self.at}.offsets"].shape[0] - 1
-
-
-_PER_TOKEN = ("logp", "old_logp", "behavior_logp", "ref_logp", "gradient")
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,9 +355,7 @@ def joined(tokens: list[Tokens]) -> Tokens:
     if len(tokens) == 1:
         return tokens[0]
     lengths = [one.lengths for one in tokens]
-    arrays = {
-        name: _joined([getattr(one, name) for one in tokens]) for name in (*_PER_TOKEN, "rewards", "groups", "widths")
-    }
+    arrays = {name: _joined([getattr(one, name) for one in tokens]) for name in (*TOKEN_ARRAYS, "rewards", "groups")}
     advantages = [one.advantages for one in tokens]
     if any(values is not None and len(values) != one.number for values, one in zip(advantages, tokens, strict=True)):
         advantages = [_at_tokens(values, one) for values, one in zip(advantages, tokens, strict=True)]

@@ -11,14 +11,13 @@ import numpy as np
 
 from gspo_core import Objective
 
-from ..mutants.registry import mutants
+from ..mutants.registry import Mutant, find
 from ..tensors import NumPyArray
 from .exact import NotComputable, exact
-from .shards import Broken
+from .shards import LOGPS, TOKEN_ARRAYS, Broken
 from .steps import Recomputed, exact_gradient
 from .trace import Part, Tokens
 
-PER_TOKEN = ("logp", "old_logp", "behavior_logp", "ref_logp")
 SAME = 1e-4
 ROUNDED = 2.0**-6
 MOST_PADDED = 20_000_000
@@ -35,6 +34,11 @@ class Explanation:
     axes: Objective | None = None
 
 
+def from_mutant(mutant: Mutant) -> Explanation:
+    """A mutant as an explanation."""
+    return Explanation(mutant.name, mutant.clause, mutant.summary, mutant.effect)
+
+
 Right = Callable[[Recomputed, float], bool]
 
 
@@ -43,11 +47,8 @@ def by_masks(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     for name, told, change in _MASKS:
         with suppress(NotComputable, Broken, ValueError, IndexError):
             if all(any(right(one, loss) for loss in _losses(one, change(one.part))) for one in few):
-                known = next((one for one in mutants() if one.name == name), None)
-                if known is not None:
-                    yield Explanation(known.name, known.clause, known.summary, known.effect)
-                else:
-                    yield Explanation(name, "GSPO-DATA-3" if name == "empty-counted" else "GSPO-DATA-4", told)
+                clause = "GSPO-DATA-3" if name == "empty-counted" else "GSPO-DATA-4"
+                yield Explanation(name, clause, told) if told else from_mutant(find(name))
 
 
 def _losses(one: Recomputed, tokens: Tokens) -> Iterator[float]:
@@ -63,7 +64,7 @@ def _losses(one: Recomputed, tokens: Tokens) -> Iterator[float]:
 def _kept(part: Part, keep: NumPyArray) -> Tokens:
     """The counted tokens of a part without some."""
     tokens = part.tokens
-    arrays = {name: getattr(tokens, name) for name in (*PER_TOKEN, "gradient")}
+    arrays = {name: getattr(tokens, name) for name in TOKEN_ARRAYS}
     arrays = {name: None if values is None else values[keep] for name, values in arrays.items()}
     advantages = tokens.advantages
     if advantages is not None and len(advantages) != tokens.number:
@@ -106,7 +107,7 @@ def _masked(part: Part, change: Callable[[NumPyArray], NumPyArray]) -> Tokens:
 def _padded(part: Part) -> tuple[NumPyArray, dict[str, NumPyArray]]:
     """The mask and the token arrays, a response a row; packed ones with NaN behind their segments."""
     mask, offsets = part.array("mask"), part.array("offsets")
-    arrays = {name: part.array(name) for name in PER_TOKEN if name in part.names}
+    arrays = {name: part.array(name) for name in LOGPS if name in part.names}
     rows = {name: values for name, values in arrays.items() if values is not None}
     if mask is None:
         raise NotComputable("no mask")
@@ -195,9 +196,9 @@ def by_divisors(
 def _divided(told: str, divisors: Sequence[float], several: Sequence[Sequence[Recomputed]]) -> Explanation:
     tokens = [sum(one.part.tokens.count for one in ones) for ones in several]
     if all(abs(divisor / count - 1) < SAME for divisor, count in zip(divisors, tokens, strict=True) if count):
-        mutant = next(one for one in mutants() if one.name == "aggregation.token-mean")
-        words = f"every micro-batch is a sum over tokens, divided by the {tokens[0]:,} of its step; {mutant.summary}"
-        return Explanation(mutant.name, mutant.clause, words, mutant.effect)
+        known = from_mutant(find("aggregation.token-mean"))
+        words = f"every micro-batch is a sum over tokens, divided by the {tokens[0]:,} of its step; {known.told}"
+        return replace(known, told=words)
     where = f"{divisors[0]:.6g} at step {several[0][0].part.step}"
     words = f"it is the loss with {told}, each micro-batch of a step divided by the same number ({where})"
     return Explanation("objective", "", words)

@@ -62,8 +62,6 @@ def test_what_safetensors_writes_is_read_and_only_counted_tokens_stay(tmp_path: 
     assert tokens.lengths.tolist() == [2, 1, 3, 0, 2]
     assert tokens.old_logp is None
     assert tokens.means(tokens.logp).tolist() == [-1.5, -0.5, -2, 0, 4.25]
-    assert tokens.widths is not None
-    assert tokens.widths.tolist() == [3, 3, 3, 0, 2]
     assert step.rollouts[0].array("groups") is not None
 
 
