@@ -239,9 +239,7 @@ def _from_notebook(text: str, place: str) -> Configuration:
 
 def _from_strings(text: str, place: str) -> Configuration:
     """The settings of a program that puts a command line together."""
-    whole = Configuration({})
-    for line, words in command_lines(text):
-        whole = whole.merged(_from_words(words, f"{place}:{line}"))
+    whole = _from_commands(command_lines(text), place)
     if not whole.settings:
         outside = "; it takes its settings from a command line: give that" if _PARSERS.search(text) else ""
         raise UsageError(f"{place}: no call such as GRPOConfig(...) in it, and no command line{outside}")
@@ -250,16 +248,21 @@ def _from_strings(text: str, place: str) -> Configuration:
 
 def _from_shell(text: str, place: str) -> Configuration:
     """The settings of every command; `A=1` at its beginning is a variable, unless the file has nothing else."""
-    whole = Configuration({})
-    for line, words in commands(text):
-        whole = whole.merged(_from_words(words, f"{place}:{line}"))
+    whole = _from_commands(commands(text), place)
     if not whole.settings:
-        for line, words in commands(text, variables=False):
-            whole = whole.merged(_from_words(words, f"{place}:{line}"))
+        whole = _from_commands(commands(text, variables=False), place)
     lines = word_lines(text)
     return replace(
         whole, places={key: f"{place}:{lines[key]}" if key in lines else at for key, at in whole.places.items()}
     )
+
+
+def _from_commands(found: Iterable[tuple[int, list[str]]], place: str) -> Configuration:
+    """The settings of commands with their lines, later ones winning."""
+    whole = Configuration({})
+    for line, words in found:
+        whole = whole.merged(_from_words(words, f"{place}:{line}"))
+    return whole
 
 
 def _from_words(words: list[str], place: str) -> Configuration:

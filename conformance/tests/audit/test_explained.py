@@ -12,7 +12,7 @@ import gspo_core as gspo
 from gspo_conformance.audit import audit_trace
 from gspo_conformance.tensors import NumPyArray
 
-from .test_right_runs import Calls, batch, compute, write
+from .test_right_runs import Calls, batch, compute, gradient_of, write
 
 GSPO = gspo.Objective.gspo()
 
@@ -20,8 +20,7 @@ GSPO = gspo.Objective.gspo()
 def _call(seed: int, *, moved: float = 0.01, **fields: Any) -> tuple[dict[str, NumPyArray], dict[str, Any]]:
     """Arrays of a right micro-batch of six responses, its gradient included, and its loss."""
     arrays = batch(6, seed, moved=moved)
-    given = {name: arrays[name] for name in ("logp", "old_logp", "advantages")}
-    arrays["gradient"] = np.asarray(gspo.policy_gradient(GSPO, **given, sequences=arrays["mask"]), np.float32)
+    arrays["gradient"] = gradient_of(GSPO, arrays)
     return arrays, {"loss": compute(GSPO, arrays)[0], **fields}
 
 

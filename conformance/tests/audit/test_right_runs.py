@@ -39,6 +39,13 @@ def compute(objective: gspo.Objective, arrays: dict[str, NumPyArray], **more: An
     return float(out.loss), {name: float(value) for name, value in out.metrics.items()}
 
 
+def gradient_of(objective: gspo.Objective, arrays: dict[str, NumPyArray], **more: Any) -> NumPyArray:
+    """d loss / d logp, in float32."""
+    names = ("logp", "old_logp", "advantages", *(["ref_logp"] if objective.penalty is not None else []))
+    given = {name: arrays[name] for name in names}
+    return np.asarray(gspo.policy_gradient(objective, **given, sequences=arrays["mask"], **more), np.float32)
+
+
 def write(folder: Path, steps: Sequence[Calls], **run: Any) -> Path:
     """A trace by hand, a file per step."""
     for step, calls in enumerate(steps):
@@ -90,9 +97,8 @@ def test_means_of_micro_batches_are_weighed_by_the_loop_as_their_gradients_say(
             arrays = batch(number, 10 * step + at, moved=1e-5)
             loss, _ = compute(gspo.Objective.gspo(), arrays)
             share = number / 8 if weights == "counts" else 1 / 3
-            given = {"logp": arrays["logp"], "old_logp": arrays["old_logp"], "advantages": arrays["advantages"]}
-            gradient = gspo.policy_gradient(gspo.Objective.gspo(), **given, sequences=arrays["mask"])
-            arrays |= {} if weights == "unknown" else {"gradient": np.asarray(share * gradient, np.float32)}
+            gradient = np.float32(share) * gradient_of(gspo.Objective.gspo(), arrays)
+            arrays |= {} if weights == "unknown" else {"gradient": gradient}
             calls.append((arrays, {"loss": loss}))
         steps.append(calls)
     found = audit_trace(write(tmp_path, steps, objective="gspo"))
@@ -107,8 +113,7 @@ def test_means_of_micro_batches_are_weighed_by_the_loop_as_their_gradients_say(
 def test_a_gradient_that_arrived_in_bfloat16_is_rounded_once_more(tmp_path: Path) -> None:
     arrays = batch(8, 3, moved=1e-5)
     loss, _ = compute(gspo.Objective.gspo(), arrays)
-    given = {"logp": arrays["logp"], "old_logp": arrays["old_logp"], "advantages": arrays["advantages"]}
-    gradient = np.asarray(gspo.policy_gradient(gspo.Objective.gspo(), **given, sequences=arrays["mask"]), np.float32)
+    gradient = gradient_of(gspo.Objective.gspo(), arrays)
     bits = ((gradient.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
     head = {"version": 1, "run": {"objective": "gspo"}, "parts": [{"step": 0, "loss": loss}]}
     kinds = {"bool": "BOOL", "float32": "F32", "uint16": "BF16"}
@@ -159,10 +164,8 @@ def test_a_kl_penalty_with_a_mean_of_its_own_agrees(importance: Any, normalizer:
     objective = gspo.Objective.gspo().replace(penalty=penalty)
     arrays, more = batch(8, 0), {} if normalizer is None else {"normalizer": np.float32(normalizer)}
     loss, metrics = compute(objective, arrays, **more)
-    given = {name: arrays[name] for name in ("logp", "old_logp", "advantages", "ref_logp")}
-    gradient = gspo.policy_gradient(objective, **given, sequences=arrays["mask"], **more)
+    arrays |= {"gradient": gradient_of(objective, arrays, **more)}
     fields = {"loss": loss, "metrics": metrics} | ({} if normalizer is None else {"normalizer": normalizer})
-    arrays |= {"gradient": np.asarray(gradient, np.float32)}
     found = audit_trace(write(tmp_path, [[(arrays, fields)]], objective=objective.to_dict()))
     assert (found.verdict, found.ledger.series["gradient"].compared) == ("agrees", 1)
 

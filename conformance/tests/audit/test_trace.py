@@ -145,6 +145,13 @@ def test_offsets_that_fall_are_refused_when_they_are_read(tmp_path: Path) -> Non
         _ = read_trace(tmp_path).step(0).parts[0].tokens
 
 
+def test_packed_tokens_have_a_length_whatever_was_recorded_of_them(tmp_path: Path) -> None:
+    """Hunts `offsets: expected to rise from 0 to at most 0` of a part with `ref_logp` alone."""
+    arrays = {"0.ref_logp": np.zeros(4, np.float32), "0.offsets": np.array([0, 3, 4])}
+    write(tmp_path / "x.safetensors", [{"step": 0}], arrays)
+    assert read_trace(tmp_path).step(0).parts[0].tokens.lengths.tolist() == [3, 1]
+
+
 def test_there_must_be_a_trace(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such trace"):
         read_trace(tmp_path / "nowhere")
