@@ -61,6 +61,11 @@ def no_end(mask: Any) -> Any:
     return mask & (mask.flip(1).cumsum(1).flip(1) > 1)
 
 
+def rest(mask: Any) -> Any:
+    """What a mean over one token less is to be multiplied by to be divided by the length."""
+    return (mask.sum(1) - 1) / mask.sum(1).clamp(min=1)
+
+
 def by_token(logp: Any, old_logp: Any, advantages: Any, mask: Any, *, high: float = 0.2) -> Any:
     """PPO's losses of the responses of a batch, with a clip range to get wrong."""
     ratio, a = torch.exp(torch.where(mask, logp - old_logp, 0.0)), advantages[:, None]

@@ -17,7 +17,7 @@ from gspo_conformance.diagnosis.verdict import atlas_of
 from gspo_conformance.mutants.atlas import Atlas
 from gspo_conformance.runner import run_vectors
 
-from .losses import by_token, centred, formed, last_place, narrow, no_end, paper, spans, tied
+from .losses import by_token, centred, formed, last_place, narrow, no_end, paper, rest, spans, tied
 from .test_diagnosis import deviant, found
 
 
@@ -75,6 +75,9 @@ SEEN: dict[str, tuple[Any, str]] = {
     "nothing for little": (lambda new, old, a, m: paper(new, old, a * (a.abs() > 1e-3), m).mean(), "the gradient is wrong only where |A| is 0.000977 and less"),
     "a leak above": (lambda new, old, a, m: paper(new, old, a, m).mean() - torch.where((a > 0) & m.any(1), a * torch.relu((torch.where(m, new - old, 0.0).sum(1) / m.sum(1).clamp(min=1)).clamp(max=9).exp() - 1 - 4e-4), 0.0).mean(), "the gradient is wrong only with A > 0 in clipped responses"),
     "gaps in the length": (lambda new, old, a, m: paper(new, old, a, m, length=spans(m)).mean(), "the gradient is wrong only in responses with gaps in the mask"),
+    "advantages held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(-5, 5), m).mean(), "the gradient is that of advantages held to ±5"),
+    "good ones held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(max=5), m).mean(), "the gradient is that of advantages held to 5"),
+    "one held": (lambda new, old, a, m: paper(new, old, a.clamp(-300, 300), m).mean(), "in one response alone, that with the largest |A|, 512, 0.586x there"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
 
@@ -89,6 +92,10 @@ def test_what_is_seen_response_by_response(name: str, atlas: Atlas) -> None:
 BY_TOKEN: dict[str, tuple[Any, str]] = {
     "a wider clip": (lambda new, old, a, m: by_token(new, old, a, m, high=0.28).mean(), "A > 0 is clipped from a ratio between 1.2482 and 1.28403 on, not from 1.2"),
     "small advantages": (lambda new, old, a, m: by_token(new, old, a.clamp(-1, 1), m).mean(), "near ratio 1 the advantages are held to ±1"),
+    "no start": (lambda new, old, a, m: (by_token(new, old, a, m & (m.cumsum(1) > 1)) * rest(m)).mean(), "the first counted token of a response has no gradient"),
+    "no end": (lambda new, old, a, m: (by_token(new, old, a, no_end(m)) * rest(m)).mean(), "the last counted token of a response has no gradient"),
+    "the end twice": (lambda new, old, a, m: (2 * by_token(new, old, a, m) - by_token(new, old, a, no_end(m)) * rest(m)).mean(), "the last counted token of a response has 2x the gradient"),
+    "four tokens": (lambda new, old, a, m: by_token(torch.where(m.cumsum(1) > 4, new.detach(), new), old, a, m).mean(), "the gradient is wrong only from counted token 5 of a response on"),
 }  # fmt: skip
 
 

@@ -14,14 +14,13 @@ import numpy as np
 from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..words import plural
+from .clips import FAR, MOST, NEAR, clip_range
 from .evidence import Evidence
 from .responses import Response, responses, tokens
 
-NEAR, CLOSE, FAR, ENOUGH, MOST, FEW, APART = 4e-4, 1e-2, 0.1, 6, 0.9, 3, 1.2
+CLOSE, ENOUGH, FEW, APART = 1e-2, 6, 3, 1.2
 ROUGH, LEAST = 0.2, 2.0**-13
 NARROW = ("float16", "bfloat16")
-CLIPPED_FROM = "is clipped from a ratio between"
-DUAL = "a dual bound that nobody asked for"
 OTHERWISE = "the responses of a batch are off by one factor, other batches by another"
 
 Law: TypeAlias = Callable[[Response], float]
@@ -29,6 +28,10 @@ Law: TypeAlias = Callable[[Response], float]
 
 def _length(one: Response) -> float:
     return one.length
+
+
+def _place(one: Response) -> float:
+    return one.at
 
 
 FACTORS: dict[str, Law] = {
@@ -59,11 +62,18 @@ SIDES: dict[str, Callable[[Response], bool]] = {
     "in responses as long as the batch is wide": lambda one: one.length == one.width,
 }
 SIZES: dict[str, Callable[[Response], float]] = {
-    "in responses of {:,.0f} tokens": _length,
-    "where |A| is {:.3g}": lambda one: abs(one.advantage),
-    "where a token's |log-ratio| is {:.3g}": lambda one: one.farthest,
-    "where the mean |log-ratio| is {:.3g}": lambda one: abs(one.log_ratio),
-    "where s |A| is {:.3g}": lambda one: abs(one.advantage) * exp(min(one.log_ratio, 80.0)),
+    "in responses of {:,.0f} tokens and more": _length,
+    "from counted token {:,.0f} of a response on": _place,
+    "where |A| is {:.3g} and more": lambda one: abs(one.advantage),
+    "where a token's |log-ratio| is {:.3g} and more": lambda one: one.farthest,
+    "where the mean |log-ratio| is {:.3g} and more": lambda one: abs(one.log_ratio),
+    "where s |A| is {:.3g} and more": lambda one: abs(one.advantage) * exp(min(one.log_ratio, 80.0)),
+}
+LARGEST: dict[str, Callable[[Response], float]] = {
+    "the most tokens, {:,.0f}": _length,
+    "the largest |A|, {:.3g}": lambda one: abs(one.advantage),
+    "the largest |log-ratio| of a token, {:.3g}": lambda one: one.farthest,
+    "the largest mean |log-ratio|, {:.3g}": lambda one: abs(one.log_ratio),
 }
 SIGNS: dict[str, Callable[[Response], bool]] = {
     "": lambda one: True,
@@ -96,44 +106,6 @@ def _told(everything: Sequence[Response], ratio: str) -> list[str]:
     return [text for text in told if text]
 
 
-def clip_range(found: Sequence[Response]) -> str:
-    """From which ratio on a gradient is missing, where that is not the bound that was asked for and the rest is right."""
-    clips, near = {one.clip for one in found}, [one.right for one in found if one.live and abs(one.log_ratio) < NEAR]
-    if len(clips) != 1 or sum(near) < MOST * len(near):
-        return ""
-    ((low, high),) = clips
-    upper = _bound([(exp(one.log_ratio), one.live) for one in found if one.advantage > 0 and one.log_ratio < 80])
-    lower = _bound([(-exp(one.log_ratio), one.live) for one in found if one.advantage < 0 and one.log_ratio < 80])
-    told = [_moved(f"A > 0 {CLIPPED_FROM}", upper, 1 + high)]
-    told += [_moved(f"A < 0 {CLIPPED_FROM}", lower, low - 1), _dual(found)]
-    return "; ".join(text for text in told if text)
-
-
-def _dual(found: Sequence[Response]) -> str:
-    """The ratio from which on bad responses that are due a gradient have none."""
-    due = [one for one in found if one.advantage < 0 < one.log_ratio and one.farthest < 1 / FAR and not one.clipped]
-    bracket = _bound([(exp(one.log_ratio), one.live) for one in due])
-    live = [one.right for one in due if one.live]
-    if bracket is None or sum(live) < MOST * len(live):
-        return ""
-    low, high = bracket
-    return f"A < 0 has no gradient from a ratio between {low:.6g} and {high:.6g} on: {DUAL}"
-
-
-def _bound(seen: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
-    """The largest ratio with a gradient and the smallest without; None where they are not apart."""
-    live, dead = [size for size, alive in seen if alive], [size for size, alive in seen if not alive]
-    if not live or not dead or max(live) >= min(dead):
-        return None
-    return max(live), min(dead)
-
-
-def _moved(words: str, bracket: tuple[float, float] | None, due: float) -> str:
-    if bracket is None or bracket[0] <= due * (1 + 1e-6) <= bracket[1] or bracket[0] <= due * (1 - 1e-6) <= bracket[1]:
-        return ""
-    return f"{words} {abs(bracket[0]):.6g} and {abs(bracket[1]):.6g} on, not from {abs(due):.6g}"
-
-
 def _uneven(wrong: Sequence[Response]) -> str:
     many = [one for one in wrong if one.uneven]
     if 4 * len(many) <= len(wrong):
@@ -146,14 +118,14 @@ def _uneven(wrong: Sequence[Response]) -> str:
             return f"the {place} counted token of a response has {times} gradient" + (
                 " of the others" if any(odd) else ""
             )
-    return "the gradient differs between tokens of one response"
+    return "" if many[0].at else "the gradient differs between tokens of one response"
 
 
 def _missing(found: Sequence[Response], wrong: Sequence[Response]) -> str:
     """Whether it is the first or the last response of every batch that has no gradient."""
     for words, place in (("first", 0), ("last", -1)):
         there = [one for one in found if one.responses > 1 and one.place == place % one.responses]
-        if not any(one.live for one in there) and all(one in there for one in wrong):
+        if not any(one.live for one in there) and len([one for one in there if not one.right]) == len(wrong):
             return f"the {words} response of a batch has no gradient"
     return ""
 
@@ -255,7 +227,20 @@ def _seldom(whole: Sequence[Response], wrong: Sequence[Response]) -> str:
         moves = all(abs(law(one) - 1) > CLOSE for one in wrong)
         if moves and len(wrong) >= FEW and all(one in whole for one in wrong) and _fit(whole, law) == 1:
             return f"the gradient is {words}"
-    return ""
+    return _bounded(whole, wrong)
+
+
+def _bounded(whole: Sequence[Response], wrong: Sequence[Response]) -> str:
+    """Whether all that are wrong have the gradient of one |A|, below their own, that no right one has more than."""
+    used = [abs(one.advantage * one.factor) for one in wrong if 0 < one.factor < 1]
+    sizes = {abs(one.advantage) for one in wrong}
+    if len(used) < max(2, len(wrong)) or len(sizes) < 2 or np.ptp(used) > CLOSE * max(used):
+        return ""
+    signs = {one.advantage > 0 for one in wrong}
+    right = [abs(one.advantage) for one in whole if one.right and (one.advantage > 0) in signs]
+    side = "±" if len(signs) == 2 else "" if True in signs else "-"
+    fits = bool(right) and max(right) <= max(used) * (1 + CLOSE)
+    return f"the gradient is that of advantages held to {side}{np.median(used):.3g}" if fits else ""
 
 
 def _fit(near: Sequence[Response], law: Law) -> float:
@@ -329,12 +314,14 @@ def _beside(idle: Sequence[Response]) -> str:
 def _side(found: Sequence[Response], wrong: Sequence[Response]) -> str:
     """What every response with a wrong gradient has and a number of right ones have not."""
     right = [one for one in found if one.right and one.live]
-    if len(wrong) < 2 or not right:
+    if len(wrong) == 1 and right:
+        return _alone(wrong[0], right)
+    if not wrong or not right:
         return ""
     for sign, side in SIGNS.items():
         others = [one for one in right if side(one)]
         if all(map(side, wrong)) and len(others) >= (2 if sign else 1) and (told := _size(wrong, others)):
-            return f"the gradient is wrong only {sign}{told} and more"
+            return f"the gradient is wrong only {sign}{told}"
     lengths, others = {one.length for one in wrong}, {one.length for one in right}
     if len(lengths) == 1 and not lengths & others and len(right) >= ENOUGH:
         return f"the gradient is wrong only in responses of {plural(max(lengths), 'token')}"
@@ -348,6 +335,15 @@ def _side(found: Sequence[Response], wrong: Sequence[Response]) -> str:
     middle = float(np.median([one.factor for one in wrong]))
     times = f", {middle:.3g}x there" if words and _fit(wrong, lambda one: middle or np.nan) == 1 else ""
     return f"the gradient is wrong only {words}{times}" if words else ""
+
+
+def _alone(one: Response, right: Sequence[Response]) -> str:
+    """The only wrong one, by what it has more of than any that is right: several such sizes, of which nobody knows which it is."""
+    most = [words for words, size in LARGEST.items() if size(one) > APART * max(map(size, right))]
+    told = " and ".join(words.format(LARGEST[words](one)) for words in most)
+    factor = f", {one.factor:.3g}x there" if np.isfinite(one.factor) and one.factor else ""
+    noun = "token" if one.at else "response"
+    return f"the gradient is wrong in one {noun} alone, that with {told}{factor}" if told else ""
 
 
 def _shared(found: Sequence[Response], wrong: Sequence[Response]) -> str:
@@ -366,6 +362,6 @@ def _size(wrong: Sequence[Response], right: Sequence[Response]) -> str:
     """A size that every wrong response has and no right one comes near."""
     for words, size in SIZES.items():
         least, most = min(map(size, wrong)), max(map(size, right))
-        if least > max(most if size is _length else most * APART, NEAR):
+        if least > max(most if size in (_length, _place) else most * APART, NEAR):
             return words.format(least)
     return ""

@@ -22,6 +22,7 @@ class Response(NamedTuple):
 
     `odd`: "first" or "last" where that counted token alone differs from the rest, whose gradient it has `oddity` times.
     `holes`: tokens between its first and its last that do not count; `gaps`: these, or some before the first.
+    `at`: which counted token of its response it is, from 1; 0 where it is the whole response.
     `learning`: how many responses of the batch have A other than 0. `farthest`: the largest |log-ratio| of a token.
     """
 
@@ -45,6 +46,7 @@ class Response(NamedTuple):
     learning: int
     width: int
     tokens: int
+    at: int = 0
 
 
 def responses(item: Evidence, atlas: Atlas) -> Iterator[Response]:
@@ -123,9 +125,13 @@ def _runs(row: NumPyArray) -> int:
 def tokens(item: Evidence, atlas: Atlas) -> Iterator[Response]:
     """The same of an objective with a ratio per token: counted tokens, of a long response some, each with a ratio of its own."""
     for one, *columns in _counted(item, atlas):
+        times = columns[1][columns[0] != 0] / columns[0][columns[0] != 0]
+        odd, oddity = _odd(times) if columns[0][[0, -1]].all() else ("", 1.0)
+        one = one._replace(uneven=len(times) > 2 and not constant(times), odd=odd, oddity=oddity)
         some = np.unique(np.linspace(0, one.length - 1, SOME).astype(int))
-        for due, mine, ratio, ok in zip(*(column[some] for column in columns), strict=True):
+        for at, due, mine, ratio, ok in zip(some + 1, *(column[some] for column in columns), strict=True):
             yield one._replace(
+                at=int(at),
                 right=bool(ok),
                 factor=float(mine / due) if due != 0 and np.isfinite(mine) else float("nan"),
                 log_ratio=float(ratio),

@@ -13,8 +13,8 @@ from ..mutants.dialects import DIALECTS, Dialect
 from ..mutants.registry import mutants
 from ..run import Run
 from ..words import plural, uncapitalised
+from .clips import CLIPPED_FROM, DUAL, MOST
 from .evidence import REFUSED, Evidence, evidence_of
-from .laws import CLIPPED_FROM, DUAL, MOST
 from .patterns import CUT, factor_text, factors, observed
 from .suspects import Search, Suspect
 
