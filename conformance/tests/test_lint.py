@@ -17,6 +17,8 @@ from gspo_conformance.trainers.dialect import PAPER, Reading
 from gspo_conformance.words import UsageError
 from gspo_core import Correction, Objective
 
+from .linted import lint, rules, written
+
 FAITHFUL = {
     "actor_rollout_ref.actor.policy_loss.loss_mode": "gspo",
     "actor_rollout_ref.actor.clip_ratio_low": 3e-4,
@@ -25,11 +27,6 @@ FAITHFUL = {
     "actor_rollout_ref.rollout.n": 8,
     "algorithm.adv_estimator": "grpo",
 }
-
-
-def _write(path: Path, text: str) -> str:
-    path.write_text(text, encoding="utf-8")
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +39,7 @@ def _write(path: Path, text: str) -> str:
 )
 def test_trees_become_flat_settings(tmp_path: Path, name: str, text: str) -> None:
     """Hunts `3e-4` read as a string, which is what YAML 1.1 makes of it."""
-    found = read_configuration([_write(tmp_path / name, text)]).settings
+    found = read_configuration([written(tmp_path, name, text)]).settings
     assert found == {"a.b": 3e-4, "a.c": True, "d": [1, 2], "e": None}
 
 
@@ -51,7 +48,7 @@ def test_a_python_call_is_read_and_not_run(tmp_path: Path) -> None:
         "raise SystemExit('executed')\n"
         "args = trl.GRPOConfig(epsilon=3e-4, loss_type='grpo',\n    beta=compute(), **more)\n"
     )
-    found = read_configuration([_write(tmp_path / "c.py", text)])
+    found = read_configuration([written(tmp_path, "c.py", text)])
     assert found.settings == {"epsilon": 3e-4, "loss_type": "grpo"}
     assert found.places["epsilon"].endswith("c.py:2")
     assert [one.rpartition(": ")[2] for one in found.computed] == ["beta", "**keywords of GRPOConfig"]
@@ -59,7 +56,7 @@ def test_a_python_call_is_read_and_not_run(tmp_path: Path) -> None:
 
 def test_a_script_with_overrides_and_flags(tmp_path: Path) -> None:
     text = "#!/bin/bash\n# a.b=9\npython -m x \\\n  a.b=1e-3 +c.d=true \\\n  --eps-clip 2e-4 --use-kl --name='x y'\n"
-    found = read_configuration([_write(tmp_path / "run.sh", text), "a.b=5"]).settings
+    found = read_configuration([written(tmp_path, "run.sh", text), "a.b=5"]).settings
     assert found == {"a.b": 5, "c.d": True, "eps_clip": 2e-4, "use_kl": True, "name": "x y"}
 
 
@@ -94,7 +91,7 @@ def test_values(text: str, value: Any) -> None:
 )
 def test_bad_files(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        read_configuration([_write(tmp_path / name, text)])
+        read_configuration([written(tmp_path, name, text)])
 
 
 def test_a_missing_file_says_so() -> None:
@@ -184,14 +181,13 @@ def test_a_formula_says_what_its_weights_compare() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    faithful = _write(tmp_path / "c.json", json.dumps(FAITHFUL))
+    faithful = written(tmp_path, "c.json", json.dumps(FAITHFUL))
     assert main(["lint", faithful, "--dialect", "verl"]) == 0
     assert main(["lint", faithful, "--dialect", "verl", "--fail-on", "note"]) == 1
     capsys.readouterr()
     override = "actor_rollout_ref.actor.loss_agg_mode=token-mean"
-    assert main(["lint", faithful, "--dialect", "verl", override, "--format", "json"]) == 1
-    record = json.loads(capsys.readouterr().out)
-    assert [one["rule"] for one in record["findings"] if one["severity"] == "error"] == ["aggregation"]
+    record = lint(capsys, faithful, "--dialect", "verl", override)
+    assert (record["code"], rules(record, "error")) == (1, {"aggregation"})
     assert main(["lint", faithful, "--dialect", "verl", override, "--format", "sarif"]) == 1
     sarif = json.loads(capsys.readouterr().out)
     assert sarif["version"] == "2.1.0"
@@ -199,10 +195,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_command_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = _write(tmp_path / "c.json", "{}")
-    assert main(["lint", file, "--dialect", "varl"]) == 2
+    path = written(tmp_path, "c.json", "{}")
+    assert main(["lint", path, "--dialect", "varl"]) == 2
     assert "did you mean 'verl'" in capsys.readouterr().err
-    assert main(["lint", file, "--dialect", "verl", "--trainer-version", "nine"]) == 2
+    assert main(["lint", path, "--dialect", "verl", "--trainer-version", "nine"]) == 2
     assert "unknown version of verl" in capsys.readouterr().err
 
 
@@ -215,9 +211,9 @@ def test_a_release_that_is_not_known_is_read_as_the_next(tmp_path: Path, capsys:
         "clip_ratio_high": 4e-4,
     }
     actor = {f"actor_rollout_ref.actor.{key}": value for key, value in keys.items()}
-    file = _write(tmp_path / "c.json", json.dumps(FAITHFUL | actor))
+    path = written(tmp_path, "c.json", json.dumps(FAITHFUL | actor))
     for release, known, code in (("0.8.0", "0.9.0", 0), ("0.10.1", "0.9.1", 1)):
-        assert main(["lint", file, "--dialect", "verl", "--trainer-version", release]) == code
+        assert main(["lint", path, "--dialect", "verl", "--trainer-version", release]) == code
         assert f"verl {release} is not among the versions that are known: read as {known}" in capsys.readouterr().err
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from gspo_conformance.lint.configuration import read_configuration
 from gspo_conformance.lint.detection import recognised
 from gspo_conformance.trainers.room import rooms
 from gspo_conformance.words import UsageError
+
+from .linted import lint, rules, written
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
 VERL = """adv_estimator=grpo
@@ -26,14 +27,8 @@ python3 -m verl.trainer.main_ppo algorithm.adv_estimator=${adv_estimator} \\
 GSPO = "importance_sampling_level='sequence', loss_type='grpo', epsilon=3e-4, epsilon_high=4e-4"
 
 
-def _lint(capsys: pytest.CaptureFixture[str], path: Path, text: str, *words: str) -> tuple[int, list[dict[str, Any]]]:
-    path.write_text(text, encoding="utf-8")
-    code = main(["lint", str(path), *words, "--format", "json"])
-    return code, json.loads(capsys.readouterr().out)["findings"]
-
-
-def _rules(found: list[dict[str, Any]]) -> dict[str, str]:
-    return {one["rule"]: one["severity"] for one in found if one["severity"] != "note"}
+def _severities(record: dict[str, Any]) -> dict[str, str]:
+    return {one["rule"]: one["severity"] for one in record["findings"] if one["severity"] != "note"}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
@@ -49,8 +44,7 @@ def test_a_configuration_is_recognised(path: Path) -> None:
 
 
 def test_what_could_be_of_several_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "c.yaml").write_text("eps_clip: 3e-4\nlearning_rate: 1e-6\n", encoding="utf-8")
-    assert main(["lint", str(tmp_path / "c.yaml")]) == 2
+    assert main(["lint", written(tmp_path, "c.yaml", "eps_clip: 3e-4\nlearning_rate: 1e-6\n")]) == 2
     assert "expected --dialect" in capsys.readouterr().err
 
 
@@ -64,9 +58,9 @@ def test_a_model_of_unsloth_in_a_program_of_trl_is_trls() -> None:
 def test_the_style_of_verls_recipes(
     mode: str, errors: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, found = _lint(capsys, tmp_path / "run.sh", VERL % mode)
-    assert _rules(found) == errors
-    assert code == len(errors)
+    record = lint(capsys, written(tmp_path, "run.sh", VERL % mode))
+    assert _severities(record) == errors
+    assert record["code"] == len(errors)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +77,8 @@ def test_the_style_of_verls_recipes(
     ],
 )
 def test_a_key_that_was_meant(dialect: str, setting: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["lint", setting, "--dialect", dialect, "--format", "json"])
-    found = [one for one in json.loads(capsys.readouterr().out)["findings"] if one["rule"] == "unknown-key"]
+    record = lint(capsys, setting, "--dialect", dialect)
+    found = [one for one in record["findings"] if one["rule"] == "unknown-key"]
     assert [one["fix"].partition("=")[0] for one in found] == [meant]
 
 
@@ -99,12 +93,12 @@ def test_a_key_that_was_meant(dialect: str, setting: str, meant: str, capsys: py
     ],
 )
 def test_the_other_settings_of_a_trainer_are_none(dialect: str, keys: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["lint", *(f"{key}=1" for key in keys.split()), "--dialect", dialect, "--format", "json"])
-    assert "unknown-key" not in _rules(json.loads(capsys.readouterr().out)["findings"])
+    record = lint(capsys, *(f"{key}=1" for key in keys.split()), "--dialect", dialect)
+    assert "unknown-key" not in rules(record)
 
 
 @pytest.mark.parametrize(
-    ("text", "rules"),
+    ("text", "expected"),
     [
         (f"GRPOConfig({GSPO}, steps_per_generation=4)", {}),
         (f"GRPOConfig({GSPO}, steps_per_generation=N)", {"one-update": "warning"}),
@@ -114,19 +108,18 @@ def test_the_other_settings_of_a_trainer_are_none(dialect: str, keys: str, capsy
     ],
 )
 def test_nothing_that_hangs_on_a_computed_setting_is_an_error(
-    text: str, rules: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, expected: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, found = _lint(capsys, tmp_path / "c.py", f"from trl import GRPOConfig\n{text}\n")
-    assert _rules(found) == rules
-    assert code == int("error" in rules.values())
+    record = lint(capsys, written(tmp_path, "c.py", f"from trl import GRPOConfig\n{text}\n"))
+    assert _severities(record) == expected
+    assert record["code"] == int("error" in expected.values())
 
 
 def test_a_computed_setting_without_a_part_in_the_objective_is_not_mentioned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = f"from trl import GRPOConfig\nGRPOConfig({GSPO}, steps_per_generation=4, output_dir=here(), beta=f())\n"
-    (tmp_path / "c.py").write_text(text, encoding="utf-8")
-    assert main(["lint", str(tmp_path / "c.py")]) == 0
+    assert main(["lint", written(tmp_path, "c.py", text)]) == 0
     told = capsys.readouterr().out
     assert "output_dir" not in told
     assert "c.py:2: beta" in told
@@ -140,8 +133,7 @@ def test_ranges_that_are_not_the_papers(
     low: float, high: float, found: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gspo = ["importance_sampling_level=sequence", "loss_type=grpo", "steps_per_generation=4"]
-    main(["lint", *gspo, f"epsilon={low}", f"epsilon_high={high}", "--dialect", "trl", "--format", "json"])
-    told = json.loads(capsys.readouterr().out)["findings"]
+    told = lint(capsys, *gspo, f"epsilon={low}", f"epsilon_high={high}", "--dialect", "trl")["findings"]
     assert [one["severity"] for one in told] == ([found] if found else [])
 
 
@@ -157,8 +149,7 @@ def test_settings_that_no_dialect_may_refuse(
     dialect: str, settings: list[str], rule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert dialect in rooms()
-    main(["lint", *settings, "--dialect", dialect, "--format", "json"])
-    assert rule in _rules(json.loads(capsys.readouterr().out)["findings"])
+    assert rule in rules(lint(capsys, *settings, "--dialect", dialect), "error", "warning")
 
 
 @pytest.mark.parametrize(("name", "errors"), [("GSPO", set()), ("GRPO", {"ratio"})])
@@ -169,8 +160,7 @@ def test_a_class_that_is_an_algorithm(
     faithful = "clip_coef=(0.9997, 1.0004), beta=0.0, mini_batch_size=64, batch_size=32, loss_norm='micro_batch'"
     rest = "adv_norm='mean_std', off_policy_token_mask_bounds=None, off_policy_sequence_mask_threshold=None"
     text = f"from agilerl.algorithms import {name}\nagent = {name}(actor_network=net(), {faithful}, {rest})\n"
-    _, found = _lint(capsys, tmp_path / "train.py", text)
-    assert {one["rule"] for one in found if one["severity"] == "error"} == errors
+    assert rules(lint(capsys, written(tmp_path, "train.py", text)), "error") == errors
 
 
 @pytest.mark.parametrize(
@@ -190,9 +180,8 @@ def test_a_value_that_was_meant_for_gspo(
 
 
 def test_a_key_that_stands_twice_is_said_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("epsilon: 3e-4\nmore:\n  beta: 1\nepsilon: 0.2\nmore: {x: {y: 1, y: 2}}\nbeta: 0.0\n", "utf-8")
-    main(["lint", str(path), "--dialect", "trl", "--format", "json"])
-    found = [one for one in json.loads(capsys.readouterr().out)["findings"] if one["rule"] == "repeated-key"]
+    text = "epsilon: 3e-4\nmore:\n  beta: 1\nepsilon: 0.2\nmore: {x: {y: 1, y: 2}}\nbeta: 0.0\n"
+    record = lint(capsys, written(tmp_path, "c.yaml", text), "--dialect", "trl")
+    found = [one for one in record["findings"] if one["rule"] == "repeated-key"]
     assert [one["key"] for one in found] == ["epsilon", "more", "more.x.y"]
     assert "the key epsilon stands in line 1 too" in found[0]["message"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import pytest
 import gspo_conformance
 from gspo_conformance.cli import main
 from gspo_conformance.trainers.room import rooms
+
+from .linted import lint, rules
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
 # What no setting of the trainer mends: AReaL's only aggregation is the mean over tokens, OpenRLHF's eps is 1e-9,
@@ -35,34 +36,29 @@ AREAL = ["areal-seed.yaml", "--dialect", "areal", "--trainer-version", "981e3f68
 TRL = ["trl-seed.py", "--dialect", "trl"]
 
 
-def _lint(capsys: pytest.CaptureFixture[str], words: Iterable[str]) -> tuple[int, list[dict[str, Any]]]:
-    file, *options = words
-    code = main(["lint", str(CONFIGS / file), *options, "--format", "json"])
-    return code, json.loads(capsys.readouterr().out)["findings"]
-
-
-def _rules(found: list[dict[str, Any]], *severities: str) -> set[str]:
-    return {one["rule"] for one in found if one["severity"] in severities}
+def _lint(capsys: pytest.CaptureFixture[str], words: Iterable[str]) -> dict[str, Any]:
+    name, *options = words
+    return lint(capsys, str(CONFIGS / name), *options)
 
 
 @pytest.mark.parametrize("name", sorted(rooms()))
 def test_the_recipe_of_every_trainer_raises_no_alarm(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(path.name for path in CONFIGS.glob(f"{name}.*"))
     assert len(files) == 1, f"examples/configs: expected one recipe for {name}, got {files}"
-    code, found = _lint(capsys, [files[0], "--dialect", name])
+    record = _lint(capsys, [files[0], "--dialect", name])
     remains = REMAINS.get(name, set())
-    alarms = {(one["severity"], one["rule"]) for one in found if one["severity"] != "note"}
-    assert alarms == remains, found
-    assert code == int(any(severity == "error" for severity, _ in remains))
+    alarms = {(one["severity"], one["rule"]) for one in record["findings"] if one["severity"] != "note"}
+    assert alarms == remains, record["findings"]
+    assert record["code"] == int(any(severity == "error" for severity, _ in remains))
 
 
 def test_the_seed_of_roll(capsys: pytest.CaptureFixture[str]) -> None:
     """Its page promises a group baseline that its keys do not give, and multiplies every response by its length."""
-    code, found = _lint(capsys, ROLL)
-    assert code == 1
-    assert _rules(found, "error") == {"aggregation", "inherited-clip-range", "dual-clip", "group-baseline"}
-    assert {"penalty", "whitening", "advantage-clip", "reward-clip", "scale"} <= _rules(found, "warning")
-    told = {one["rule"]: one for one in found}
+    record = _lint(capsys, ROLL)
+    assert record["code"] == 1
+    assert rules(record, "error") == {"aggregation", "inherited-clip-range", "dual-clip", "group-baseline"}
+    assert {"penalty", "whitening", "advantage-clip", "reward-clip", "scale"} <= rules(record, "warning")
+    told = {one["rule"]: one for one in record["findings"]}
     assert "1.4" in told["dual-clip"]["message"]
     assert told["aggregation"]["key"] == "loss_agg_mode"
     assert told["aggregation"]["fix"] == "loss_agg_mode: seq-mean-token-mean"
@@ -70,16 +66,16 @@ def test_the_seed_of_roll(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_seed_of_roll_in_the_version_of_a_year_later(capsys: pytest.CaptureFixture[str]) -> None:
     """Hunts keys that a version no longer reads: they are dropped without a word."""
-    _, found = _lint(capsys, [*ROLL[:3], "reward_norm=group"])
-    assert "reward_norm" in {one["key"] for one in found if one["rule"] == "key-ignored"}
+    record = _lint(capsys, [*ROLL[:3], "reward_norm=group"])
+    assert "reward_norm" in {one["key"] for one in record["findings"] if one["rule"] == "key-ignored"}
 
 
 def test_the_seed_of_areal(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = _lint(capsys, AREAL)
-    assert code == 1
-    assert _rules(found, "error") == {"aggregation", "inherited-clip-range"}
-    assert _rules(found, "warning") == {"whitening", "decoupled-denominator", "behaviour-cap"}
-    fix = next(one["fix"] for one in found if one["rule"] == "aggregation")
+    record = _lint(capsys, AREAL)
+    assert record["code"] == 1
+    assert rules(record, "error") == {"aggregation", "inherited-clip-range"}
+    assert rules(record, "warning") == {"whitening", "decoupled-denominator", "behaviour-cap"}
+    fix = next(one["fix"] for one in record["findings"] if one["rule"] == "aggregation")
     assert "no setting" in fix
 
 
@@ -95,20 +91,20 @@ def test_the_seed_of_areal(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_else_an_areal_configuration_can_get_wrong(
     override: str, rule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert rule not in _rules(_lint(capsys, AREAL)[1], "error", "warning")
-    assert rule in _rules(_lint(capsys, [*AREAL, override])[1], "error", "warning")
+    assert rule not in rules(_lint(capsys, AREAL), "error", "warning")
+    assert rule in rules(_lint(capsys, [*AREAL, override]), "error", "warning")
 
 
 def test_the_seed_of_trl_raises_no_alarm(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = _lint(capsys, TRL)
-    assert code == 0
-    assert not found
+    record = _lint(capsys, TRL)
+    assert record["code"] == 0
+    assert not record["findings"]
 
 
 def test_the_seed_of_trl_without_mini_batches_has_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = _lint(capsys, [*TRL, "steps_per_generation=1"])
-    assert code == 1
-    assert _rules(found, "error", "warning", "note") == {"one-update"}
+    record = _lint(capsys, [*TRL, "steps_per_generation=1"])
+    assert record["code"] == 1
+    assert rules(record, "error", "warning", "note") == {"one-update"}
 
 
 @pytest.mark.parametrize(
@@ -124,9 +120,9 @@ def test_the_seed_of_trl_without_mini_batches_has_no_effect(capsys: pytest.Captu
 )
 def test_one_response_to_a_prompt_is_no_group(file: str, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Hunts a baseline that is promised where nothing is there to compare with."""
-    code, found = _lint(capsys, [file, setting])
-    told = next(one for one in found if one["rule"] == "group-size")
-    assert code == 1
+    record = _lint(capsys, [file, setting])
+    told = next(one for one in record["findings"] if one["rule"] == "group-size")
+    assert record["code"] == 1
     assert (told["severity"], told["key"], told["clause"]) == ("error", setting.partition("=")[0], "GSPO-ADV-4")
 
 
@@ -142,9 +138,8 @@ def test_a_group_of_one_is_the_default_of_verl(tmp_path: Path, capsys: pytest.Ca
 
 def test_agents_of_roll_are_grouped_by_other_keys(capsys: pytest.CaptureFixture[str]) -> None:
     agents = ["adv_estimator=agentic_reinforce", "reward_normalization.grouping=traj_group_id"]
-    agents += ["reward_normalization.method=mean_std", "ratio_type=segment", "--dialect", "roll", "--format", "json"]
-    main(["lint", *agents])
-    assert "group-size" not in _rules(json.loads(capsys.readouterr().out)["findings"], "error")
+    agents += ["reward_normalization.method=mean_std", "ratio_type=segment", "--dialect", "roll"]
+    assert "group-size" not in rules(lint(capsys, *agents), "error")
 
 
 def test_what_is_said_of_several_trainers_names_one_clause() -> None:

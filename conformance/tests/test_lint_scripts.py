@@ -11,6 +11,8 @@ import pytest
 from gspo_conformance.cli import main
 from gspo_conformance.lint.configuration import read_configuration
 
+from .linted import lint, rules, written
+
 VERL = "python3 -m verl.trainer.main_ppo"
 ACTOR = "actor_rollout_ref.actor."
 BASE = "grpo: {normalize_rewards: true, use_leave_one_out_baseline: false}\nloss_fn: {ratio_clip_min: 3e-4, ratio_clip_max: 4e-4, reference_policy_kl_penalty: 0}\n"
@@ -18,13 +20,11 @@ CHILD = "defaults: base/nemo.yaml\nloss_fn: {sequence_level_importance_ratios: t
 
 
 def _settings(path: Path, text: str) -> dict[str, Any]:
-    path.write_text(text, encoding="utf-8")
-    return dict(read_configuration([str(path)]).settings)
+    return dict(read_configuration([written(path.parent, path.name, text)]).settings)
 
 
 def _errors(capsys: pytest.CaptureFixture[str], *words: str) -> set[str]:
-    main(["lint", *words, "--format", "json"])
-    return {one["rule"] for one in json.loads(capsys.readouterr().out)["findings"] if one["severity"] == "error"}
+    return rules(lint(capsys, *words), "error")
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,8 @@ U.execute_train(train_args=args + "--advantage-estimator gspo " "--eps-clip 3e-4
 def test_the_other_ways_to_write_settings_down(
     name: str, text: str, trainer: str, errors: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    assert _errors(capsys, str(tmp_path / name)) == errors
-    main(["lint", str(tmp_path / name), "--format", "json"])
-    assert json.loads(capsys.readouterr().out)["trainer"] == trainer
+    record = lint(capsys, written(tmp_path, name, text))
+    assert (record["trainer"], rules(record, "error")) == (trainer, errors)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +128,7 @@ def test_the_other_ways_to_write_settings_down(
 def test_what_shares_a_few_keys_with_a_trainer_is_not_taken_for_its_own(
     name: str, text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    assert main(["lint", str(tmp_path / name)]) == 2
+    assert main(["lint", written(tmp_path, name, text)]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -152,14 +149,13 @@ def test_a_fork_with_keys_of_its_own_is_not_taken_for_what_it_began_as(capsys: p
     ],
 )
 def test_what_verl_adds_to_the_loss_is_told(setting: str, rule: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["lint", f"{ACTOR}policy_loss.loss_mode=gspo", setting, "--dialect", "verl", "--format", "json"])
-    assert rule in {one["rule"] for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert rule in rules(lint(capsys, f"{ACTOR}policy_loss.loss_mode=gspo", setting, "--dialect", "verl"))
 
 
 def test_a_band_for_the_weights_of_verl_masks(capsys: pytest.CaptureFixture[str]) -> None:
     bounds = "algorithm.rollout_correction.rollout_is_threshold=0.5_2.0"
-    main(["lint", "algorithm.rollout_correction.rollout_is=token", bounds, "--dialect", "verl", "--format", "json"])
-    (one,) = json.loads(capsys.readouterr().out)["objective"]["correction"]
+    record = lint(capsys, "algorithm.rollout_correction.rollout_is=token", bounds, "--dialect", "verl")
+    (one,) = record["objective"]["correction"]
     assert (one["action"], one["low"], one["high"]) == ("mask", 0.5, 2.0)
 
 
@@ -218,9 +214,7 @@ def test_other_training_is_not_read_as_policy_optimisation(
     script: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Hunts `the importance ratio is per token` of supervised training, of preferences and of a reward model."""
-    path = tmp_path / "run.sh"
-    path.write_text(script, encoding="utf-8")
-    assert main(["lint", str(path)]) == 2
+    assert main(["lint", written(tmp_path, "run.sh", script)]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -236,15 +230,11 @@ def test_a_file_of_supervised_training_or_of_preferences_is_not_read_either(
     text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Hunts defaults of a policy optimisation told of a file that has none of its keys, because it names the trainer."""
-    path = tmp_path / "c.yaml"
-    path.write_text(text, encoding="utf-8")
-    assert main(["lint", str(path)]) == 2
+    assert main(["lint", written(tmp_path, "c.yaml", text)]) == 2
     assert said in capsys.readouterr().err
-    path.write_text(f"{text}\nnote: grpo\n", encoding="utf-8")
-    assert "ratio" in _errors(capsys, str(path))
+    assert "ratio" in _errors(capsys, written(tmp_path, "c.yaml", f"{text}\nnote: grpo\n"))
 
 
 def test_a_script_that_trains_both_ways_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "run.sh"
-    path.write_text("swift sft --model a\nswift rlhf --rlhf_type grpo --epsilon 3e-4\n", encoding="utf-8")
-    assert "ratio" in _errors(capsys, str(path))
+    script = "swift sft --model a\nswift rlhf --rlhf_type grpo --epsilon 3e-4\n"
+    assert "ratio" in _errors(capsys, written(tmp_path, "run.sh", script))

@@ -11,6 +11,8 @@ import pytest
 
 from gspo_conformance.lint.configuration import Configuration, read_configuration
 
+from .linted import written
+
 SCRIPT = r"""#!/bin/bash
 set -xeuo pipefail
 loss_mode=gspo
@@ -54,8 +56,7 @@ last = GRPOArgs(stride=STRIDE)
 
 
 def _read(folder: Path, name: str, text: str) -> Configuration:
-    (folder / name).write_text(text, encoding="utf-8")
-    return read_configuration([str(folder / name)])
+    return read_configuration([written(folder, name, text)])
 
 
 def test_the_variables_of_a_script_stand_where_it_puts_them(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ CASES: dict[str, tuple[gspo.Objective, gspo.Objective, Callable[[Arrays], Arrays
         GSPO,
         lambda a: _rows(a, slice(0, -1)),
         "dropped-response",
-        "response 5 of step 0, rank 0, micro-",
+        "response 5 of step 0, rank 0, micro-batch 0",
     ),
     "twice": (GSPO, GSPO, lambda a: _rows(a, [0, 1, 2, 2, 3, 4, 5]), "repeated-response", "response 2 of step 0"),
     "rounded": (GSPO, GSPO, _rounded, "low-precision", "log-ratios rounded to bfloat16"),
