@@ -10,6 +10,7 @@ from typing import Any
 from ..lint.formula import formula
 from ..trainers.dialect import Finding
 from ..words import json_text, plural, printable
+from .differences import Series
 from .judgement import Audit
 from .page import page
 
@@ -86,7 +87,7 @@ def record(found: Audit) -> dict[str, Any]:
     }
 
 
-def _series(one: Any) -> dict[str, Any]:
+def _series(one: Series) -> dict[str, Any]:
     worst = None if one.worst is None else {name: _plain(value) for name, value in asdict(one.worst).items()}
     since = one.since if one.steps else None
     return {"what": one.what, "compared": one.compared, "different": one.different, "since": since, "worst": worst}

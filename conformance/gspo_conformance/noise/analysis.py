@@ -70,6 +70,11 @@ class Analysis:
         """The ratio and its range."""
         return self.reading.gate
 
+    @property
+    def response_gate(self) -> Gate | None:
+        """The same where all tokens of a response have one ratio; None where each has its own."""
+        return None if self.gate is None or self.gate.ratio == "token" else self.gate
+
     @cached_property
     def finite(self) -> Responses:
         """The rows whose log-ratios are numbers, of a size that log-probabilities can have."""
@@ -178,10 +183,10 @@ class Analysis:
 
     def _outside(self, rows: Responses) -> float:
         """The share of responses with s outside the range, whatever the sign of A; NaN without a range over responses."""
-        if self.gate is None or self.gate.ratio == "token":
+        gate = self.response_gate
+        if gate is None:
             return math.nan
-        below, above = self.gate.bounds
-        log_ratio = self.gate.of_responses(rows)
+        (below, above), log_ratio = gate.bounds, gate.of_responses(rows)
         return float(np.mean((log_ratio < below) | (log_ratio > above)))
 
     def record(self) -> dict[str, Any]:

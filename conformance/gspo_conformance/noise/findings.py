@@ -43,8 +43,8 @@ def _severity(clipped: float | None) -> str:
     return "error" if clipped >= LOUD else "warning"
 
 
-def describe(one: Estimate) -> str:
-    """`-0.0015 (±0.0002) ± 0.05`: bias with its standard error, and spread."""
+def _described(one: Estimate) -> str:
+    """`-0.0015 (standard error 0.0002) with a spread of 0.05`."""
     return (
         f"{number(one.bias.value)} (standard error {number(one.bias.error)}) with a spread of {number(one.std.value)}"
     )
@@ -63,7 +63,9 @@ def _first_minibatch(run: Analysis) -> list[Finding]:
         exact = f"s is exactly 1 for all {rows.number:,} responses of a first mini-batch: logp and old_logp come from one path"
         return [Finding("first-minibatch", "note", "old_logp", exact, "GSPO-RATIO-8")]
     clipped = run.predicted(rows)
-    message = f"in the first mini-batch, where s is 1 by definition, the log-ratio of a token is {describe(run.first)}"
+    message = (
+        f"in the first mini-batch, where s is 1 by definition, the log-ratio of a token is {_described(run.first)}"
+    )
     return [
         Finding(
             "first-minibatch",
@@ -104,7 +106,7 @@ def _rollout_engine(run: Analysis) -> list[Finding]:
     would = f"; used as old_logp they would clip {percent(clipped)} of the tokens" if clipped is not None else ""
     product = effective_share(run.engine.mismatch, run.finite.length, "product")
     weights = f"weights over whole responses (a product over tokens) would leave {percent(product)} of the sample"
-    told = f"trainer and rollout engine differ by {describe(run.engine)} per token{would}"
+    told = f"trainer and rollout engine differ by {_described(run.engine)} per token{would}"
     return [Finding("rollout-mismatch", "note", "behavior_logp", told, "GSPO-CORR-5", weights)]
 
 
@@ -163,9 +165,9 @@ def _explained(run: Analysis) -> list[Finding]:
 
 def _room(run: Analysis) -> str:
     """The advice to widen the range to what noise needs; none for single tokens, whose tails are not normal."""
-    if run.first is None or run.gate is None or run.gate.ratio == "token":
+    if run.first is None or run.response_gate is None:
         return ""
-    return widen(required_clip(run.first.mismatch, run.finite.length, 0.01, run.gate.ratio), 0.01)
+    return widen(required_clip(run.first.mismatch, run.finite.length, 0.01, run.response_gate.ratio), 0.01)
 
 
 def _rounded(run: Analysis) -> list[Finding]:

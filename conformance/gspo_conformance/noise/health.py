@@ -52,12 +52,10 @@ def _inert(run: Analysis) -> list[Finding]:
 
 def _dead_range(run: Analysis) -> list[Finding]:
     """A range that no ratio comes near."""
-    if run.gate is None or not any(one.index > 0 for one in run.minibatches):
+    gate, rows = run.response_gate, run.finite
+    if gate is None or not any(one.index > 0 for one in run.minibatches) or float(np.sum(rows.high) + np.sum(rows.low)):
         return []
-    rows, (below, above) = run.finite, run.gate.bounds
-    if run.gate.ratio == "token" or float(np.sum(rows.high) + np.sum(rows.low)):
-        return []
-    log_ratio = run.gate.of_responses(rows)
+    (below, above), log_ratio = gate.bounds, gate.of_responses(rows)
     reach = max(float(np.max(log_ratio)) / above, float(np.min(log_ratio)) / below)
     if not 0 < reach < 0.25:
         return []
@@ -157,7 +155,7 @@ def _short_clipped(run: Analysis) -> list[Finding]:
     """Short responses that lose their gradient more often."""
     rows = run.rows
     closed = (rows.high + rows.low) > 0
-    if run.gate is None or run.gate.ratio == "token" or min(closed.sum(), (~closed).sum()) < 16:
+    if run.response_gate is None or min(closed.sum(), (~closed).sum()) < 16:
         return []
     lengths = [np.log(rows.length[chosen]) for chosen in (closed, ~closed)]
     gap = float(lengths[0].mean() - lengths[1].mean())
@@ -176,10 +174,10 @@ def _short_clipped(run: Analysis) -> list[Finding]:
 
 def _sample_size(run: Analysis) -> list[Finding]:
     """(Σs)²/Σs² of the responses of a step."""
-    rows = run.finite
-    if run.gate is None or run.gate.ratio == "token" or not rows.number:
+    gate, rows = run.response_gate, run.finite
+    if gate is None or not rows.number:
         return []
-    log_ratio = run.gate.of_responses(rows)
+    log_ratio = gate.of_responses(rows)
     shares = [_share(log_ratio[rows.step == step]) for step in np.unique(rows.step)]
     worst = min(shares)
     if worst > 0.9:
@@ -204,12 +202,10 @@ def _share(log_ratio: NumPyArray) -> float:
 
 def _pile_up(run: Analysis) -> list[Finding]:
     """More responses just beyond a bound than on either side: the gate holds the policy there."""
-    if run.gate is None or run.gate.ratio == "token":
+    if run.response_gate is None:
         return []
-    rows = run.finite
-    rows = rows.where(rows.minibatch != 0)
-    below, above = run.gate.bounds
-    log_ratio = run.gate.of_responses(rows)
+    rows = run.finite.where(run.finite.minibatch != 0)
+    (below, above), log_ratio = run.response_gate.bounds, run.response_gate.of_responses(rows)
     found: list[Finding] = []
     for side, position in (
         ("upper", log_ratio[rows.positive > 0] / above),

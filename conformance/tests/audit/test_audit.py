@@ -20,7 +20,7 @@ from .training import train
 
 TRL = Path(__file__).parents[1] / "traces" / "trl"
 # The first step of the second rollout.
-SINCE = {"trl": 2, "own": 2}
+SINCE = 2
 
 
 @pytest.fixture(scope="session")
@@ -61,14 +61,14 @@ def test_a_replay_without_a_fault_agrees(control: Fault, name: str, traces: dict
 def test_every_planted_fault_is_named_with_its_step(
     rule: str, name: str, traces: dict[str, Path], tmp_path: Path
 ) -> None:
-    run, since = Run(traces[name]), SINCE[name]
-    FAULTS[rule](run, since)
+    run = Run(traces[name])
+    FAULTS[rule](run, SINCE)
     run.write(tmp_path)
     found = _audit(tmp_path)
     assert found.verdict == "differs"
     assert found.exit_code == 1
     assert found.findings[0].rule == rule, found.findings
-    assert f"step {since}" in found.findings[0].message
+    assert f"step {SINCE}" in found.findings[0].message
     assert {one.rule for one in found.errors} == {rule}
 
 
