@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
+
+import numpy as np
 
 from .applicability import Unsupported, case_of
 from .connection import Broken, Connection, Hello, Outputs, Reply, Skipped
 from .formats import Vector
-from .judge import judge
-from .run import ERROR, FAIL, NO_ERROR, NO_NAME, PASS, SKIPPED, UNSUPPORTED, Result
+from .judge import UNIT_ROUNDOFF, judge
+from .run import ERROR, FAIL, LEVELS, NO_ERROR, NO_NAME, PASS, SKIPPED, UNSUPPORTED, Result
 from .target import Capabilities, Case
 from .words import HarnessError, cut
 
 MAX_REASON, MAX_DETAIL = 4000, 20_000
 HOPELESS, GIVE_UP = 3, 10
+AGAIN, SHARE = 8, 10
 
 
 class Asker:
@@ -45,6 +50,21 @@ class Asker:
         self._recover(reply)
         return replace(verdict_of(vector, case, reply), seconds=seconds)
 
+    def again(self, heard: Sequence[tuple[Vector, Result]], most: int = AGAIN) -> dict[str, bool]:
+        """Whether a few vectors, wrong answers and small ones first, are answered alike when asked once more, the last first.
+
+        One question of `SHARE` at most; a target that breaks down over one is asked no further.
+        """
+        judged = sorted((one for one in heard if one[1].judged), key=_worth, reverse=True)
+        ranked = {vector.id: (vector, first) for vector, first in judged}
+        chosen = sorted(ranked.values(), key=_worth)[: min(most, len(judged) // SHARE)]
+        found: dict[str, bool] = {}
+        for vector, first in reversed(chosen):
+            if self.lost or (self.breakdowns and found):
+                break
+            found[first.key] = _alike(vector, first, self.result(vector, first.dtype))
+        return found
+
     def _recover(self, reply: Reply) -> None:
         if not (isinstance(reply, Broken) and reply.fatal):
             self.breakdowns, self.patience = 0, GIVE_UP
@@ -58,6 +78,29 @@ class Asker:
             self.connection.start()
         except HarnessError as error:
             self.lost = f"the target broke down and does not start again: {error}"
+
+
+def _worth(one: tuple[Vector, Result]) -> tuple[bool, int, int, str]:
+    vector, result = one
+    return result.verdict == PASS, LEVELS.index(vector.level), prod(vector.largest), result.key
+
+
+def _alike(vector: Vector, first: Result, second: Result) -> bool:
+    """Whether two answers to a question differ by no more than those of two compiled forms of one program."""
+    if first.answer.keys() != second.answer.keys():
+        return False
+    unit = UNIT_ROUNDOFF[first.dtype] + (UNIT_ROUNDOFF[vector.input_dtype] if vector.input_dtype else 0.0)
+    for name, got in first.answer.items():
+        expected = vector.expected[name]
+        one, other = np.asarray(got, float), np.asarray(second.answer[name], float)
+        if one.shape != other.shape:
+            return False
+        scale = expected.scale if one.shape == expected.shape else 0.0
+        with np.errstate(invalid="ignore", over="ignore"):
+            near = np.abs(one - other) <= unit * (2 * expected.compare.k * scale + 64 * np.abs(one))
+        if not (near | (one == other) | (np.isnan(one) & np.isnan(other))).all():
+            return False
+    return True
 
 
 def verdict_of(vector: Vector, case: Case, reply: Reply) -> Result:

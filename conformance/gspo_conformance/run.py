@@ -79,7 +79,10 @@ class Result:
 
 @dataclass
 class Run:
-    """One target over the vectors. `complete` is False where the run was cut short; `failure` says that the harness broke."""
+    """One target over the vectors. `complete` is False where the run was cut short; `failure` says that the harness broke.
+
+    `again`: questions that were asked once more, and whether the answer was the same.
+    """
 
     target: str
     implementation: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +97,7 @@ class Run:
     detail: str = ""
     diagnosis: Mapping[str, Any] | None = None
     stale: tuple[str, ...] = ()
+    again: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def versions(self) -> str:

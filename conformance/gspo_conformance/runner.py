@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from typing import Any
 
-from .asking import Asker
+from .asking import AGAIN, Asker
 from .connection import Connection, Hello
 from .formats import VECTORS, Vector
 from .known import KnownFailures
@@ -115,11 +115,26 @@ def _fill(
     run.implementation, run.capabilities = hello.implementation, hello.capabilities.to_dict()
     keep = _keeper(run, len(questions), options, progress)
     if len(connections) == 1:
-        asker = Asker(connections[0], hello, options.limit)
-        for vector, dtype in questions:
-            keep(asker.result(vector, dtype))
+        run.again = _ask(Asker(connections[0], hello, options.limit), questions, keep)
     else:
-        _share(connections, hello, questions, options, keep)
+        run.again = _share(connections, hello, questions, options, keep)
+
+
+def _ask(
+    asker: Asker,
+    questions: Sequence[Question],
+    keep: Callable[[Result], None],
+    most: int = AGAIN,
+    halt: threading.Event | None = None,
+) -> dict[str, bool]:
+    """Every question, and a few of them once more."""
+    heard: list[tuple[Vector, Result]] = []
+    for vector, dtype in questions:
+        if halt is not None and halt.is_set():
+            return {}
+        heard.append((vector, asker.result(vector, dtype)))
+        keep(heard[-1][1])
+    return asker.again(heard, most)
 
 
 def _share(
@@ -128,16 +143,13 @@ def _share(
     questions: Sequence[Question],
     options: Options,
     keep: Callable[[Result], None],
-) -> None:
+) -> dict[str, bool]:
     """Equal shares, a thread each; an interrupt stops the connections, which ends the threads."""
     halt = threading.Event()
 
-    def work(connection: Connection, share: Sequence[Question]) -> None:
-        asker = Asker(connection, hello if connection is connections[0] else connection.start(), options.limit)
-        for vector, dtype in share:
-            if halt.is_set():
-                return
-            keep(asker.result(vector, dtype))
+    def work(connection: Connection, share: Sequence[Question]) -> dict[str, bool]:
+        said = hello if connection is connections[0] else connection.start()
+        return _ask(Asker(connection, said, options.limit), share, keep, AGAIN // len(connections), halt)
 
     ordered = sorted(questions, key=_kinship)
     size = -(-len(ordered) // len(connections))
@@ -145,8 +157,7 @@ def _share(
         shares = [ordered[i * size : (i + 1) * size] for i in range(len(connections))]
         futures = [pool.submit(work, *pair) for pair in zip(connections, shares, strict=True)]
         try:
-            for future in futures:
-                future.result()
+            return {key: alike for future in futures for key, alike in future.result().items()}
         except BaseException:
             halt.set()
             for connection in connections:

@@ -91,7 +91,7 @@ def _diagnosis(run: Run) -> list[str]:
     if not run.diagnosis:
         return []
     first, *rest = wrap(run.diagnosis["sentence"], _WIDTH - 14) or [""]
-    name = "diagnosis " if run.offences or run.known else "conventions"
+    name = "conventions" if run.remarks and not (run.offences or run.known) else "diagnosis "
     return [f"  {name:11} {first}", *(f"              {line}" for line in rest), ""]
 
 
