@@ -77,8 +77,14 @@ def _forward_and_save(
     return jnp.where(wanted, found.logp, 0.0), (hidden, weight, bias, tokens, found)
 
 
-@partial(jax.jit, static_argnums=0)
 def _backward(head: Head, saved: Saved, gradient: jax.Array) -> tuple[Any, ...]:
+    return *_gradients(head, saved, gradient), None, None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
+def _gradients(head: Head, saved: Saved, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    """To hidden, weight and bias. A derivative of this would miss the tokens that are left out: there is none."""
     hidden, weight, bias, tokens, normalised = saved
     dtype, narrow = accumulator(hidden, weight), common_dtype(hidden, weight)
     cut = head.cut(gradient != 0)
@@ -107,7 +113,17 @@ def _backward(head: Head, saved: Saved, gradient: jax.Array) -> tuple[Any, ...]:
     ]
     found = jax.lax.fori_loop(0, cut.steps, step, tuple(start))
     like = (hidden, weight, bias)
-    return *(None if b is None else a.astype(b.dtype) for a, b in zip(found, like, strict=True)), None, None
+    return tuple(None if b is None else a.astype(b.dtype) for a, b in zip(found, like, strict=True))
+
+
+def _no_second(_head: Head, _saved: None, _gradient: Any) -> Any:
+    raise TypeError(
+        "linear_token_logps, linear_policy_loss: expected to be differentiated once, got a derivative of their gradient; "
+        "token_logps(hidden @ weight.T, tokens) has one"
+    )
+
+
+_gradients.defvjp(lambda head, saved, gradient: (_gradients(head, saved, gradient), None), _no_second)
 
 
 def _logits(head: Head, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:

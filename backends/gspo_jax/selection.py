@@ -35,7 +35,7 @@ class Normalised(NamedTuple):
 def row_sums(logits: jax.Array, tokens: jax.Array, vocab_axis: str | None) -> RowSums:
     """What each row contributes; `logits` `[..., V]`, `tokens` `[...]`."""
     hit, zeros = _hit(logits, tokens, vocab_axis), jnp.zeros_like(logits)
-    peak = jnp.max(logits, axis=-1)
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     peak = jnp.where(peak == -jnp.inf, jnp.zeros_like(peak), peak)
     rest = jnp.where(hit, zeros, jnp.exp(logits - peak[..., None]))
     return RowSums(jnp.sum(jnp.where(hit, logits, zeros), axis=-1), peak, jnp.sum(rest, axis=-1))
@@ -49,18 +49,20 @@ def normalise(sums: RowSums, tokens: jax.Array, size: int, vocab_axis: str | Non
         peak = jax.lax.pmax(peak, vocab_axis)
         rest = rest * jnp.exp(sums.peak - peak)
         at_token, rest = jax.lax.psum(jnp.stack([at_token, rest]), vocab_axis)
-    log_total = jnp.log(rest + jnp.exp(at_token - peak))
-    logp = jnp.where(at_token == peak, -jnp.log1p(rest), (at_token - peak) - log_total)
+    above = at_token - peak
+    log_total = jnp.log(rest + jnp.exp(above))
+    # e^0 - 1 is 0, and has the token's part of the derivative.
+    logp = above - jnp.where(above == 0, jnp.log1p(rest + jnp.expm1(above)), log_total)
     return Normalised(jnp.where((tokens >= 0) & (tokens < size), logp, jnp.nan), peak, log_total)
 
 
 def logit_gradient(
     logits: jax.Array, tokens: jax.Array, found: Normalised, gradient: jax.Array, vocab_axis: str | None
 ) -> jax.Array:
-    """g (1[v = token] - p_v): the gradient of each logit, exactly 0 in rows where g is 0."""
+    """g (1[v = token] - p_v): the gradient of each logit, exactly 0 in rows where g is 0, NaN or not, with a derivative by g there."""
     share = jnp.exp((logits - found.peak[..., None]) - found.log_total[..., None])
     slope = jnp.where(_hit(logits, tokens, vocab_axis), -jnp.expm1(found.logp)[..., None], -share)
-    return jnp.where(gradient[..., None] != 0, slope * gradient[..., None], 0.0)
+    return jnp.where((gradient[..., None] != 0) | jnp.isfinite(slope), slope, 0.0) * gradient[..., None]
 
 
 def _hit(logits: jax.Array, tokens: jax.Array, vocab_axis: str | None) -> jax.Array:

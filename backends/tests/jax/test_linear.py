@@ -258,6 +258,29 @@ def test_token_logps(dtype: str) -> None:
     np.testing.assert_array_equal(np.isnan(outside[1]), [True, True, True, False, False])
 
 
+@pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
+def test_second_derivatives_are_right_or_refused(forward: bool) -> None:
+    """Of a square around its least, where nothing flows back the first time, and where logits tie."""
+    rng = np.random.default_rng(8)
+    tokens, direction = jnp.asarray(rng.integers(0, 5, 3)), jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
+    plain = lambda logits: jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], 1)[:, 0]  # noqa: E731
+    ours = lambda logits: gspo.token_logps(logits, tokens)  # noqa: E731
+    linear = lambda logits: gspo.linear_token_logps(logits, jnp.eye(5, dtype=jnp.float32), tokens)  # noqa: E731
+
+    def product(logp: Any, logits: jax.Array, target: jax.Array) -> jax.Array:
+        slope = jax.grad(lambda logits: jnp.sum((logp(logits) - target) ** 2))
+        if forward:
+            return jax.jvp(slope, (logits,), (direction,))[1]
+        return jax.grad(lambda logits: jnp.vdot(slope(logits), direction))(logits)
+
+    for logits in (direction * 2.0, jnp.zeros_like(direction)):
+        for target in (plain(logits), plain(logits) + 0.5):
+            expected = product(plain, logits, target)
+            np.testing.assert_allclose(product(ours, logits, target), expected, rtol=1e-5, atol=1e-6)
+            with pytest.raises(TypeError, match="custom_vjp" if forward else "differentiated once"):
+                product(linear, logits, target)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
