@@ -229,9 +229,14 @@ def additive(objective: Objective) -> bool:
     return objective.aggregation.mode != "group_token_mean" and own in (None, objective.aggregation)
 
 
+def own_name(name: str) -> str:
+    """What a metric that a program reported is called here."""
+    return FOREIGN.get(name, name.removeprefix("gspo/"))
+
+
 def metric(found: Exact, name: str, precision: float, normalizer: float | None = None) -> tuple[float, float] | None:
     """A metric under any name that is known, and how far the run's may be off; None where the name is not known."""
-    own = FOREIGN.get(name, name.removeprefix("gspo/"))
+    own = own_name(name)
     if own not in METRICS and own not in FOREIGN.values():
         return None
     reference = found.reference

@@ -20,7 +20,7 @@ from gspo_core.objective import PRESETS
 from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
-from .exact import FOREIGN, NotComputable, exact, inputs_of
+from .exact import NotComputable, exact, inputs_of, own_name
 from .nearby import by_groups, by_other_batches, by_ranges, by_responses, by_rounding
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_rough_factor, by_sampler, by_terms
 from .shards import LOGPS
@@ -176,10 +176,7 @@ Only = frozenset[str] | None
 
 def explain_metric(parts: Sequence[Recomputed], name: str, precision: float, only: Only = None) -> list[Explanation]:
     """What gives a recorded metric; of the mutants in `only`, where given."""
-    own = FOREIGN.get(name, name.removeprefix("gspo/"))
-    if own.startswith("clipped_units"):
-        own = {"": "clip_fraction", "_low": "clip_fraction_low", "_high": "clip_fraction_high"}[own[13:]]
-    own = "clip_fraction" if own == "clip_fraction_range" else own
+    own = own_name(name).replace("clipped_units", "clip_fraction").removesuffix("_range")
     few, output = _few(parts), f"metrics.{own}"
 
     def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
