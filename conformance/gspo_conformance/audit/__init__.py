@@ -4,7 +4,8 @@
     found.verdict, found.findings, found.ledger.missing
 
 `shards.py` reads the files of a trace, trusting nothing; `trace.py` is the trace as its optimiser steps; `claim.py` what the run
-says it computes; `steps.py` and `advantages.py` recompute it; `suspects.py`, `nearby.py` and `together.py` find what explains a difference;
+says it computes; `steps.py` and `advantages.py` recompute it with `exact.py`; what explains a loss is found by `suspects.py`, which asks
+mutants, `variants.py`, `replaced.py` and `nearby.py`, what explains a step by `together.py`, and advantages by `rearranged.py` and `handed.py`;
 `evidence.py` and `coverage.py` what the log-probabilities and the files say of themselves; `judgement.py` puts it together.
 """
 

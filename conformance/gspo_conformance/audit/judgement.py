@@ -47,7 +47,7 @@ class StepRow:
 
 @dataclass
 class Audit:
-    """What was found. `findings` are sorted, the worst first; `missing` says what could not be checked, and how often."""
+    """What was found. `findings` are sorted, the worst first; `ledger` says what was compared and what could not be, and how often."""
 
     trace: Trace
     claim: Claim

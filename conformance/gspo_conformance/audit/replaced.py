@@ -116,7 +116,8 @@ def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     for told, *term in _TERMS:
         with suppress(NotComputable, ValueError):
             terms = [_with_term(one, *term).loss(one.normalizer) - one.expected for one in few]
-            coefficient = _coefficient(few, terms)
+            excess = np.array([(one.part.loss or 0.0) - one.expected for one in few])
+            coefficient = _least_squares(excess, np.array(terms))
             if coefficient and all(
                 right(one, one.expected + coefficient * term) for one, term in zip(few, terms, strict=True)
             ):
@@ -165,15 +166,11 @@ def _with_term(one: Recomputed, reference: str, estimator: str, aggregation: Agg
     return exact(one.objective.replace(penalty=penalty), replace(tokens, ref_logp=values))
 
 
-def _coefficient(few: Sequence[Recomputed], terms: Sequence[float]) -> float:
-    """That of the least squares; 0 where fewer than three micro-batches have such a term: two are fitted by accident."""
-    return _least_squares(np.array([(one.part.loss or 0.0) - one.expected for one in few]), np.array(terms))
-
-
-def _least_squares(excess: NumPyArray, values: NumPyArray) -> float:
-    if not np.isfinite(values).all() or np.count_nonzero(np.abs(values) > SAME * np.abs(values).max(initial=0.0)) < 3:
+def _least_squares(excess: NumPyArray, terms: NumPyArray) -> float:
+    """The coefficient of a term; 0 where fewer than three micro-batches have it: two are fitted by accident."""
+    if not np.isfinite(terms).all() or np.count_nonzero(np.abs(terms) > SAME * np.abs(terms).max(initial=0.0)) < 3:
         return 0.0
-    return float(values @ excess / (values @ values))
+    return float(terms @ excess / (terms @ terms))
 
 
 def by_gradient_terms(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
