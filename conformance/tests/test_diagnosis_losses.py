@@ -160,6 +160,12 @@ def test_what_is_not_there_is_not_seen(name: str, atlas: Atlas) -> None:
     assert not any(words in text for text in texts), texts
 
 
+def test_the_number_of_responses_beside_normalised_advantages_is_told(atlas: Atlas) -> None:
+    texts = seen(loss_target(lambda new, old, a, m: paper(new, old, centred(a), m).sum()), atlas, "aggregation")
+    words = "centred over the batch and divided by its standard deviation, times the number of responses"
+    assert any(words in text for text in texts), texts
+
+
 def test_digits_that_are_cut_off_are_seen(atlas: Atlas) -> None:
     texts = seen(deviant(lambda name, value, case: np.vectorize(lambda x: float(f"{x:.6g}"))(value)), atlas)
     assert "every number of a wrong answer comes with at most 6 significant digits: float32 needs 9" in texts
@@ -172,9 +178,9 @@ def test_nan_is_a_number_of_no_dtype(atlas: Atlas) -> None:
     assert not any(text.startswith("every wrong gradient") for text in texts)
 
 
-def seen(target: Any, atlas: Atlas) -> list[str]:
+def seen(target: Any, atlas: Atlas, *areas: str) -> list[str]:
     """What is observed of a target's answers to what its run is judged by, without a search for a culprit."""
-    chosen = [*load_vectors("mask"), *load_vectors("surrogate"), *load_vectors("gradient")]
+    chosen = [vector for area in areas or ("mask", "surrogate", "gradient") for vector in load_vectors(area)]
     run = run_vectors(InProcess(target), [vector for vector in chosen if vector.operation == "policy_loss"])
     return observed(
         [item for item in evidence_of(run, atlas) if item.result and run.counts_for_exit(item.result)], atlas

@@ -23,6 +23,8 @@ ROUGH, LEAST = 0.2, 2.0**-13
 NARROW = ("float16", "bfloat16")
 OTHERWISE = "the responses of a batch are off by one factor, other batches by another"
 
+POWERS = {0: "", 1: ", times the number of responses", -1: ", by the number of responses too"}
+
 Law: TypeAlias = Callable[[Response], float]
 
 
@@ -262,15 +264,15 @@ def _advantages(near: Sequence[Response]) -> str:
         return ""
     moved = [batch for batch in whole if not _balanced([one.advantage for one in batch])]
     if len(moved) >= FEW and all(_balanced(_used(batch)) for batch in moved):
-        also = " and divided by its standard deviation" if _scaled(map(_used, moved)) else ""
+        scaled = _scaled(map(_used, moved))
+        also = "" if scaled is None else f" and divided by its standard deviation{scaled}"
         return f"near ratio 1 the gradient is that of advantages centred over the batch{also or ', or of ratios divided by their mean'}"
     if all(map(_interchanged, whole)):
         return "responses have the advantages of others"
     if not all(np.ptp([one.factor for one in batch]) <= CLOSE * abs(batch[0].factor) for batch in whole):
         return ""
-    if _scaled(map(_used, whole)):
-        return "the advantages are divided by the standard deviation of the batch"
-    return OTHERWISE
+    scaled = _scaled(map(_used, whole))
+    return OTHERWISE if scaled is None else f"the advantages are divided by the standard deviation of the batch{scaled}"
 
 
 def _used(batch: Iterable[Response]) -> list[float]:
@@ -278,10 +280,16 @@ def _used(batch: Iterable[Response]) -> list[float]:
     return [one.advantage * one.factor for one in batch]
 
 
-def _scaled(batches: Iterable[Sequence[float]]) -> bool:
-    """Whether every batch has a standard deviation of 1, of a population or of a sample."""
-    spreads = np.array([(np.std(values), np.std(values, ddof=1)) for values in batches])
-    return bool((np.abs(spreads - 1) < CLOSE).all(axis=0).any())
+def _scaled(batches: Iterable[Sequence[float]]) -> str | None:
+    """Whether every batch has a standard deviation of 1, of a population or of a sample, or of a power of its size, which is said."""
+    values = [*batches]
+    sizes = np.array([[len(batch)] for batch in values], float)
+    spreads = np.array([(np.std(batch), np.std(batch, ddof=1)) for batch in values])
+    for power, words in POWERS.items():
+        told = power == 0 or bool(np.ptp(sizes))
+        if told and (np.abs(spreads / sizes**power - 1) < CLOSE).all(axis=0).any():
+            return words
+    return None
 
 
 def _balanced(values: Sequence[float]) -> bool:
