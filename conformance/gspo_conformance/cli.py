@@ -23,6 +23,8 @@ COMMANDS = {
     "new-target": ("new_target", "write the skeleton of an adapter for your implementation"),
 }
 _USAGE, _HARNESS = 2, 3
+# What the suite imports and the core alone does not bring.
+_NEEDED = ("jsonschema", "mpmath", "numpy", "yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except BrokenPipeError:
         code, said = 141, ""
+    except ModuleNotFoundError as error:
+        code, said = _HARNESS, _missing(error)
     except OSError as error:
         code, said = _HARNESS, ": ".join(str(word) for word in (error.filename, error.strerror or error) if word)
     except KeyboardInterrupt:
         code, said = 130, "interrupted"
     except Exception:
-        from traceback import format_exc
-
-        code, said = _HARNESS, f"a defect of gspo itself, which says nothing about what was asked\n{format_exc()}"
+        code, said = _HARNESS, _defect()
     _end(f"{name}: {said}" if said else "")
     return code
 
@@ -83,6 +85,20 @@ def _run(name: str, words: list[str]) -> int:
     except HarnessError as error:
         print(f"gspo {name}: {printable(str(error))}", file=sys.stderr)
         return _HARNESS
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """What is not installed, where the suite needs it and the core alone was asked for."""
+    module = (error.name or "").partition(".")[0]
+    return (
+        f"needs {module}, which is not installed: pip install 'gspo[conformance]'" if module in _NEEDED else _defect()
+    )
+
+
+def _defect() -> str:
+    from traceback import format_exc
+
+    return f"a defect of gspo itself, which says nothing about what was asked\n{format_exc()}"
 
 
 def _print_anything() -> None:

@@ -261,6 +261,13 @@ def test_help_lists_every_command_and_imports_neither_numpy_nor_a_framework() ->
     assert not ({"numpy", "torch", "jax", "mpmath", "jsonschema"} | slow) & set(modules.split())
 
 
+def test_the_core_alone_is_told_what_to_install() -> None:
+    code = "import sys; sys.modules['numpy'] = None; from gspo_conformance.cli import main; sys.exit(main(['check', 'numpy']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "gspo check: needs numpy, which is not installed: pip install 'gspo[conformance]'\n"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
