@@ -17,7 +17,10 @@ from gspo_conformance.wrap import loss_target
     [
         ({"clip": (3e-3, 4e-3)}, "has surrogate.low 0.0003 for 0.003, surrogate.high 0.0004 for 0.004"),
         ({"objective": "grpo", "clip": (0.3, 0.27)}, "has surrogate.low 0.2 for 0.3"),
-        ({"objective": gspo_core.Objective.gspo().replace(penalty=gspo_core.Penalty("k3", 0.0))}, "need the input ref_logp"),
+        (
+            {"objective": gspo_core.Objective.gspo().replace(penalty=gspo_core.Penalty("k3", 0.0))},
+            "need the input ref_logp",
+        ),
     ],
 )
 def test_the_nearest_objective_or_the_missing_input_is_named(options: dict[str, Any], words: str) -> None:
