@@ -77,6 +77,7 @@ def as_aggregation(mode: Any, name: str = "mode") -> Aggregation:
         return mode
     if not isinstance(mode, str):
         raise TypeError(f"{name}: expected an Aggregation or the name of a mode, got {type(mode).__name__}")
+    check_choice(name, mode, MODES)
     return Aggregation(mode)
 
 

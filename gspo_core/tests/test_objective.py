@@ -189,7 +189,7 @@ def test_what_a_person_writes_is_read() -> None:
         aggregation="token_mean", penalty=penalty, correction=gspo.Correction(high=2.0)
     )
     assert gspo.Objective.from_dict(written) == expected
-    with pytest.raises(ValueError, match=r"^mode: expected one of 'sequence_mean_token_mean', .*, got 'mean'$"):
+    with pytest.raises(ValueError, match=r"^aggregation: expected one of 'sequence_mean_token_mean', .*, got 'mean'$"):
         gspo.Objective.from_dict({**written, "aggregation": "mean"})
 
 

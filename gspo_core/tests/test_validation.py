@@ -179,6 +179,7 @@ ONES = np.ones(2)
         (lambda: gspo.aggregate(GOOD["logp"], GOOD["sequences"], 2), TypeError, r"^mode: expected an Aggregation or"),
         (lambda: gspo.group_advantages(ONES, np.ones(2, int), scale=MANY), ValueError, r"^scale: expected one of"),
         (lambda: gspo.kl_penalty(ONES, ONES, np.asarray([])), ValueError, r"^estimator: expected one of"),
+        (lambda: gspo.Penalty(aggregation="gspo"), ValueError, r"^aggregation: expected one of .*, got 'gspo'"),
         (lambda: gspo.Aggregation(MANY), ValueError, r"^mode: expected one of"),
         (lambda: gspo.clip_rewards(ONES.astype(np.longdouble), 0.0, 1.0), TypeError, r"^rewards: expected a real"),
         (lambda: gspo.sequence_ratio(GOOD["logp"], _nan(GOOD["logp"]), GOOD["sequences"]), ValueError,
