@@ -267,7 +267,9 @@ def _build(name: str, cls: type[Any], fields: Any) -> Any:
 
 
 def _aggregation(fields: Any) -> Aggregation:
-    return as_aggregation(fields, "aggregation") if isinstance(fields, str) else _build("aggregation", Aggregation, fields)
+    return (
+        as_aggregation(fields, "aggregation") if isinstance(fields, str) else _build("aggregation", Aggregation, fields)
+    )
 
 
 def _surrogate(fields: Any) -> Any:
