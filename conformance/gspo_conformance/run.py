@@ -9,6 +9,7 @@ from math import inf
 from typing import Any
 
 from .judge import Judged
+from .words import plural
 
 PASS, FAIL, ERROR = "pass", "fail", "error"
 UNSUPPORTED, SKIPPED = "unsupported", "skipped"
@@ -180,6 +181,15 @@ class Run:
     def k(self) -> float | None:
         """The worst K among results that passed: how much of the tolerance was used."""
         return max((r.k for r in self.results if r.verdict == PASS and r.k is not None), default=None)
+
+    @property
+    def unsteady(self) -> str:
+        """That one question has two answers, where it has: no part of the verdict."""
+        other, of = sum(not alike for alike in self.again.values()), plural(len(self.again), "question")
+        told = (
+            f"{other} of {of} got another answer when asked again: something is kept between calls, or left to chance"
+        )
+        return told if other else ""
 
     @property
     def suspected(self) -> tuple[str, ...]:

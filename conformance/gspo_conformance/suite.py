@@ -98,17 +98,7 @@ def checked(run: Run, chosen: Sequence[Vector]) -> Run:
             run.diagnosis = {"sentence": f"none: it failed itself with {describe(error)}", "clauses": [], "mutants": []}
         else:
             run.diagnosis = None if found is None else found.to_dict()
-    if told := _unsteady(run):
-        whole = run.diagnosis or {"sentence": "", "clauses": [], "mutants": []}
-        run.diagnosis = {**whole, "sentence": "; ".join(text for text in (told, whole["sentence"]) if text)}
     return run
-
-
-def _unsteady(run: Run) -> str:
-    """That one question has two answers, where it has."""
-    other, of = sum(not alike for alike in run.again.values()), plural(len(run.again), "question")
-    told = f"{other} of {of} got another answer when asked again: something is kept between calls, or left to chance"
-    return told if other else ""
 
 
 def _connection(target: Target | str) -> Connection:

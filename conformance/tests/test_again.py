@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ import pytest
 from gspo_conformance import load_vectors
 from gspo_conformance.asking import AGAIN, SHARE
 from gspo_conformance.connection import InProcess
+from gspo_conformance.formats import Vector
 from gspo_conformance.reports import render
+from gspo_conformance.reports.reading import read
+from gspo_conformance.reports.record import lines, merge
 from gspo_conformance.run import Run
 from gspo_conformance.runner import Options, run_vectors
 from gspo_conformance.suite import checked
@@ -41,9 +46,9 @@ def once(asked: Asked, again: Any) -> Any:
     return answer
 
 
-def run(*functions: Any, **options: Any) -> Run:
+def run(*functions: Any, vectors: Sequence[Vector] = VECTORS, **options: Any) -> Run:
     targets = [InProcess(FunctionTarget("subject", each, Capabilities.everything())) for each in functions]
-    return checked(run_vectors(targets, VECTORS, Options(**options)), VECTORS)
+    return checked(run_vectors(targets, vectors, Options(**options)), vectors)
 
 
 def test_a_target_that_answers_alike_is_asked_little_more_and_nothing_is_said() -> None:
@@ -57,9 +62,10 @@ def test_a_target_that_answers_alike_is_asked_little_more_and_nothing_is_said() 
 def test_another_answer_is_told_beside_the_verdict_and_changes_none() -> None:
     found = run(once([], lambda case: right(case, 1.001)))
     assert (found.verdict, found.exit_code) == ("conforming", 0)
-    assert found.diagnosis is not None
-    assert found.diagnosis["sentence"] == f"8 of 8 questions {TOLD}"
-    assert "  diagnosis   8 of 8 questions got another answer" in render([found], "text")
+    assert (found.unsteady, found.diagnosis) == (f"8 of 8 questions {TOLD}", None)
+    assert "  unsteady    8 of 8 questions got another answer" in render([found], "text")
+    assert "8 of 8 questions got another answer" in render([found], "md")
+    assert "8 of 8 questions got another answer" in render([found], "html")
 
 
 def test_another_answer_comes_before_what_the_wrong_ones_look_like() -> None:
@@ -70,8 +76,27 @@ def test_another_answer_comes_before_what_the_wrong_ones_look_like() -> None:
         return right(case, min(1.0, len(calls) / 50))
 
     found = run(warming)
-    assert found.diagnosis is not None
-    assert found.diagnosis["sentence"].startswith(f"8 of 8 questions {TOLD}; unknown deviation; ")
+    text = render([found], "text")
+    assert 0 < text.index("  unsteady    8 of 8 questions") < text.index("  diagnosis   unknown deviation; ")
+
+
+@pytest.mark.parametrize("far", [1e-6, 1e-3])
+def test_what_is_left_to_chance_is_not_called_rounding(far: float) -> None:
+    noise = np.random.default_rng(0)
+    found = run(lambda case: right(case, 1 + far * noise.choice([-1, 1]) * noise.uniform(0.5, 1)))
+    assert found.unsteady
+    assert "rounding" not in (found.diagnosis or {"sentence": ""})["sentence"]
+
+
+def test_parts_of_a_run_that_answer_otherwise_are_joined_with_what_they_said(tmp_path: Path) -> None:
+    parts = [
+        run(once([], right), vectors=VECTORS[::2]),
+        run(once([], lambda case: right(case, 1.001)), vectors=VECTORS[1::2]),
+    ]
+    for i, part in enumerate(parts):
+        (tmp_path / f"{i}.jsonl").write_text("".join(lines(part)), encoding="utf-8")
+    (joined,) = merge([read(tmp_path / "0.jsonl"), read(tmp_path / "1.jsonl")])
+    assert joined.unsteady == f"{len(parts[1].again)} of {len(joined.again)} questions {TOLD}"
 
 
 def test_wrong_answers_are_asked_again_first_and_the_last_of_them_before_the_others() -> None:

@@ -16,12 +16,13 @@ NAMELESS = Row(np.zeros(0), np.zeros(0, bool), "refused without a name")
 
 @dataclass(frozen=True)
 class Evidence:
-    """One answer of the target: which question, what came back, and whether it was right."""
+    """One answer of the target: which question, what came back, whether it was right, whether the target answers alike when asked again."""
 
     question: int
     row: Row
     right: bool
     result: Result | None = None
+    steady: bool = True
 
 
 def evidence_of(run: Run, atlas: Atlas) -> list[Evidence]:
@@ -31,7 +32,7 @@ def evidence_of(run: Run, atlas: Atlas) -> list[Evidence]:
         question = atlas.index.get(result.key)
         row = None if question is None else _row(result, question, atlas)
         if question is not None and row is not None:
-            found.append(Evidence(question, row, result.verdict == PASS, result))
+            found.append(Evidence(question, row, result.verdict == PASS, result, not run.unsteady))
     return found
 
 

@@ -86,15 +86,19 @@ SIGNS: dict[str, Callable[[Response], bool]] = {
 
 def of_responses(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     """Where the gradient of the paper's objective is wrong, and by which factor, in words."""
-    return _told([one for item in evidence for one in responses(item, atlas)], "log s")
+    return _told([one for item in evidence for one in responses(item, atlas)], "log s", _steady(evidence))
 
 
-def of_tokens(evidence: Iterable[Evidence], atlas: Atlas) -> list[str]:
+def of_tokens(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     """The same of an objective with clipped token ratios."""
-    return _told([one for item in evidence for one in tokens(item, atlas)], "log w")
+    return _told([one for item in evidence for one in tokens(item, atlas)], "log w", _steady(evidence))
 
 
-def _told(everything: Sequence[Response], ratio: str) -> list[str]:
+def _steady(evidence: Sequence[Evidence]) -> bool:
+    return all(item.steady for item in evidence)
+
+
+def _told(everything: Sequence[Response], ratio: str, steady: bool) -> list[str]:
     found = [one for one in everything if one.advantage != 0]
     wrong = [one for one in found if not one.right]
     idle = [one for one in everything if one.advantage == 0 and one.live]
@@ -103,7 +107,7 @@ def _told(everything: Sequence[Response], ratio: str) -> list[str]:
     factor = _factor(found, wrong)
     told = [_uneven(wrong), _missing(found, wrong), _dead(found), factor]
     if not factor:
-        told.append(_rounding(found))
+        told.append(_rounding(found) if steady else "")
         told += [clip_range(found), _beside(idle), _power(found, ratio) or _side(found, wrong)]
     return [text for text in told if text]
 

@@ -232,7 +232,8 @@ def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
 
 
 def _rounded(search: Search) -> list[str]:
-    return [f"{plural(len(search.rounded), 'answer')} off by rounding alone"] if search.rounded else []
+    steady = all(item.steady for item in search.rounded)
+    return [f"{plural(len(search.rounded), 'answer')} off by rounding alone"] if search.rounded and steady else []
 
 
 def _named(best: Suspect, noun: str) -> str:

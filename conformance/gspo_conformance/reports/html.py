@@ -76,6 +76,7 @@ def _run(run: Run, i: int) -> Markup:
         element("pre", run.failure) if run.failure else None,
         [element("p", f"Stale known failure: {pattern}", class_="reason") for pattern in run.stale],
         _tally(run),
+        element("p", _capital(run.unsteady), class_="reason") if run.unsteady else None,
         _diagnosis(run),
         _errors(run),
         _leads(run, i),

@@ -41,6 +41,7 @@ def _section(run: Run, verbose: bool) -> list[str]:
     lines += [_cell(run.versions), ""] if run.versions else []
     lines += [f"{_cell(run.failure)}", ""] if run.failure else []
     lines += [f"Stale known failure: `{_code(pattern)}`" for pattern in run.stale]
+    lines += [f"**Unsteady.** {_cell(run.unsteady)}", ""] if run.unsteady else []
     name = "Diagnosis" if run.offences or run.known else "Conventions"
     lines += [f"**{name}.** {_cell(run.diagnosis['sentence'])}", ""] if run.diagnosis else []
     lines += _failures("Failing", run, run.offences, verbose)

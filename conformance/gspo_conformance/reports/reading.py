@@ -180,4 +180,4 @@ def _end(path: Path, run: Run, last: Mapping[str, Any], line: int) -> None:
     _obeys(path, line, "footer", last)
     run.complete, run.seconds = last["complete"], last["seconds"]
     run.stale, run.failure, run.detail = tuple(last["stale"]), last["failure"], last["detail"]
-    run.diagnosis = last["diagnosis"]
+    run.diagnosis, run.again = last["diagnosis"], last.get("again", {})

@@ -65,6 +65,7 @@ def footer(run: Run) -> dict[str, Any]:
         "failure": run.failure,
         "detail": run.detail,
         "diagnosis": dict(run.diagnosis) if run.diagnosis else None,
+        "again": dict(run.again),
     }
 
 
@@ -96,6 +97,7 @@ def _join(one: Run, other: Run) -> None:
     one.seconds += other.seconds
     one.stale = (*one.stale, *other.stale)
     one.diagnosis = one.diagnosis or other.diagnosis
+    one.again = {**one.again, **other.again}
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -88,10 +88,13 @@ def _verdict(run: Run) -> list[str]:
 
 
 def _diagnosis(run: Run) -> list[str]:
-    if not run.diagnosis:
-        return []
-    first, *rest = wrap(run.diagnosis["sentence"], _WIDTH - 14) or [""]
-    name = "conventions" if run.remarks and not (run.offences or run.known) else "diagnosis "
+    name = "conventions" if run.remarks and not (run.offences or run.known) else "diagnosis"
+    told = {"unsteady": run.unsteady, name: run.diagnosis["sentence"] if run.diagnosis else ""}
+    return [line for name, sentence in told.items() if sentence for line in _paragraph(name, sentence)]
+
+
+def _paragraph(name: str, sentence: str) -> list[str]:
+    first, *rest = wrap(sentence, _WIDTH - 14) or [""]
     return [f"  {name:11} {first}", *(f"              {line}" for line in rest), ""]
 
 
