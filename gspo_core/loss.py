@@ -239,11 +239,8 @@ def _surrogate_sum(step: Step, log_ratio: Array) -> Array:
     surrogate = step.objective.surrogate
     if isinstance(surrogate, (Reinforce, Cispo, Vespo)):
         weight = surrogate.weight(step.stop(at_tokens(step, log_ratio)), step.advantages)
-        per_sequence = step.layout.sum_tokens(times(step.effective, weight) * step.logp)
-    else:
-        value = surrogate.value(surrogate_log_ratio(step, log_ratio), step.effective, step.stop)
-        return _unit_sum(step, value)
-    return step.xp.sum(step.weights.omega * per_sequence)
+        return step.xp.sum(step.weights.omega * step.layout.sum_tokens(times(step.effective, weight) * step.logp))
+    return _unit_sum(step, surrogate.value(surrogate_log_ratio(step, log_ratio), step.effective, step.stop))
 
 
 def _unit_sum(step: Step, value: Array) -> Array:
