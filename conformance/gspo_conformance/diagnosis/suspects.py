@@ -16,6 +16,7 @@ from typing import Any
 from ..mutants.atlas import Atlas, Row
 from ..mutants.registry import Mutant, compose
 from ..mutants.whole import Reference
+from .constants import fitted
 from .evidence import Evidence, spread
 
 SCREENED = 32
@@ -122,6 +123,11 @@ class Search:
     def pairs(self) -> list[Suspect]:
         """The best pairs, best first."""
         return self._best(self._pairs()[:FINALISTS])
+
+    def fitted(self) -> list[Suspect]:
+        """The reference with other constants, where those are nearer."""
+        found = fitted(self.evidence, self.atlas)
+        return self._best([(found,)]) if found else []
 
     def _screened(self) -> list[Mutant]:
         scores: dict[int, int] = {}

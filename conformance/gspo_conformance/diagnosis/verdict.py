@@ -14,6 +14,7 @@ from ..mutants.registry import mutants
 from ..run import Run
 from ..words import plural, uncapitalised
 from .clips import CLIPPED_FROM, DUAL, MOST
+from .constants import Constants
 from .evidence import REFUSED, Evidence, evidence_of
 from .patterns import CUT, factor_text, factors, observed
 from .suspects import Search, Suspect
@@ -56,7 +57,8 @@ class Diagnosis:
     @property
     def names(self) -> tuple[str, ...]:
         """The mutants that are named."""
-        return () if self.suspect is None else tuple(part.name for part in self.suspect.named)
+        parts = () if self.suspect is None else self.suspect.named
+        return tuple(part.name for part in parts if not isinstance(part, Constants))
 
     @property
     def confidence(self) -> float:
@@ -209,7 +211,9 @@ def _suspects(search: Search) -> list[Suspect]:
         found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= BEGUN]))
     if not _settled(found):
         found = _ranked(found + search.combinations(_parts(DIALECTS)))
-    return found if _settled(found) else _ranked(found + search.pairs())
+    if not _settled(found):
+        found = _ranked(found + search.pairs())
+    return found if _settled(found) else _ranked(found + search.fitted())
 
 
 def _settled(suspects: list[Suspect]) -> bool:

@@ -125,7 +125,9 @@ def _diagnosis(run: Run) -> Markup | None:
     if not run.diagnosis:
         return None
     found = run.diagnosis
-    share = f"{100 * found.get('confidence', 0):.0f} % of the telling answers explained" if found.get("mutants") else ""
+    share = (
+        f"{100 * found.get('confidence', 0):.0f} % of the telling answers explained" if found.get("confidence") else ""
+    )
     effect = element("p", _capital(found["effect"])) if found.get("effect") else None
     links = [
         [element("a", url.removeprefix("https://"), href=url, rel="noreferrer"), " "] for url in found.get("links", [])
