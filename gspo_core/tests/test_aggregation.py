@@ -91,6 +91,11 @@ def test_nothing_over_nothing_is_zero(xp: Any) -> None:
     assert float(gspo.aggregate(xp(np.ones((2, 3))), nothing, "token_sum", normalizer=zero)) == 0.0
 
 
+def test_zero_that_numpy_counted_is_an_array_of_its_own() -> None:
+    nothing = np.zeros((2, 3), bool)
+    assert gspo.aggregate(np.ones((2, 3)), nothing, "token_sum", normalizer=nothing.sum()) == 0.0
+
+
 def test_zero_divides_nothing_where_a_single_token_counts() -> None:
     single = np.asarray([[False, True], [False, False]])
     for zero in (np.asarray(0), np.asarray(0.0)):
