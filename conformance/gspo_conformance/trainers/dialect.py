@@ -156,10 +156,10 @@ def cispo_range(cap: float) -> dict[str, Any]:
 
 
 def cispo_cap(loss: str, key: str, cap: float) -> list[Finding]:
-    """An error where the bound of CISPO's weight is a clip range: it holds the weight of every token below 1."""
+    """An error where the bound of CISPO's weight is a clip range: it holds the weight of nearly every token below 1."""
     if loss != "cispo" or cap >= 1:
         return []
-    told = f"cispo bounds the weight itself by {key}: at {cap:g} every token has the same weight, and no ratio counts"
+    told = f"cispo bounds the weight itself by {key}: nearly every token has the weight {cap:g}, for which the formula says 1"
     return [Finding("cispo-bound", "error", key, told, "GSPO-SURR-8", fix=f"{key}=5.0, which is 1 + 4")]
 
 

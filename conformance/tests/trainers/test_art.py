@@ -62,7 +62,12 @@ def test_the_upper_bound_follows_the_lower_with_ppo_alone() -> None:
     sequence = {"importance_sampling_level": "sequence", "epsilon": 0.1}
     assert DIALECT.read({**sequence, "ppo": True}, VERSION).objective["surrogate"]["high"] == 0.1
     assert DIALECT.read(sequence, VERSION).objective["surrogate"] == {"kind": "cispo", "low": 0.1, "high": 4.0}
-    assert DIALECT.read({**sequence, "epsilon_high": None}, VERSION).objective["surrogate"]["high"] == 0.1
+
+
+def test_a_bound_of_none_is_the_lower_one_in_a_train_config_and_not_given_to_train() -> None:
+    lower = {"importance_sampling_level": "sequence", "epsilon": 0.1}
+    assert DIALECT.read({**lower, "_config.epsilon_high": None}, VERSION).objective["surrogate"]["high"] == 0.1
+    assert DIALECT.read({**lower, "epsilon_high": None}, VERSION).objective["surrogate"]["high"] == 4.0
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_the_upper_bound_follows_the_lower_with_ppo_alone() -> None:
         ({"scale_rewards": False}, "scale"),
         ({"normalize_advantages": False}, "scale"),
         ({"importance_sampling_level": "token"}, "ratio"),
-        ({"epsilon": None, "epsilon_high": None}, "clip-range"),
+        ({"epsilon": None, "epsilon_high": None}, "inherited-clip-range"),
     ],
 )
 def test_findings(settings: dict[str, Any], rule: str) -> None:

@@ -74,6 +74,7 @@ def test_the_shipped_recipe_makes_one_update_of_a_rollout() -> None:
         ({"kl_coef": 0.01, "kl_loss_coef": 0.01}, "refused"),
         ({"kl_coef": 0.01}, "kl-ignored"),
         ({"n_samples_per_prompt": 1}, "group-size"),
+        ({"use_opd": True}, "kl-in-advantage"),
         ({"use_opsm": True}, "sequence-mask"),
         ({"use_tis": True, "custom_tis_function_path": "mine.weights"}, "custom-code"),
     ],

@@ -49,6 +49,7 @@ def test_the_upper_bound_follows_the_lower() -> None:
     [
         ({"n_samples_per_prompt": 1}, "group-size"),
         ({"kl_coef": 0.01}, "kl-ignored"),
+        ({"use_opd": True}, "kl-in-advantage"),
         ({"use_opsm": True}, "sequence-mask"),
         ({"use_rollout_logprobs": True}, "old-policy"),
         ({"entropy_coef": 0.001}, "entropy-bonus"),

@@ -44,8 +44,9 @@ class Art:
     }
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
-        """What these arguments optimise; those of `art.dev.TrainConfig` may stand below `_config`."""
-        plain = {key.removeprefix("_config."): value for key, value in settings.items()}
+        """What these arguments optimise; those of `art.dev.TrainConfig` may stand below `_config`, where alone None is a value."""
+        said = {key: value for key, value in settings.items() if value is not None or key.startswith("_config.")}
+        plain = {key.removeprefix("_config."): value for key, value in said.items()}
         given = {key: value for key, value in plain.items() if key in DEFAULTS}
         every = DEFAULTS | given
         if every["importance_sampling_level"] not in RATIOS:

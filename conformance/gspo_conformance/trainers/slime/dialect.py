@@ -24,6 +24,8 @@ DEFAULTS: dict[str, Any] = {
     "tis_clip": 2.0,
     "tis_clip_low": 0.0,
     "custom_tis_function_path": None,
+    "use_opd": False,
+    "opd_kl_coef": 1.0,
     "use_opsm": False,
     "opsm_delta": 1e-4,
     "use_rollout_logprobs": False,
@@ -143,6 +145,11 @@ class Slime:
             told = "responses with a negative advantage lose their gradient where log s_i is below the negative of opsm_delta"
             cost = f"s_i < {math.exp(-every['opsm_delta']):.6g}, inside the clip range of the paper where opsm_delta is below 3e-4"
             yield Finding("sequence-mask", "warning", "use_opsm", told, "GSPO-CORR-6", cost, "no --use-opsm")
+        if every["use_opd"] and every["opd_kl_coef"]:
+            told = (
+                f"every token's log-ratio to the teacher, times {every['opd_kl_coef']:g}, is taken from its advantage"
+            )
+            yield Finding("kl-in-advantage", "warning", "use_opd", told, "GSPO-KL-7", fix="no --use-opd")
         if every["use_rollout_logprobs"]:
             told = "the ratio is to the policy of the sampling engine, whose numerics enter s_i"
             yield Finding(
