@@ -194,5 +194,5 @@ def _preset(objectives: Any, name: str) -> Any:
 def _arrays(case: Case, mask_dtype: str, advantages: str) -> dict[str, Any]:
     arrays = {name: case.inputs[name] for name in INPUTS}
     if advantages == "token":
-        arrays["advantages"] = np.broadcast_to(arrays["advantages"][:, None], arrays["mask"].shape).copy()
+        arrays["advantages"] = np.repeat(arrays["advantages"][:, None], arrays["mask"].shape[1], axis=1)
     return arrays | {"mask": arrays["mask"].astype(mask_dtype)}

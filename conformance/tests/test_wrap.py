@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gspo_core
+from gspo_conformance import vectors
 from gspo_conformance.commands.new_target import add_arguments
 from gspo_conformance.connection import InProcess
 from gspo_conformance.run import ERROR, PASS, SKIPPED, UNSUPPORTED, Run
@@ -281,6 +282,20 @@ def test_the_mask_and_the_advantages_come_as_the_function_wants_them() -> None:
 
     target = loss_target(loss, mask_dtype="float32", advantages="token")
     assert run(target, SUITE[0]).exit_code == 0
+
+
+def test_advantages_per_token_are_put_to_the_function_whatever_shape_the_mask_has() -> None:
+    """Hunts an error of the wrapper about shapes, which was held against a loss that was never called."""
+    asked: list[tuple[int, ...]] = []
+
+    def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        asked.append(tuple(advantages.shape))
+        raise ValueError(f"mask: {mask.shape}")
+
+    vector = next(iter(vectors("numerics/refuses-one-row-mask")))
+    target = loss_target(loss, advantages="token", objective=vector.parameters["objective"])
+    assert run(target, vector).counts[PASS] == 1
+    assert asked == [tuple(vector.inputs["logp"].shape)]
 
 
 def test_a_loss_that_was_detached_or_is_no_tensor_is_an_error_that_says_so() -> None:
