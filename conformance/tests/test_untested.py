@@ -37,6 +37,8 @@ def test_a_range_that_few_vectors_have_is_no_reason_to_be_content() -> None:
     assert told.endswith(f"have low 0.0003 and high 0.0004; {SETTING}")
     assert more(loss_target(loss, "numpy").capabilities.to_dict()) == ""
     assert more(loss_target(loss, "numpy", objective="sapo").capabilities.to_dict()) == ""
+    seldom = more(loss_target(loss, "numpy", objective="dapo", clip=(0.2, 0.27)).capabilities.to_dict())
+    assert seldom.endswith(f"have high 0.2; {SETTING}")
     assert more(Capabilities().to_dict()) == ""
     assert SETTING in why(loss_target(loss, "numpy", clip=(5e-4, 5e-4)).capabilities.to_dict())
 

@@ -35,11 +35,15 @@ def why(capabilities: Mapping[str, Any]) -> str:
 
 
 def more(capabilities: Mapping[str, Any]) -> str:
-    """Where most vectors of the one objective of a target have another clip range than its own: which; else nothing."""
+    """Where most vectors of the objective of a target have another clip range than its own: which; else nothing."""
     claimed = capabilities.get("objectives") or ()
-    if len(claimed) != 1:
+    if not claimed or any(one.get("surrogate") != claimed[0].get("surrogate") for one in claimed):
         return ""
-    found = [differences(claimed[0], vector) for vector in load_vectors() if _has_loss(vector)]
+    found = [
+        min((differences(one, vector) for one in claimed), key=_distance)
+        for vector in load_vectors()
+        if _has_loss(vector)
+    ]
     own = sum(not differing for differing in found)
     others = Counter(differing for differing in found if differing and {name for name, _, _ in differing} <= RANGE)
     (differing, count), *_ = others.most_common(1) or [((), 0)]
