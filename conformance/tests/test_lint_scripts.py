@@ -122,6 +122,10 @@ def test_the_other_ways_to_write_settings_down(
     [
         ("c.yaml", "worker: {actor: {loss_type: gspo_token}}\nalgorithm: {kl_coef: 0.01, use_kl_loss: true}", "a configuration of EasyR1"),
         ("run.sh", "python -m molt.cli.train_rl_ray --actor.eps_clip_low_high 3e-4 4e-4", "a configuration of Molt"),
+        ("run.sh", "python3 -m marti.cli.train_ppo_ray --policy_loss_type gspo --enable_vllm_is_correction --eps_clip_low_high 3e-4 4e-4 --n_samples_per_prompt 8 --advantage_estimator group_norm", "a configuration of MARTI"),
+        ("run.sh", "python3 -m siirl.main_dag algorithm.adv_estimator=grpo actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "a configuration of siiRL"),
+        ("rl.yml", "rl: {num_generations: 2, num_iterations: 1, grpo_beta: 0.08, grpo_epsilon: 0.2, loss_algo: gspo-token, loss_agg_mode: sequence-mean-token-mean}", "a configuration of MaxText"),
+        ("c.toml", "[train.train_policy]\ntype = 'grpo'\nvariant = 'gspo'\ntemperature = 0.9\nepsilon_low = 3e-4\nepsilon_high = 4e-4", "a configuration of cosmos-rl"),
         ("c.yaml", "kl_coef: 0.01\nuse_kl_loss: true\n" + "\n".join(f"unknown_{i}: {i}" for i in range(40)), "only 2 of the 42 keys here are keys of slime"),
     ],
 )  # fmt: skip

@@ -44,9 +44,24 @@ NAMED: dict[str, str] = {
 FORKS: dict[str, str] = {
     "AReaL up to 0.3": r"^ppo\.(ppo_n_minibatches|gen\.max_new_tokens)$|\brealhf\.experiments\b",
     "EasyR1": r"\bworker\.(actor|rollout|ref)\.\w+|\bverl\.trainer\.main\b(?!_)",
+    "MARTI": r"\bmarti\.(cli|models|trainer)\.\w+|\bmulti_agent_train_ppo_ray\b",
+    "MaxText": r"\bmaxtext\.trainers\.\w+|^rl\.grpo_(beta|epsilon)$",
     "MindSpeed-RL": r"^rl_config\.\w+",
     "Molt": r"\bmolt\.cli\.\w+",
     "rLLM without verl": r"\brllm/backend=(?!verl)\w+",
+    "siiRL": r"\bsiirl\.\w+",
+}
+# Trainers that are not known here and began as none that is: a file that names one that is known is one of that.
+UNKNOWN: dict[str, str] = {
+    "ChatLearn": r"\bchatlearn[/.]\w+",
+    "ColossalChat": r"\bcoati\.\w+",
+    "cosmos-rl": r"\bcosmos[-_]rl\b|^train\.train_policy\.\w+",
+    "oat": r"\boat\.(experiment|algorithms)\b",
+    "open-instruct": r"\bopen_instruct[/.]\w+",
+    "RL2": r"\bRL2\.trainer\.\w+",
+    "torchforge": r"\bapps\.grpo\.main\b",
+    "torchtune": r"\btorchtune\.\w+|\btune run\b",
+    "XTuner": r"\bxtuner\.\w+",
 }
 # What else these trainers do, by its programs and keys; a file that names a policy optimisation too is one of that.
 ELSEWHERE: dict[str, str] = {
@@ -71,12 +86,11 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
     """The name of the trainer and by what it was recognised; a `UsageError` where that leaves a choice."""
     text = "\n".join(_plain(word) for word in words)
     everything = "\n".join((text, *map(str, settings)))
-    for name, pattern in FORKS.items():
-        if match := re.search(pattern, everything, re.M):
-            raise UsageError(f"this is a configuration of {name} ({match[0]}), whose keys are known to no dialect here")
+    _refuse(FORKS, everything)
     for name, pattern in NAMED.items():
         if match := re.search(pattern, text, re.M):
             return _policy(name, words, settings, everything), repr(match[0])
+    _refuse(UNKNOWN, everything)
     counts = {name: _read(name, settings) for name in rooms()}
     most = max(counts.values())
     first = [name for name, count in counts.items() if count == most]
@@ -88,6 +102,13 @@ def recognised(words: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, 
             raise UsageError(f"{cut(', '.join(words), 400)}: no setting in it")
         raise UsageError(f"expected --dialect: {_candidates(first, most, len(settings))}")
     return _policy(first[0], words, settings, everything), f"{most} of its keys"
+
+
+def _refuse(trainers: Mapping[str, str], text: str) -> None:
+    """A `UsageError` where the text names one of these trainers."""
+    for name, pattern in trainers.items():
+        if match := re.search(pattern, text, re.M):
+            raise UsageError(f"this is a configuration of {name} ({match[0]}), whose keys are known to no dialect here")
 
 
 def _policy(name: str, words: Sequence[str], settings: Mapping[str, Any], text: str) -> str:
