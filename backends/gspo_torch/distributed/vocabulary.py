@@ -127,7 +127,8 @@ class _VocabularyParallel(torch.autograd.Function):
         gradients = _PartGradients(ctx.layer.head(hidden, weight, bias), Needs(*ctx.needs_input_grad[4:]), here)
         positions = torch.arange(rows.shape[0], device=rows.device)
         with full_precision(hidden):
-            gradients.add_tokens(positions, rows, Normalised(*saved), gradient.reshape(-1))
+            if weight.shape[0]:
+                gradients.add_tokens(positions, rows, Normalised(*saved), gradient.reshape(-1))
         if gradients.hidden is not None:
             with taking_part("the gradient of hidden states", ctx.ranks):
                 dist.all_reduce(gradients.hidden, group=ctx.ranks)
@@ -135,11 +136,12 @@ class _VocabularyParallel(torch.autograd.Function):
 
 
 def _local_statistics(head: Head, targets: _Targets) -> Tensor:
-    """m, Σ_j e^{z_j - m} without the sampled token, and its logit z_y, each `[tokens]`; -∞ where it is elsewhere."""
+    """m, Σ_j e^{z_j - m} without the sampled token, and its logit z_y, each `[tokens]`; -∞, 0 and -∞ of no row."""
     count = targets.rows.shape[0]
-    found = torch.empty((3, count), dtype=head.dtype, device=head.hidden.device)
+    none = torch.tensor([-torch.inf, 0.0, -torch.inf], dtype=head.dtype, device=head.hidden.device)
+    found = none[:, None].repeat(1, count)
     positions = torch.arange(count, device=head.hidden.device)
-    for at in head.chunks(count):
+    for at in head.chunks(count if head.weight.shape[0] else 0):
         logits, row, here = head.logits(head.rows(positions[at])), targets.rows[at, None], targets.here[at]
         peak, picked = logits.amax(-1), logits.gather(-1, row)[:, 0]
         exponentials_(logits, peak)

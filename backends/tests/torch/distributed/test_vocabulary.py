@@ -45,10 +45,10 @@ def _rows(sizes: tuple[int, ...]) -> slice:
     return slice(start, start + sizes[dist.get_rank()])
 
 
-def unequal_parts(dtype: torch.dtype, tolerance: float) -> None:
+def unequal_parts(dtype: torch.dtype, tolerance: float, sizes: tuple[int, ...]) -> None:
     problem, temperature = _problem(dtype), 0.7
     truth = _whole(problem, temperature)
-    mine = _rows((5, 20, 1, 11))
+    mine = _rows(sizes)
     parts = {"hidden": problem["hidden"], "weight": problem["weight"][mine], "bias": problem["bias"][mine]}
     parts = {name: values.clone().requires_grad_() for name, values in parts.items()}
     logp = distributed.linear_token_logps(
@@ -61,11 +61,14 @@ def unequal_parts(dtype: torch.dtype, tolerance: float) -> None:
         torch.testing.assert_close(values.grad.double(), expected[name], rtol=tolerance, atol=4 * tolerance, msg=name)
 
 
+@pytest.mark.parametrize("sizes", [(5, 20, 1, 11), (37, 0, 0, 0)], ids=["unequal", "empty"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 4e-2)]
 )
-def test_unequal_parts_of_the_vocabulary(world: World, dtype: torch.dtype, tolerance: float) -> None:
-    world.run(unequal_parts, dtype, tolerance)
+def test_unequal_parts_of_the_vocabulary(
+    world: World, dtype: torch.dtype, tolerance: float, sizes: tuple[int, ...]
+) -> None:
+    world.run(unequal_parts, dtype, tolerance, sizes)
 
 
 def equal_parts_and_a_loss() -> None:
@@ -89,9 +92,9 @@ def test_a_loss_through_a_head_in_equal_parts(world: World) -> None:
     world.run(equal_parts_and_a_loss)
 
 
-def placed() -> None:
-    """The head as a DTensor with Shard(0): 37 rows over 4 ranks are 10, 10, 10 and 7."""
-    problem = _problem(torch.float64)
+def placed(vocabulary: int) -> None:
+    """The head as a DTensor with Shard(0): 37 rows over 4 ranks are 10, 10, 10 and 7; 5 rows are 2, 2, 1 and none."""
+    problem = _problem(torch.float64, vocabulary)
     truth = _whole(problem, 1.0)
     mesh = init_device_mesh("cpu", (4,))
     weight = distribute_tensor(problem["weight"], mesh, [Shard(0)]).requires_grad_()
@@ -104,8 +107,9 @@ def placed() -> None:
         close(values.grad.full_tensor(), truth[name], name)
 
 
-def test_a_head_placed_as_a_dtensor(world: World) -> None:
-    world.run(placed)
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 5])
+def test_a_head_placed_as_a_dtensor(world: World, vocabulary: int) -> None:
+    world.run(placed, vocabulary)
 
 
 def refusals() -> None:
