@@ -22,6 +22,7 @@ from .sequences import Packed
 VERSION = 1
 BUNDLE = 1 << 28
 _LOG = logging.getLogger("gspo.recording")
+_COUNTED = ("step", "rollout", "minibatch", "microbatch")
 _BUDGET = "budget"
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -289,6 +290,10 @@ class Recorder:
         return {"objective": fields}
 
     def _add(self, fields: dict[str, Any], scalars: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name, value in arrays.items():
+            if isinstance(value, (int, float, str)):
+                counted = "; the recorder counts steps, rollouts and micro-batches" if name in _COUNTED else ""
+                raise TypeError(f"{name}: expected an array, got {value!r}{counted}")
         place = {"step": self.step_index, "microbatch": sum("kind" not in call.fields for call in self._calls)}
         if self.rollout_index >= 0:
             place |= {"rollout": self.rollout_index, "minibatch": self.minibatch}

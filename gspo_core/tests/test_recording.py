@@ -273,6 +273,13 @@ def test_the_first_failure_ends_the_recording_and_nothing_else(
     assert record.getMessage().startswith(f"recording of {tmp_path / 'rank-0'} ended at step 1: KeyError('xxx")
 
 
+def test_a_number_in_the_place_of_an_array_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, told in (("rollout", "; the recorder counts steps, rollouts and micro-batches"), ("advantages", "")):
+        with Notes(tmp_path / name) as recorder:
+            recorder.part(logp=np.zeros(1), **{name: 3})
+        assert f"{name}: expected an array, got 3{told}" in caplog.records[-1].getMessage()
+
+
 def test_a_guarded_method_returns_what_it_returns_or_nothing(tmp_path: Path) -> None:
     class Guarded(Notes):
         @guarded
