@@ -16,13 +16,18 @@ from ..tensors import NumPyArray
 from ..words import cut, uncapitalised
 from .evidence import NAMELESS, REFUSED, Evidence
 from .laws import of_responses, of_tokens
+from .settings import of_settings
 
 PAPER_RATIOS, TOKENS = ("sequence", "gspo_token"), ("token",)
 FEW = 4
 MANY = 400
 CUT = "every number of a wrong answer comes with at most"
 DIGITS = {"float32": 9, "float64": 17}
-SPARE, LONG = 3, 256
+SPARE, GRID, LONG = 3, 12, 256
+LOSS = ("loss", "gradient")
+SINGULAR = {name: name for name in (*LOSS, "ratio", "value")} | {
+    f"{name}s": name for name in ("advantage", "return", "reward", "value")
+}
 BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _NARROW = re.compile(r"expected (float\d+), got (\w+)")
 
@@ -127,7 +132,7 @@ def _of_forms(wrong: Sequence[Evidence]) -> list[str]:
 def _of_bits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
     """An output every wrong number of which is one of a narrower dtype, where the truth is none; NaN is of no dtype."""
     texts = []
-    for output in ("loss", "gradient"):
+    for output, noun in SINGULAR.items():
         there = [item for item in wrong if _has(item, atlas, output) and not _ok(item, output)]
         got = [np.ravel(np.asarray(item.result.answer[output], float)) for item in there if item.result]
         due = [np.ravel(atlas.bench.questions[item.question].vector.expected[output].value) for item in there]
@@ -135,13 +140,19 @@ def _of_bits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
             continue
         wide = max((BITS[atlas.bench.questions[item.question].case.dtype] for item in there), default=0)
         for dtype, bits in BITS.items():
-            if len(there) < FEW or bits >= wide or _within(due, bits):
+            if len(there) < FEW or bits >= wide or _within(due, bits) or (output not in LOSS and _plain(got, bits)):
                 continue
             # Of numbers that need far fewer bits, such as a bound or a half, nobody knows in how many they were computed.
             if _within(got, bits) and not _within(got, bits - SPARE):
-                texts.append(f"every wrong {output} is a {dtype} number: it is computed or stored too narrowly")
+                texts.append(f"every wrong {noun} is a {dtype} number: it is computed or stored too narrowly")
                 break
     return texts
+
+
+def _plain(got: Sequence[NumPyArray], bits: int) -> bool:
+    """Whether sums and differences of short inputs may have as few bits, whatever they are computed in."""
+    whole = 2.0**GRID * np.concatenate(got)
+    return bits >= BITS["float32"] or bool((whole == np.rint(whole)).all())
 
 
 def _of_digits(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
@@ -184,8 +195,8 @@ def _of_outputs(wrong: Sequence[Evidence]) -> list[str]:
     missed = list(dict.fromkeys(name for one in judged for name, ok in one.items() if not ok))
     if missed and all(name.startswith("metrics.") for name in missed):
         return [f"only metrics are wrong: {', '.join(name.removeprefix('metrics.') for name in missed[:FEW])}"]
-    both = [one for one in judged if {"loss", "gradient"} <= set(one)]
-    right = [name for name in ("loss", "gradient") if all(one[name] for one in both)]
+    both = [one for one in judged if {*LOSS} <= set(one)]
+    right = [name for name in LOSS if all(one[name] for one in both)]
     if not both or len(right) != 1:
         return []
     return [f"the {right[0]} is right, the {'gradient' if right == ['loss'] else 'loss'} is not"]
@@ -198,17 +209,21 @@ def _of_numbers(wrong: Sequence[Evidence], of: int) -> list[str]:
 
 def _of_factors(wrong: Sequence[Evidence], atlas: Atlas) -> list[str]:
     texts = []
-    for output in ("loss", "gradient", "advantages"):
+    missed = [one.output for item in wrong if item.result for one in item.result.judged if not one.ok]
+    metrics = dict.fromkeys(name for name in missed if name.startswith("metrics."))
+    for output in (*SINGULAR, *metrics):
         span = factors(wrong, atlas, output)
         if span is None:
             continue
         low, high = span
+        name = output.removeprefix("metrics.")
+        many = SINGULAR.get(name, name) != name
         if low == high == 0:
-            texts.append(f"the {output} {'are' if output == 'advantages' else 'is'} zero")
+            texts.append(f"the {name} {'are' if many else 'is'} zero")
         elif abs(low + 1) < 1e-3 and abs(high + 1) < 1e-3:
-            texts.append(f"the {output} {'have' if output == 'advantages' else 'has'} the wrong sign")
+            texts.append(f"the {name} {'have' if many else 'has'} the wrong sign")
         elif low not in (-inf, inf):
-            texts.append(factor_text(span, output))
+            texts.append(factor_text(span, name))
     return texts
 
 
@@ -246,16 +261,17 @@ def _twinned(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atl
 
 
 def _of_flags(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
-    """The mistake that every question with a wrong answer is there for, and fewest with a right one: hardly any, or few where few are wrong."""
+    """What every question with a wrong answer has, or is there for, and fewest with a right one: hardly any, or few where few are wrong."""
     flags = [set(atlas.bench.questions[item.question].vector.flags) for item in wrong]
     right = Counter(
         flag for item in evidence if item.right for flag in atlas.bench.questions[item.question].vector.flags
     )
     flag = min(sorted(set.intersection(*flags)) if flags else [], key=lambda flag: right[flag], default="")
     most = 2 * len(wrong) if len(wrong) <= FEW else len(wrong) // 4
-    if not (flag and right) or right[flag] > most:
-        return []
-    return [f"only questions that hunt `{flag}`, {uncapitalised(read_flags()[flag]['title'])}"]
+    where, others = of_settings(wrong, evidence, atlas, most)
+    if not (flag and right) or right[flag] > most or (where and right[flag] >= others):
+        return [where]
+    return [where, f"only questions that hunt `{flag}`, {uncapitalised(read_flags()[flag]['title'])}"]
 
 
 def _gap(item: Evidence, atlas: Atlas) -> str | None:
