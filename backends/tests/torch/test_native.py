@@ -331,6 +331,10 @@ def test_dtypes_that_pytorch_only_stores_are_refused() -> None:
         narrow = logp.to(torch.float8_e4m3fn)
         with pytest.raises(TypeError, match=r"^logp: expected a real floating-point dtype, got torch.float8_e4m3fn"):
             loss(narrow, narrow, advantages, mask)
+        with pytest.raises(
+            TypeError, match=r"^advantages: expected a real floating-point dtype, got torch.float8_e4m3fn"
+        ):
+            loss(logp, logp, advantages.to(torch.float8_e4m3fn), mask)
         for dtype in (torch.uint16, torch.uint32, torch.uint64):
             offsets = torch.tensor([0, 1, 3]).to(dtype)
             with pytest.raises(
