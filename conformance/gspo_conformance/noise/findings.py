@@ -63,9 +63,7 @@ def _first_minibatch(run: Analysis) -> list[Finding]:
         exact = f"s is exactly 1 for all {rows.number:,} responses of a first mini-batch: logp and old_logp come from one path"
         return [Finding("first-minibatch", "note", "old_logp", exact, "GSPO-RATIO-8")]
     clipped = run.predicted(rows)
-    message = (
-        f"in the first mini-batch, where s is 1 by definition, the log-ratio of a token is {_described(run.first)}"
-    )
+    message = f"in the first mini-batch, where s is 1 unless an older policy sampled it, the log-ratio of a token is {_described(run.first)}"
     return [
         Finding(
             "first-minibatch",

@@ -92,7 +92,7 @@ def test_a_clean_run_is_told_so(tmp_path: Path) -> None:
 
 
 PLANTED = {
-    "noise": (Run(std=0.05), "first-minibatch", "error", "spread of 0.05"),
+    "noise": (Run(std=0.05), "first-minibatch", "error", "s is 1 unless an older policy sampled it, the log-ratio"),
     "noise explains the clips": (Run(std=0.05, drift=1e-4), "clip-explained", "warning", "mismatch alone predicts"),
     "engine log-probabilities": (Run(engine=0.05, borrow=True), "borrowed-old-logp", "error", "bit for bit"),
     "top-p": (Run(std=0.05, bias=-0.105), "systematic-bias", "error", "is not noise"),
