@@ -35,7 +35,7 @@ class Asker:
         self.capabilities: Capabilities = hello.capabilities
         self.limit = limit
         self.breakdowns, self.patience = 0, HOPELESS
-        self.lost = ""
+        self.fragile, self.lost = False, ""
 
     def result(self, vector: Vector, dtype: str) -> Result:
         try:
@@ -53,23 +53,27 @@ class Asker:
     def again(self, heard: Sequence[tuple[Vector, Result]], most: int = AGAIN) -> dict[str, bool]:
         """Whether a few vectors, wrong answers and small ones first, are answered alike when asked once more, the last first.
 
-        One question of `SHARE` at most; a target that breaks down over one is asked no further.
+        One question of `SHARE` at most; a target that breaks down over one is asked no further, and where it did so before
+        that is no other answer.
         """
+        fragile = self.fragile
         judged = sorted((one for one in heard if one[1].judged), key=_worth, reverse=True)
         ranked = {vector.id: (vector, first) for vector, first in judged}
         chosen = sorted(ranked.values(), key=_worth)[: min(most, len(judged) // SHARE)]
         found: dict[str, bool] = {}
-        for vector, first in reversed(chosen):
-            if self.lost or (self.breakdowns and found):
+        for vector, first in reversed(chosen if not self.lost else []):
+            second = self.result(vector, first.dtype)
+            if not (fragile and self.breakdowns):
+                found[first.key] = _alike(vector, first, second)
+            if self.breakdowns:
                 break
-            found[first.key] = _alike(vector, first, self.result(vector, first.dtype))
         return found
 
     def _recover(self, reply: Reply) -> None:
         if not (isinstance(reply, Broken) and reply.fatal):
             self.breakdowns, self.patience = 0, GIVE_UP
             return
-        self.breakdowns += 1
+        self.breakdowns, self.fragile = self.breakdowns + 1, True
         if self.breakdowns >= self.patience:
             self.lost = f"the target broke down {self.breakdowns} times in a row, at last: {cut(reply.reason, 200)}"
             return

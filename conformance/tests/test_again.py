@@ -131,6 +131,23 @@ def test_a_target_that_hangs_when_asked_again_costs_one_limit_and_no_result() ->
     assert (found.exit_code, found.failure) == (0, "")
 
 
+def test_breaking_down_as_before_is_no_other_answer() -> None:
+    asked: Asked = []
+    vectors = VECTORS[:15]
+    once_each = sum(len(vector.dtype) for vector in vectors)
+
+    def answer(case: Case) -> Any:
+        asked.append(case.id)
+        if len(asked) in (3, once_each + 1):
+            time.sleep(60)
+        return right(case)
+
+    found = run(answer, vectors=vectors, limit=0.2)
+    assert found.counts["error"] == 1
+    assert len(asked) > once_each
+    assert not found.unsteady
+
+
 def test_connections_share_what_is_asked_again_each_its_own() -> None:
     asked: list[Asked] = [[], []]
     found = run(*(once(seen, right) for seen in asked))
