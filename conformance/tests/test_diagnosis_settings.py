@@ -87,3 +87,13 @@ def test_sums_of_short_rewards_are_not_taken_for_half_precision() -> None:
         return np.where(case.inputs.get("mask", value != 0), case.inputs["rewards"], 0)
 
     assert not any("too narrowly" in text for text in told("reinforce_returns", unchanged))
+
+
+def test_an_output_by_another_name_is_not_called_rounding() -> None:
+    def renamed(case: Case) -> dict[str, Any]:
+        found = CORE.run(case)
+        return {"advantage": found["advantages"], "returns": found["returns"]}
+
+    diagnosis = check(FunctionTarget("renamed", renamed, Capabilities(operations={"gae_advantages"}))).diagnosis
+    assert diagnosis is not None
+    assert "rounding" not in diagnosis["sentence"]

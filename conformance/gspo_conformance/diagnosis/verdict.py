@@ -11,7 +11,7 @@ from ..mutants.atlas import Atlas
 from ..mutants.bench import bench
 from ..mutants.dialects import DIALECTS, Dialect
 from ..mutants.registry import mutants
-from ..run import Run
+from ..run import Result, Run
 from ..words import plural, uncapitalised
 from .clips import CLIPPED_FROM, DUAL, MOST
 from .constants import Constants
@@ -236,8 +236,14 @@ def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
 
 
 def _rounded(search: Search) -> list[str]:
-    steady = all(item.steady for item in search.rounded)
-    return [f"{plural(len(search.rounded), 'answer')} off by rounding alone"] if search.rounded and steady else []
+    """How many answers are off by rounding; those whose form alone is wrong say so for themselves."""
+    measured = [item for item in search.rounded if item.result is None or _measured(item.result)]
+    steady = all(item.steady for item in measured)
+    return [f"{plural(len(measured), 'answer')} off by rounding alone"] if measured and steady else []
+
+
+def _measured(result: Result) -> bool:
+    return all(judged.ok or judged.expected for judged in result.judged)
 
 
 def _named(best: Suspect, noun: str) -> str:
