@@ -160,6 +160,17 @@ def test_text_is_calm_and_says_what_to_do_next() -> None:
     assert render([RUN, RUN], "text").count("NOT conforming") == 4
 
 
+def test_text_has_a_line_for_each_wrong_output_and_breaks_no_reason() -> None:
+    def broken(case: Case) -> dict[str, Any]:
+        if case.id == "ratio/sequence":
+            raise ValueError('NaN is not JSON; write "nan"')
+        return {name: value + 1.0 for name, value in answer(case).items()}
+
+    found = render([run(name="mine", function=broken)], "text")
+    assert 'ValueError: NaN is not JSON; write "nan"\n' in found
+    assert re.search(r"\n +loss: got .*\n +gradient: got ", found)
+
+
 def test_markdown_keeps_every_word_in_its_cell() -> None:
     rows = [line for line in render([RUN], "md").splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {3, 5}

@@ -110,12 +110,17 @@ def _failures(
         first = group[0]
         dtypes = " ".join(result.dtype for result in group)
         lines.append(f"    {first.verdict:<5} {first.id}  {dtypes}  {' '.join(first.clauses)}")
-        lines += [f"          {line}" for line in first.reason.split("; ")]
+        lines += [f"          {line}" for line in _reasons(first)]
         if verbose and first.detail:
             lines += [f"          | {line}" for line in first.detail.rstrip().splitlines()]
     if len(groups) > len(shown):
         lines.append(f"    and {len(groups) - len(shown)} more (-v shows all){told(groups)}")
     return [*lines, ""]
+
+
+def _reasons(result: Result) -> list[str]:
+    """Why, a line for each output that is wrong."""
+    return [f"{one.output}: {one.reason}" for one in result.judged if not one.ok] or [result.reason]
 
 
 def _clauses(groups: Groups) -> str:
