@@ -6,8 +6,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,11 +34,6 @@ class Framework:
 
             self.namespace = torch
         else:
-            import jax
-
-            jax.config.update("jax_enable_x64", True)
-            jax.config.update("jax_numpy_dtype_promotion", "strict")
-            jax.config.update("jax_numpy_rank_promotion", "raise")
             self.namespace = jax.numpy
 
     def __call__(self, values: Any, dtype: str | None = None) -> Any:
@@ -51,6 +48,13 @@ class Framework:
         if self.name == "torch":
             return array.detach().numpy()
         return np.from_dlpack(array) if self.name == "strict" else np.asarray(array)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def strict_jax() -> Iterator[None]:
+    """float64 and no promotion, here alone: tests of other packages may share the process."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture(params=["numpy", "strict", "torch", "jax"])

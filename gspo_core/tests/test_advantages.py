@@ -318,7 +318,6 @@ def test_advantages_carry_no_gradient() -> None:
 def test_under_jit(options: dict[str, Any]) -> None:
     import jax
 
-    jax.config.update("jax_enable_x64", True)
     rewards, groups = _rewards("float64"), GROUPS
     traced = jax.jit(lambda r, g, v: group_advantages(r, g, valid=v, **options))
     valid = np.arange(GROUPS.size) != 4

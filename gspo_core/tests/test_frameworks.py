@@ -71,7 +71,6 @@ def test_torch_autograd_is_the_closed_form(
 def test_jax_grad_is_the_closed_form(batch: Batch, objective: gspo.Objective, per_token: bool, layout: str) -> None:
     import jax
 
-    jax.config.update("jax_enable_x64", True)
     arguments = getattr(batch, layout)(lambda v, d=None: jax.numpy.asarray(np.array(v, dtype=d)), per_token=per_token)
     logp = arguments.pop("logp")
     found = jax.grad(lambda values: gspo.policy_loss(objective, logp=values, **arguments).loss)(logp)

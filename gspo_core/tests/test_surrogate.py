@@ -52,7 +52,6 @@ def test_on_the_boundary_the_full_gradient_passes(framework: str, log_ratio: flo
     else:
         import jax
 
-        jax.config.update("jax_enable_x64", True)
         weights = jax.numpy.asarray([advantage])
         slope = jax.grad(lambda x: gspo.clipped_surrogate(x, weights, clip).sum())(jax.numpy.asarray(ratio)).item()
     assert slope == advantage
