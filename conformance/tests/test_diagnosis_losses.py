@@ -78,6 +78,8 @@ SEEN: dict[str, tuple[Any, str]] = {
     "advantages held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(-5, 5), m).mean(), "the gradient is that of advantages held to ±5"),
     "good ones held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(max=5), m).mean(), "the gradient is that of advantages held to 5"),
     "one held": (lambda new, old, a, m: paper(new, old, a.clamp(-300, 300), m).mean(), "in one response alone, that with the largest |A|, 512, 0.586x there"),
+    "one ratio": (lambda new, old, a, m: -(torch.exp(torch.where(m, new - old, 0.0).sum()) * a).mean(), "all tokens of a batch have one gradient, as where the ratio is one of the whole batch"),
+    "one mean ratio": (lambda new, old, a, m: -((r := torch.exp(torch.where(m, new - old, 0.0).sum() / m.sum())) * a).minimum(r.clamp(1 - 3e-4, 1 + 4e-4) * a).mean(), "all tokens of a batch have one gradient"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
 

@@ -104,12 +104,27 @@ def _told(everything: Sequence[Response], ratio: str, steady: bool) -> list[str]
     idle = [one for one in everything if one.advantage == 0 and one.live]
     if not wrong:
         return []
+    if common := _common(everything):
+        return [common]
     factor = _factor(found, wrong)
     told = [_uneven(wrong), _missing(found, wrong), _dead(found), factor]
     if not factor:
         told.append(_rounding(found) if steady else "")
         told += [clip_range(found), _beside(idle), _power(found, ratio) or _side(found, wrong)]
     return [text for text in told if text]
+
+
+def _common(everything: Sequence[Response]) -> str:
+    """Whether all responses of a batch have one gradient, though their advantages differ."""
+    batches: dict[int, list[Response]] = {}
+    for one in everything:
+        batches.setdefault(one.question, []).append(one)
+    several = [batch for batch in batches.values() if len({one.advantage for one in batch}) > 1]
+    slopes = [[one.slope for one in batch] for batch in several]
+    alike = [each for each in slopes if np.ptp(each) <= CLOSE * abs(each[0])]
+    live = any(one for each in alike for one in each)
+    fits = live and len(alike) >= max(FEW, MOST * len(several))
+    return "all tokens of a batch have one gradient, as where the ratio is one of the whole batch" if fits else ""
 
 
 def _uneven(wrong: Sequence[Response]) -> str:

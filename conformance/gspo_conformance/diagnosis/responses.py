@@ -18,7 +18,7 @@ SOME = 16
 
 
 class Response(NamedTuple):
-    """One response of an answer. `factor` is got / expected, NaN where that is no one number.
+    """One response of an answer. `factor` is got / expected, NaN where that is no one number; `slope` is what its tokens got, NaN likewise.
 
     `odd`: "first" or "last" where that counted token alone differs from the rest, whose gradient it has `oddity` times.
     `holes`: tokens between its first and its last that do not count; `gaps`: these, or some before the first.
@@ -47,6 +47,7 @@ class Response(NamedTuple):
     width: int
     tokens: int
     at: int = 0
+    slope: float = float("nan")
 
 
 def responses(item: Evidence, atlas: Atlas) -> Iterator[Response]:
@@ -61,6 +62,7 @@ def responses(item: Evidence, atlas: Atlas) -> Iterator[Response]:
             oddity=oddity,
             clipped=not truth.any(),
             live=bool(mine[np.isfinite(mine)].any()),
+            slope=float(mine.mean()) if np.isfinite(mine).all() and constant(mine) else float("nan"),
         )
 
 
