@@ -243,7 +243,7 @@ class Recorder:
     def fail(self, error: Exception) -> None:
         """Ends the recording because of an error, which goes into the trace and the log, not into the caller."""
         if not self.ended:
-            _LOG.warning("recording of %s ended at step %d: %r", self.path, self.step_index, error)
+            _LOG.warning("recording of %s ended at step %d: %r", self.path, self._first_missing, error)
             self.end("error", f"{type(error).__name__}: {error}"[:2000])
 
     def end(self, reason: str, message: str = "") -> None:
@@ -251,12 +251,17 @@ class Recorder:
         if self.ended:
             return
         self.ended = reason
+        mark = {"reason": reason, "step": self._first_missing} | ({"message": message} if message else {})
         self._calls, self._waiting = [], []
-        mark = {"reason": reason, "step": self.step_index} | ({"message": message} if message else {})
         try:
             write_shard(self.path / "end.safetensors", self._header([]) | {"end": mark}, {})
         except (OSError, ValueError, TypeError) as error:
             _LOG.warning("the end mark of %s was not written: %r", self.path, error)
+
+    @property
+    def _first_missing(self) -> int:
+        """The first step of which something is not written."""
+        return self._waiting[0][0] if self._waiting else self.step_index
 
     def __enter__(self) -> Any:
         return self
@@ -309,8 +314,8 @@ class Recorder:
             copies = [kept for call in calls for kept in (*call.scalars.values(), *call.arrays.values())]
             if not wait and len(self._waiting) < 3 and not self.ready(copies):
                 return
-            del self._waiting[0]
             self._write_step(step, calls)
+            self._waiting = self._waiting[1:]
 
     def _write_step(self, step: int, calls: list[Call]) -> None:
         bundle: list[tuple[dict[str, Any], dict[str, Stored]]] = []
@@ -333,7 +338,7 @@ class Recorder:
         size = len(shard_head(header, arrays)) + sum(stored.size for stored in arrays.values())
         if self.max_bytes is not None and self.written + size > self.max_bytes:
             told = f"{self.written} bytes written, {size} more would exceed max_bytes {self.max_bytes}"
-            _LOG.warning("recording of %s ended at step %d: %s", self.path, self.step_index, told)
+            _LOG.warning("recording of %s ended at step %d: %s", self.path, self._first_missing, told)
             self.end(_BUDGET, told)
             return
         write_shard(self.path / f"{name}.safetensors", header, arrays)

@@ -214,11 +214,11 @@ def test_what_is_written_is_counted_and_never_more_than_the_budget(
         assert [place[0] for place in places(folder)] == list(range(kept))
         assert recorder.written == sum(sizes[:kept])
     end = files_of(tmp_path / "1")["end"][0]["end"]
-    assert (end["reason"], end["step"]) == ("budget", 3)
+    assert (end["reason"], end["step"]) == ("budget", 2)
     told = f"{sum(sizes[:2])} bytes written, {sizes[2]} more would exceed max_bytes {sum(sizes) - 1}"
     assert end["message"] == told
     (record,) = caplog.records
-    assert record.getMessage() == f"recording of {tmp_path / '1' / 'rank-0'} ended at step 3: {told}"
+    assert record.getMessage() == f"recording of {tmp_path / '1' / 'rank-0'} ended at step 2: {told}"
 
 
 def test_a_large_step_is_severalfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytes
         train(recorder, 1)
     assert recorder.ended == "error"
     failed, unmarked = (record.getMessage() for record in caplog.records)
-    assert failed.startswith(f"recording of {tmp_path / 'rank-0'} ended at step 1: ")
+    assert failed.startswith(f"recording of {tmp_path / 'rank-0'} ended at step 0: ")
     assert unmarked.startswith(f"the end mark of {tmp_path / 'rank-0'} was not written: ")
     assert "Error(" in unmarked
     assert {record.name for record in caplog.records} == {"gspo.recording"}
