@@ -63,6 +63,11 @@ def test_failures_that_are_not_shown_are_told_by_clause() -> None:
     groups = [[Result(f"mask/{i}", "float32", "SHOULD", of[i], (), "policy_loss", FAIL)] for i in range(3)]
     assert clauses_of(groups) == [("GSPO-NUM-5", 2), ("GSPO-NUM-6", 1)]
     assert clauses_of([]) == []
+    results = [Result(f"mask/{i}", "float32", "SHOULD", of[i % 3], (), "policy_loss", FAIL) for i in range(7)]
+    told = render([replace(RUN, results=results)], "text")
+    assert re.search(
+        r"\n    and 2 more .*on\n +5  GSPO-NUM-5  Mask by selection\n +2  GSPO-NUM-6  Non-finite counted", told
+    )
 
 
 def run(**changes: Any) -> Run:

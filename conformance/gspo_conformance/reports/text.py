@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from textwrap import shorten, wrap
 from typing import Any, TypeAlias
 
+from ..clauses import clauses
 from ..run import BAD, EXPECTED_FAILURE, PASS, SKIPPED, Result, Run, by_vector, clauses_of, show_k
 from ..words import cut, plural
 from .markup import printable
@@ -99,7 +100,7 @@ def _paragraph(name: str, sentence: str) -> list[str]:
 
 
 def _failures(
-    title: str, run: Run, results: Sequence[Result], verbose: bool, told: Callable[[Groups], str] = lambda _: ""
+    title: str, run: Run, results: Sequence[Result], verbose: bool, told: Callable[[Groups], list[str]] = lambda _: []
 ) -> list[str]:
     groups = by_vector(results, run.suspected)
     if not groups:
@@ -114,7 +115,9 @@ def _failures(
         if verbose and first.detail:
             lines += [f"          | {line}" for line in first.detail.rstrip().splitlines()]
     if len(groups) > len(shown):
-        lines.append(f"    and {len(groups) - len(shown)} more (-v shows all){told(groups)}")
+        summary = told(groups)
+        lines.append(f"    and {len(groups) - len(shown)} more (-v shows all){'; in all, on' if summary else ''}")
+        lines += summary
     return [*lines, ""]
 
 
@@ -123,12 +126,14 @@ def _reasons(result: Result) -> list[str]:
     return [f"{one.output}: {one.reason}" for one in result.judged if not one.ok] or [result.reason]
 
 
-def _clauses(groups: Groups) -> str:
-    """`; in all 18 on GSPO-DATA-2, 6 on GSPO-NUM-6`."""
-    found = clauses_of(groups)
-    told = [f"{count} on {clause}" for clause, count in found[:_CLAUSES]]
+def _clauses(groups: Groups) -> list[str]:
+    """How many are on which clause, and what that asks for, as in `  18  GSPO-DATA-2  Uncounted positions reach nothing`."""
+    found, known = clauses_of(groups), clauses()
+    rows = [(str(count), clause, known[clause].title if clause in known else "") for clause, count in found[:_CLAUSES]]
     rest = sum(count for _, count in found[_CLAUSES:])
-    return "; in all " + ", ".join([*told, *([f"{rest} on others"] if rest else [])])
+    rows += [(str(rest), "others", "")] if rest else []
+    width = max(len(clause) for _, clause, _ in rows)
+    return [f"    {count:>5}  {clause:{width}}  {title}".rstrip() for count, clause, title in rows]
 
 
 def _times(run: Run) -> list[str]:
