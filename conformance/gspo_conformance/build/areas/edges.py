@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..cases import Responses, explicit, padded, uniform
-from ..recipe import Case, Shelf, aggregation, call, clip, correction, loss, objective, penalty
+from ..cases import Responses, explicit, packed, padded, responses, uniform
+from ..levels import SILENT
+from ..recipe import Case, Shelf, aggregation, call, clip, correction, gspo, loss, objective, penalty
 from . import correction as corrections
 from . import penalty as penalties
-from .advantage import CONVENTION, TENTHS, group
-from .metrics import CLIPS
+from .advantage import CONVENTION, HOLES, TENTHS, UNEVEN, group, tokens
+from .metrics import CLIPS, COUNTS
 from .relatives import UNCLIPPED, VESPO
 
 _SHELVES = {name: Shelf(name) for name in ("advantage", "aggregation", "correction", "metrics", "numerics", "penalty", "ratio", "reward", "surrogate")}  # fmt: skip
@@ -255,5 +256,65 @@ def _by_token() -> Case:
 
 
 _add("correction/negative-only-by-token", "Advantages per token of both signs in a response: each token has a weight by its own sign", "CORR-6 ADV-14", "correction-negative-only", _by_token)  # fmt: skip
+
+_statistics("advantage/batch-std-large-eps-variance", "The standard deviation of the batch, eps 1/8 added to its variance, under the root", "ADV-13 ADV-2", "eps-placement", partial(group, *UNEVEN), scale="batch_std", eps=0.125, eps_placement="variance")  # fmt: skip
+_add(
+    "advantage/invalid-leave-one-out",
+    "Leave-one-out where members do not count: the others are those that do",
+    "ADV-6 ADV-5",
+    "invalid-in-statistics self-in-baseline",
+    partial(group, [0.0, 1.0, 100.0, 0.5, 1.0, 0.25, -64.0, 0.75], [0, 0, 0, 0, 1, 1, 1, 1], center="leave_one_out", scale="none", valid=[1, 1, 0, 1, 1, 1, 0, 1]),
+)  # fmt: skip
+
+_GAPS = (1, 0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 1, 1)
+
+
+def _gappy(operation: str, outputs: str, *rows: str, mask: Sequence[int] = _GAPS, **parameters: Any) -> Case:
+    """A packed row with gaps within, before and behind its segments; its mask does not end with the last of them."""
+    source = tokens(f"edges/{operation}", (5, 3, 4, 2), *rows)
+    return call(operation, _holed(packed(source, trailing=2), mask, 5.0), *outputs.split(), **parameters)
+
+
+def _holed(inputs: dict[str, Any], mask: Sequence[int], fill: float) -> dict[str, Any]:
+    counted = (np.asarray(mask) != 0) & (np.arange(len(mask)) < inputs["offsets"][-1])
+    held = {name: np.where(counted, row, fill) for name, row in inputs.items() if row.shape == counted.shape}
+    return inputs | held | {"mask": np.asarray(mask) != 0}
+
+
+def _bootstrapped() -> Case:
+    case = _gappy("gae_advantages", "advantages returns", "rewards", "values", gamma=0.875, lam=0.75)
+    return replace(case, inputs=case.inputs | {"bootstrap": np.array([0.5, -0.25, 0.0, 1.5])})
+
+
+def _unreadable() -> Case:
+    source = tokens("edges/gae/garbage", (4, 3, 5, 2), "rewards", "values")
+    inputs = padded(source, masks=HOLES, fill={"rewards": nan, "values": nan})
+    return call("gae_advantages", inputs, "advantages", "returns", gamma=0.9375, lam=0.75)
+
+
+_PACKED = "observation-transitions trailing-segment"
+_add("advantage/returns-packed-holes", "Returns in a packed row whose mask has gaps: only counted tokens of the segment are passed", "ADV-8 PACK-1", f"gae-recursion {_PACKED}", partial(_gappy, "reinforce_returns", "returns", "rewards", gamma=0.75))  # fmt: skip
+_add("advantage/gae-packed-bootstrap", "GAE in a packed row whose mask has gaps, a value behind every segment", "ADV-9 PACK-1", f"gae-recursion {_PACKED}", _bootstrapped)  # fmt: skip
+_add("advantage/gae-garbage", "GAE with NaN in rewards and values of tokens that do not count: they are never read", "ADV-9 NUM-5", "garbage-in-padding observation-transitions", _unreadable, SILENT)  # fmt: skip
+_add("advantage/whiten-packed-holes", "Whitening of a packed row whose mask has gaps", "ADV-10 PACK-1", "whiten-padding trailing-segment", partial(_gappy, "whiten", "values", "values", center=True, ddof=1, eps=1e-8))  # fmt: skip
+
+
+def _charged() -> Case:
+    source = tokens("edges/token-kl", (5, 3, 4, 2), "logp", "ref_logp").also(rewards=[1.0, -0.5, 0.25, 2.0])
+    rows = {name: [row - 2.0 for row in each] for name, each in source.rows.items()}
+    inputs = _holed(packed(replace(source, rows=rows), trailing=2), _GAPS, -5.0)
+    return call("token_kl_rewards", inputs, "rewards", coefficient=0.125, estimator="k1")
+
+
+_add("reward/token-kl-packed-holes", "KL in the reward of a packed row whose mask has gaps: the last counted token, not the last of the segment", "REWARD-4 PACK-1", "reward-on-wrong-token kl-of-padding trailing-segment", _charged)  # fmt: skip
+
+
+def _counted_in_a_row() -> Case:
+    source = responses("edges/counts", [5, 0, 7, 2], (2e-4, 0.0, 7e-4, -1e-4), spread=0.04)
+    inputs = packed(source.also(advantages=[1.0, -1.0, 0.5, -0.5]), trailing=2)
+    return loss(gspo(), inputs | {"mask": np.asarray(_GAPS) != 0}, COUNTS)
+
+
+_add("metrics/counts-packed-holes", "A packed row with an empty segment and gaps in its mask: the segment is counted, uncounted tokens are not", "METRIC-6 PACK-3", "empty-response metric-over-padding trailing-segment", _counted_in_a_row, "The paper has no empty response. Convention: it is counted.")  # fmt: skip
 
 RECIPES = list(chain.from_iterable(_SHELVES.values()))

@@ -33,8 +33,8 @@ def batch(
     return source.also(advantages=[1.0, -0.5, 0.75, -1.25])
 
 
-def _values(estimator: str) -> Case:
-    z = np.array([[-3.0, -1.5, -0.5, -0.0625, 0.0], [0.03125, 0.25, 1.0, 2.5, 6.0]])
+def _values(estimator: str, reach: float = 6.0) -> Case:
+    z = np.clip([[-3.0, -1.5, -0.5, -0.0625, 0.0], [0.03125, 0.25, 1.0, 2.5, 6.0]], -reach, reach)
     ref = np.full_like(z, -7.0)
     return call("kl_penalty", {"logp": ref + z, "ref_logp": ref}, "value", estimator=estimator)
 
@@ -55,6 +55,15 @@ for _name, (_clause, _what, _flags) in ESTIMATORS.items():
             f"{_flags} kl-sign kl-aggregation",
             partial(_loss, _objective),
         )
+
+
+_add(
+    "k3-small-values",
+    f"k3: {ESTIMATORS['k3'][1]}; z from -2 to 2, where no clamp that is in use holds it",
+    "KL-3",
+    "kl-estimator kl-sign",
+    partial(_values, "k3", 2.0),
+)
 
 
 def _far(estimator: str) -> Case:

@@ -35,6 +35,8 @@ _CASES = {
     "near-equal": ("One reward an ulp away from the rest: the group is informative", ([0.5, 0.5, 0.5 + 2.0**-20, 0.25, 0.25], [0, 0, 0, 1, 1]), (None, None), "keeps-uninformative"),
     "nothing-left": ("Every group is all right or all wrong: all are dropped, none is kept so that there is a batch", ([1.0] * 4 + [0.0] * 4, [3, 3, 0, 0, 7, 7, 7, 7]), (None, None), "keeps-uninformative"),
     "one-group": ("A batch of one group, all of it right: nothing is kept", ([1.0] * 8, [5] * 8), (None, None), "keeps-uninformative"),
+    "bounds-shaped": ("Rewards other than 0 and 1: equal ones inside the bounds, a mean at the lower bound of 0, a mean inside with the median and the share above 0 outside",
+                      ([0.25, -1.0, -1.0, 0.5, 1.0, 0.75, 0.25, 0.75], [-3, 253, -259, -259, 253, -259, -3, -259]), (0.0, 0.5), "keeps-uninformative bounds-ignored group-order"),
     "negative": ("Negative rewards", ([-1.0, -1.0, -2.0, -1.0, -0.5, -0.5], [0, 0, 1, 1, 2, 2]), (None, None), "keeps-uninformative"),
 }  # fmt: skip
 for _slug, (_title, _case, _bounds, _flags) in _CASES.items():
