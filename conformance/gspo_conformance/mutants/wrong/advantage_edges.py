@@ -74,3 +74,33 @@ class FloatGroups(Reference):
 
     def partition(self, groups: NumPyArray) -> list[NumPyArray]:
         return super().partition(groups.astype(np.float32))
+
+
+@mutant(
+    "advantage.placement-of-group-alone",
+    "GSPO-ADV-2",
+    effect="a run that divides by the batch damps small spreads otherwise than it states",
+)
+class PlacementOfGroupAlone(Reference):
+    """eps under the root for the standard deviation of the group alone: that of the batch, or of the others, has it added all the same."""
+
+    def group(self, rewards: NumPyArray, batch: NumPyArray, settings: Settings) -> NumPyArray:
+        stated = settings if settings["scale"] == "std" else settings | {"eps_placement": "std"}
+        return super().group(rewards, batch, stated)
+
+
+@mutant(
+    "advantage.invalid-in-count",
+    "GSPO-ADV-6",
+    effect="advantages too small by as much as 2 where few members of a group count",
+)
+class InvalidInCount(Reference):
+    """Leave-one-out with n/(n-1) of all members, those that do not count among them."""
+
+    def advantages_of(self, arrays: dict[str, Any], settings: Settings) -> NumPyArray:
+        found, valid = super().advantages_of(arrays, settings), self.valid(arrays)
+        for members in self.partition(np.asarray(arrays["groups"])):
+            n, whole = np.count_nonzero(valid[members]), len(members)
+            if settings["center"] == "leave_one_out" and n > 1:
+                found[members] *= (whole / (whole - 1)) / (n / (n - 1))
+        return found

@@ -288,6 +288,26 @@ class RowByRow(Reference):
         return {"keep": keep & inside}
 
 
+@mutant("sampling.bounds-alone", "GSPO-REWARD-6", effect="groups of equals inside the bounds stay in and train nothing")
+class BoundsAlone(Reference):
+    """Bounds in the place of the test for equals: groups of equals inside them stay."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        if low is None and high is None:
+            return super().informs(rewards, low, high)
+        return (-np.inf if low is None else low) < self.mean(rewards) < (np.inf if high is None else high)
+
+
+@mutant("sampling.pass-rate", "GSPO-REWARD-6", effect="with shaped rewards other groups train than were asked for")
+class PassRate(Reference):
+    """The share of rewards above 0 held against the bounds, where their mean is meant: the two agree for rewards of 0 and 1."""
+
+    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
+        passed = self.mean((rewards > 0).astype(rewards.dtype))
+        within = (-np.inf if low is None else low) < passed < (np.inf if high is None else high)
+        return not self.flat(rewards) and bool(within)
+
+
 @mutant("reward.normalised-anyway", "GSPO-REWARD-2", effect="rewards that should be left alone are not")
 class NormalisedAnyway(Reference):
     """Rewards normalised although both switches are off, or no method is chosen.
