@@ -82,7 +82,7 @@ def _temperature(what: str, key: str, bad: list[Gap]) -> Finding:
         f"variance in {plural(len(bad), 'step')}; the first temperature is about {ratio:.2f} times the second"
     )
     costs = "the ratio measures the temperature, not the change of the policy: confident tokens look unchanged, rare ones clipped"
-    fix = "score with the temperature that sampled, on both sides"
+    fix = "score with the temperature that sampled, and without label smoothing, on both sides"
     return Finding("temperature", "error", key, told, "GSPO-DATA-5", costs, fix)
 
 

@@ -35,18 +35,28 @@ def by_no_loss(recorded: Sequence[Recomputed]) -> Iterator[Explanation]:
 
 
 def by_sampler(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """Losses of the ratio to the policy that sampled, as the sampler scored it."""
-    with suppress(NotComputable, ValueError):
-        if all(right(one, _loss_to_sampler(one)) for one in few):
-            told = "the ratio is to the sampler: the loss is that of behavior_logp in place of old_logp"
-            yield Explanation("sampler-as-old", "GSPO-DATA-5", told, "s is not 1 where nothing was learnt")
+    """Losses of the ratio to the policy that sampled, as the sampler scored it; or of what its weights, held at a bound, make of it."""
+    for bound in (np.inf, *BOUNDS):
+        with suppress(NotComputable, ValueError):
+            if all(right(one, _loss_to_sampler(one, bound)) for one in few):
+                told = "the ratio is to the sampler: the loss is that of behavior_logp in place of old_logp"
+                if bound < np.inf:
+                    told = f"the ratio has the weights of the sampler in it, π_old / μ of a token held at {bound:g}"
+                yield Explanation("sampler-as-old", "GSPO-DATA-5", told, "s is not 1 where nothing was learnt")
+                return
 
 
-def _loss_to_sampler(one: Recomputed) -> float:
-    sampled = one.part.tokens.behavior_logp
-    if sampled is None:
-        raise NotComputable("behavior_logp not recorded")
-    return exact(one.objective, replace(one.part.tokens, old_logp=sampled)).loss(one.normalizer)
+def _loss_to_sampler(one: Recomputed, bound: float) -> float:
+    tokens = one.part.tokens
+    if tokens.behavior_logp is None or tokens.old_logp is None:
+        raise NotComputable("old_logp, behavior_logp not recorded")
+    weights = np.asarray(tokens.old_logp, np.float64) - tokens.behavior_logp
+    other = (
+        tokens.old_logp - np.minimum(weights, np.log(bound))
+        if (weights > np.log(bound)).any()
+        else tokens.behavior_logp
+    )
+    return exact(one.objective, replace(tokens, old_logp=other)).loss(one.normalizer)
 
 
 def by_advantages(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:

@@ -69,6 +69,21 @@ def test_a_ratio_to_the_sampler_is_named(tmp_path: Path) -> None:
     assert "behavior_logp in place of old_logp" in found["sampler-as-old"]
 
 
+@pytest.mark.parametrize("preset", ["vespo", "gspo"])
+def test_weights_of_the_sampler_inside_the_ratio_are_named_with_their_bound(preset: str, tmp_path: Path) -> None:
+    """Hunts `the loss differs` and nothing else of a trainer whose kernel sees π_old / μ too, held at 3."""
+    calls: Calls = []
+    for step in range(3):
+        arrays = batch(6, step)
+        noise = np.random.default_rng(step).normal(size=arrays["logp"].shape)
+        arrays["behavior_logp"] = (arrays["old_logp"] - 0.1 - np.abs(noise)).astype(np.float32)
+        held = np.minimum(arrays["old_logp"] - arrays["behavior_logp"], np.log(np.float32(3)))
+        loss, _ = compute(getattr(gspo.Objective, preset)(), arrays | {"old_logp": arrays["old_logp"] - held})
+        calls.append((arrays, {"loss": loss}))
+    found = dict(_found(tmp_path, calls, objective=preset))
+    assert "has the weights of the sampler in it, π_old / μ of a token held at 3" in found["sampler-as-old"]
+
+
 def test_a_step_alone_tells_its_objective_and_nothing_divides_it_by_less_than_0(tmp_path: Path) -> None:
     """Hunts `it divides by -6.4803` where groups go on in other micro-batches and the claim averages over them."""
     steps: list[Calls] = []
