@@ -77,6 +77,27 @@ def test_what_stands_on_an_absent_file_is_no_error(tmp_path: Path, capsys: pytes
     assert "nothing to say: this is the paper's objective" in capsys.readouterr().out
 
 
+def test_what_a_defaults_list_chooses_beside_its_file_is_read(tmp_path: Path) -> None:
+    """Hunts the defaults of a trainer told of a run whose group of settings says otherwise."""
+    (tmp_path / "finetune").mkdir()
+    files = {
+        "base.yaml": "defaults: [finetune: base, streams: files, _self_]\nseed: 1\n",
+        "finetune/base.yaml": "rl: {policy_loss: reinforce, epsilon_low: 2e-2, epsilon_high: '${.epsilon_low}'}\n",
+        "finetune/gspo.yaml": "defaults: [base, _self_]\nrl: {policy_loss: gspo}\n",
+        "middle.yaml": "defaults: [base, override finetune: gspo]\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = _settings(tmp_path / "run.yaml", "defaults: [middle, _self_]\nfinetune: {rl: {epsilon_low: 3e-4}}\n")
+    assert {key: value for key, value in found.items() if ".rl." in key} == {
+        "finetune.rl.policy_loss": "gspo",
+        "finetune.rl.epsilon_low": 3e-4,
+        "finetune.rl.epsilon_high": 3e-4,
+    }
+    text = 'defaults: [absent, a: ../base, b: "x\\0", run, 3, {c: 1}, d@e: base]\nb: 1\n'
+    assert set(_settings(tmp_path / "run.yaml", text)) == {"defaults", "b"}
+
+
 def test_files_that_stand_on_each_other_end(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("defaults: a.yaml\nb: 1\n", encoding="utf-8")
     assert _settings(tmp_path / "a.yaml", "defaults: [b.yaml, _self_]\na: 1\n")["b"] == 1

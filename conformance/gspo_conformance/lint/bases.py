@@ -23,6 +23,22 @@ def tree_bases(settings: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str) and _is_name(name)]
 
 
+def chosen(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a defaults list of Hydra chooses beside its file, as group and name: `base`, `finetune: grpo`, `override finetune: grpo`."""
+    named = settings.get("defaults")
+    for entry in named if isinstance(named, list) else []:
+        pairs = entry.items() if isinstance(entry, Mapping) else [("", entry)]
+        for group, name in pairs:
+            if isinstance(name, str) and not name.endswith(ENDINGS) and "@" not in f"{group}{name}":
+                yield str(group), name
+
+
+def choice(path: Path, group: str, name: str) -> Path | None:
+    """The file of a choice, in the folder of the one that makes it."""
+    place = path.parent / group / f"{name}.yaml"
+    return place if "\0" not in f"{group}{name}" and found(str(place.absolute()), path) else None
+
+
 def command_bases(settings: Mapping[str, Any]) -> list[str]:
     """The file that `--config FILE`, or `--config-path FOLDER --config-name NAME`, names."""
     named, folder = settings.get("config"), settings.get("config_path")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files import read_text
 from ..words import UsageError, cut, read_json
-from .bases import ABSENT, DEPTH, command_bases, found, is_given, script_bases, tree_bases
+from .bases import ABSENT, DEPTH, choice, chosen, command_bases, found, is_given, script_bases, tree_bases
 from .python_source import command_lines, notebook_commands, notebook_source, python_settings
 from .references import resolved
 from .scalar import parse_value
@@ -21,6 +21,7 @@ MAX_BYTES, MAX_NOTEBOOK = 1_000_000, 20_000_000
 MAX_SETTINGS = 100_000
 OVERRIDES = 5
 MAX_LINE = 10_000
+NONE: Mapping[str, str] = {}
 _OVERRIDE = re.compile(r"^(?:\+\+|\+|~)?([A-Za-z_][\w.@/\-\[\]]*)=(.*)$", re.S)
 _PARSERS = re.compile(r"\b(TrlParser|HfArgumentParser|ArgumentParser|OmegaConf|hydra)\b")
 
@@ -38,6 +39,14 @@ class Configuration:
     def unread(self) -> frozenset[str]:
         """The keys that something sets, to what cannot be told without running it."""
         return frozenset(one.rpartition(": ")[2] for one in self.computed) - set(self.settings)
+
+    def below(self, group: str) -> Configuration:
+        """The same under a key."""
+        if not group:
+            return self
+        prefix = f"{group.replace('/', '.')}."
+        named = ({prefix + key: value for key, value in each.items()} for each in (self.settings, self.places))
+        return Configuration(*named, self.computed)
 
     def merged(self, other: Configuration) -> Configuration:
         """Both, `other` winning."""
@@ -86,10 +95,16 @@ def _exists(word: str) -> bool:
         return False
 
 
-def _read_file(path: Path, given: Sequence[str], depth: int = DEPTH) -> Configuration:
-    """One file, on top of those that it stands on; `given` are read anyhow."""
+def _read_file(path: Path, given: Sequence[str], depth: int = DEPTH, above: Mapping[str, str] = NONE) -> Configuration:
+    """One file, on top of those that it stands on; `given` are read anyhow, `above` is what files that stand on this one choose."""
     own, names = _read_alone(path)
-    below = Configuration({})
+    below, choices = Configuration({}), list(chosen(own.settings))
+    own_above = {group.removeprefix("override "): name for group, name in choices if group.startswith("override ")}
+    above = {**own_above, **above}
+    for group, name in choices:
+        place = choice(path, group, above.get(group, name)) if depth else None
+        if place is not None:
+            below = below.merged(_read_file(place, given, depth - 1, above).below(group))
     for name in names:
         if is_given(name, given):
             continue
