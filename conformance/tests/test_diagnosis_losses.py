@@ -108,6 +108,17 @@ def test_what_is_seen_token_by_token(name: str, atlas: Atlas) -> None:
     assert any(words in text for text in texts), texts
 
 
+def test_a_weight_of_cispo_that_is_differentiated_is_seen_where_it_is_held(atlas: Atlas) -> None:
+    """Hunts -clip(w) A, the loss of TorchRL's CISPO, told as an unknown deviation alone."""
+
+    def loss(new: Any, old: Any, a: Any, m: Any) -> Any:
+        weight = torch.exp(torch.where(m, new - old, 0.0)).clamp(max=5)
+        return -(weight * a[:, None])[m].mean()
+
+    texts = seen(loss_target(loss, objective="cispo"), atlas)
+    assert "tokens whose weight is held at its bound have no gradient: the weight is differentiated" in texts
+
+
 def test_a_factor_of_each_batch_is_no_scaled_log_ratio(atlas: Atlas) -> None:
     """Hunts "the log-ratio is scaled" of a token mean over the longest response times their number."""
     held = gspo_core.Objective.dapo().replace(aggregation="token_mean")

@@ -7,7 +7,7 @@ from math import exp
 
 from .responses import Response
 
-NEAR, FAR, MOST = 4e-4, 0.1, 0.9
+NEAR, FAR, MOST, SEVERAL = 4e-4, 0.1, 0.9, 3
 CLIPPED_FROM = "is clipped from a ratio between"
 DUAL = "a dual bound that nobody asked for"
 
@@ -23,6 +23,16 @@ def clip_range(found: Sequence[Response]) -> str:
     told = [_moved(f"A > 0 {CLIPPED_FROM}", upper, 1 + high)]
     told += [_moved(f"A < 0 {CLIPPED_FROM}", lower, low - 1), _dual(found)]
     return "; ".join(text for text in told if text)
+
+
+def held_weights(found: Sequence[Response]) -> str:
+    """Whether tokens whose weight is held at a bound have no gradient, where they are due that of the bound; others have theirs."""
+    due = [one for one in found if not one.clipped]
+    inside = [-one.clip[0] <= exp(min(one.log_ratio, 80.0)) - 1 <= one.clip[1] for one in due]
+    held = [one for one, within in zip(due, inside, strict=True) if not within]
+    free = [one.right for one, within in zip(due, inside, strict=True) if within]
+    fits = len(held) >= SEVERAL and not any(one.live for one in held) and sum(free) >= MOST * len(free)
+    return "tokens whose weight is held at its bound have no gradient: the weight is differentiated" if fits else ""
 
 
 def _dual(found: Sequence[Response]) -> str:

@@ -14,8 +14,10 @@ from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
 from ..words import cut, uncapitalised
+from .clips import held_weights
 from .evidence import NAMELESS, REFUSED, Evidence
 from .laws import of_responses, of_tokens
+from .responses import tokens
 from .settings import of_settings
 
 PAPER_RATIOS, TOKENS = ("sequence", "gspo_token"), ("token",)
@@ -50,10 +52,10 @@ def _is_paper(item: Evidence, atlas: Atlas) -> bool:
     return _is_clipped(item, atlas, PAPER_RATIOS)
 
 
-def _is_clipped(item: Evidence, atlas: Atlas, ratios: Sequence[str]) -> bool:
-    """Whether the objective of a question is the clipped surrogate of such a ratio and nothing beside it."""
+def _is_clipped(item: Evidence, atlas: Atlas, ratios: Sequence[str], kind: str = "clip") -> bool:
+    """Whether the objective of a question is the surrogate of such a ratio, clipped in one way, and nothing beside it."""
     objective = atlas.bench.questions[item.question].case.objective or {}
-    clipped = objective.get("ratio") in ratios and objective["surrogate"]["kind"] == "clip"
+    clipped = objective.get("ratio") in ratios and objective["surrogate"]["kind"] == kind
     return clipped and objective["penalty"] is None and not objective["correction"]
 
 
@@ -98,6 +100,7 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
             if paper
             else of_tokens([i for i in evidence if _is_clipped(i, atlas, TOKENS)], atlas)
         ),
+        held_weights([one for i in evidence if _is_clipped(i, atlas, TOKENS, "cispo") for one in tokens(i, atlas)]),
     ]
     found += [*_of_outputs(numbers), *_of_factors(numbers, atlas)]
     found += [*_of_flags(wrong, evidence, atlas)]

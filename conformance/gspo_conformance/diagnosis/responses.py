@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -105,7 +106,7 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             advantage=float(advantages[i]),
             log_ratio=float(moved.mean()),
             farthest=float(np.abs(moved).max()),
-            clip=(float(surrogate["low"]), float(surrogate["high"])),
+            clip=(_bound(surrogate["low"]), _bound(surrogate["high"])),
             clipped=False,
             live=False,
             gaps=_runs(row) > 1 or not row[0],
@@ -117,6 +118,10 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             tokens=int(mask.sum()),
         )
         yield one, expected.value[i][row], got[i][row], moved, right[i][row]
+
+
+def _bound(width: float | None) -> float:
+    return inf if width is None else float(width)
 
 
 def _runs(row: NumPyArray) -> int:
