@@ -78,6 +78,7 @@ SEEN: dict[str, tuple[Any, str]] = {
     "advantages held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(-5, 5), m).mean(), "the gradient is that of advantages held to ±5"),
     "good ones held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(max=5), m).mean(), "the gradient is that of advantages held to 5"),
     "one held": (lambda new, old, a, m: paper(new, old, a.clamp(-300, 300), m).mean(), "in one response alone, that with the largest |A|, 512, 0.586x there"),
+    "a loss held": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=0.01).mean(), "the loss of a response is held at 0.01"),
     "one ratio": (lambda new, old, a, m: -(torch.exp(torch.where(m, new - old, 0.0).sum()) * a).mean(), "all tokens of a batch have one gradient, as where the ratio is one of the whole batch"),
     "one mean ratio": (lambda new, old, a, m: -((r := torch.exp(torch.where(m, new - old, 0.0).sum() / m.sum())) * a).minimum(r.clamp(1 - 3e-4, 1 + 4e-4) * a).mean(), "all tokens of a batch have one gradient"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
@@ -160,6 +161,7 @@ def test_a_dual_bound_beside_a_clamp_is_not_called_a_bound_of_the_loss() -> None
 
 NOT_SEEN: dict[str, tuple[Any, str]] = {
     "padding in the sum": (lambda new, old, a, m: paper(new, old, a, torch.ones_like(m), length=m.sum(1).clamp(min=1)).mean(), "advantages of others"),
+    "a dual bound": (lambda new, old, a, m: torch.where(a < 0, paper(new, old, a, m).clamp(max=-1.0006 * a), paper(new, old, a, m)).mean(), "the loss of a response is held"),
     "a soft clip": (lambda new, old, a, m: -(2 * torch.sigmoid(2 * paper(new, old, -torch.ones_like(a), m, clip=(1, 1e9)) - 2) * a).mean(), "a dual bound"),
     "no factor s": (lambda new, old, a, m: paper(new, old, a, m).mean() * 0 - (a * paper(new, old, -torch.ones_like(a), m).log()).mean(), "rounding"),
 }  # fmt: skip

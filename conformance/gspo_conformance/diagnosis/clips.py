@@ -7,7 +7,7 @@ from math import exp
 
 from .responses import Response
 
-NEAR, FAR, MOST, SEVERAL = 4e-4, 0.1, 0.9, 3
+NEAR, FAR, MOST, CLOSE, SEVERAL = 4e-4, 0.1, 0.9, 1e-3, 3
 CLIPPED_FROM = "is clipped from a ratio between"
 DUAL = "a dual bound that nobody asked for"
 
@@ -33,6 +33,28 @@ def held_weights(found: Sequence[Response]) -> str:
     free = [one.right for one, within in zip(due, inside, strict=True) if within]
     fits = len(held) >= SEVERAL and not any(one.live for one in held) and sum(free) >= MOST * len(free)
     return "tokens whose weight is held at its bound have no gradient: the weight is differentiated" if fits else ""
+
+
+def held_loss(losses: Sequence[tuple[float, Sequence[float]]]) -> str:
+    """The bound that explains every mean that is too small, of the losses of its responses, where it is one and the same."""
+    bounds = [_level(got * len(each), sorted(each)) for got, each in losses]
+    told = [bound for bound in bounds if bound is not None]
+    if len(told) < SEVERAL or len(told) < MOST * len(bounds):
+        return ""
+    middle = sorted(told)[len(told) // 2]
+    same = sum(abs(bound - middle) <= CLOSE * abs(middle) for bound in told) >= MOST * len(bounds)
+    return f"the loss of a response is held at {middle:.3g}" if same else ""
+
+
+def _level(total: float, each: Sequence[float]) -> float | None:
+    """b, where the sum of min(loss, b) over the sorted losses is the total; None where no b below the largest is."""
+    below = 0.0
+    for place, loss in enumerate(each):
+        bound = (total - below) / (len(each) - place)
+        if bound < loss:
+            return bound if place == 0 or bound >= each[place - 1] else None
+        below += loss
+    return None
 
 
 def _dual(found: Sequence[Response]) -> str:

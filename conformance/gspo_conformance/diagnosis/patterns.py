@@ -14,10 +14,10 @@ from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..tensors import NumPyArray
 from ..words import cut, uncapitalised
-from .clips import held_weights
+from .clips import held_loss, held_weights
 from .evidence import NAMELESS, REFUSED, Evidence
 from .laws import of_responses, of_tokens
-from .responses import tokens
+from .responses import losses, tokens
 from .settings import of_settings
 
 PAPER_RATIOS, TOKENS = ("sequence", "gspo_token"), ("token",)
@@ -100,6 +100,7 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
             if paper
             else of_tokens([i for i in evidence if _is_clipped(i, atlas, TOKENS)], atlas)
         ),
+        held_loss([one for item in paper if (one := losses(item, atlas))]),
         held_weights([one for i in evidence if _is_clipped(i, atlas, TOKENS, "cispo") for one in tokens(i, atlas)]),
     ]
     found += [*_of_outputs(numbers), *_of_factors(numbers, atlas)]

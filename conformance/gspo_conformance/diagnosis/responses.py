@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf
+from math import exp, inf
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -118,6 +118,25 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             tokens=int(mask.sum()),
         )
         yield one, expected.value[i][row], got[i][row], moved, right[i][row]
+
+
+def losses(item: Evidence, atlas: Atlas) -> tuple[float, list[float]] | None:
+    """A wrong loss of the paper's objective over padded rows, none of them empty, and the losses of its responses that are due."""
+    vector, case = atlas.bench.questions[item.question]
+    got = float("nan") if item.result is None else item.result.answer.get("loss", float("nan"))
+    padded = {"mask", "advantages"} <= set(case.inputs) and case.inputs["advantages"].ndim == 1
+    if item.right or "loss" not in vector.expected or not padded or not np.isfinite(got):
+        return None
+    each = []
+    for row, new, old, a in zip(
+        *(case.inputs[name] for name in ("mask", "logp", "old_logp", "advantages")), strict=True
+    ):
+        if not row.any():
+            return None
+        s = exp(min(float((new[row].astype(float) - old[row]).mean()), 80.0))
+        clip = (case.objective or {})["surrogate"]
+        each.append(-float(min(s * a, min(max(s, 1 - clip["low"]), 1 + clip["high"]) * a)))
+    return float(got), each
 
 
 def _bound(width: float | None) -> float:
