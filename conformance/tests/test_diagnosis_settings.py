@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gspo_conformance import check
+from gspo_conformance.mutants import find
 from gspo_conformance.target import Capabilities, Case, FunctionTarget
 from gspo_conformance.targets.numpy import target as numpy_target
 
@@ -97,3 +98,17 @@ def test_an_output_by_another_name_is_not_called_rounding() -> None:
     diagnosis = check(FunctionTarget("renamed", renamed, Capabilities(operations={"gae_advantages"}))).diagnosis
     assert diagnosis is not None
     assert "rounding" not in diagnosis["sentence"]
+
+
+def test_a_mistake_that_explains_a_part_is_told_with_what_all_wrong_answers_share() -> None:
+    detached = find("penalty.importance-detached")
+
+    def run(case: Case) -> Mapping[str, Any]:
+        penalty = (case.objective or {}).get("penalty") or {}
+        return detached.run(case) if penalty.get("importance") == "token" else CORE.run(case)
+
+    capabilities = Capabilities.everything(operations={"policy_loss"}, metrics=())
+    diagnosis = check(FunctionTarget("detached", run, capabilities), "penalty/*").diagnosis
+    assert diagnosis is not None
+    assert diagnosis["mutants"] == ["penalty.importance-detached"]
+    assert diagnosis["sentence"].endswith("only where `penalty.importance` is token")

@@ -10,6 +10,7 @@ from ..mutants.atlas import Atlas
 from .evidence import Evidence
 
 LAYOUT = ("mask", "offsets")
+WHERE = "only where"
 TOLD = 2
 
 
@@ -26,7 +27,7 @@ def of_settings(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: 
         return "", 0
     least = min((right[fact], rank) for fact, rank in telling.items())
     told = [fact for fact, rank in telling.items() if (right[fact], rank) == least][:TOLD]
-    return f"only where {' and '.join(told)}", least[0]
+    return f"{WHERE} {' and '.join(told)}", least[0]
 
 
 # The lower a rank, the less a fact is likely to hold by chance.

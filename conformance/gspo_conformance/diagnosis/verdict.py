@@ -17,6 +17,7 @@ from .clips import CLIPPED_FROM, DUAL, MOST
 from .constants import Constants
 from .evidence import REFUSED, Evidence, evidence_of
 from .patterns import CUT, factor_text, factors, observed
+from .settings import WHERE
 from .suspects import Search, Suspect
 
 NOUNS = {
@@ -161,7 +162,7 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
         _undecided(alike),
         _left(search, best),
         *_rounded(search),
-        *(text for text in seen if CUT in text),
+        *(text for text in seen if CUT in text or (best.share < SURE and text.startswith(WHERE))),
     ]
     told = "; ".join(text for text in (_named(best, _noun(evidence, atlas)), *tail) if text)
     return Diagnosis(told, best, alike, others, known, seen, span)
