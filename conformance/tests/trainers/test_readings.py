@@ -147,12 +147,44 @@ def test_terms_of_ms_swift_that_no_objective_shows() -> None:
     assert not {"extra-term", "advantage-weights"} & _rules("ms_swift")
 
 
-def test_workers_of_roll_with_losses_of_their_own_are_refused_and_a_forced_ratio_is_told() -> None:
-    """They never read importance_sampling: `seq` was said to be GSPO."""
-    for name in ("rlvr.actor_pg_worker.ActorPGWorker", "agentic.agentic_actor_pg_worker.ActorWorker"):
-        worker = {"actor_train.worker_cls": f"roll.pipeline.{name}"}
-        with pytest.raises(Inexpressible, match="importance_sampling is not read"):
-            _read("roll", importance_sampling="seq", **worker)
+PG = {"actor_train.worker_cls": "roll.pipeline.rlvr.actor_pg_worker.ActorPGWorker"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "surrogate"),
+    [
+        ({}, {"kind": "reinforce", "gate": None}),
+        ({"pg_variant": "ppo"}, {"kind": "clip", "low": 0.2, "high": 0.2, "dual": None}),
+        ({"pg_variant": "tis"}, {"kind": "cispo", "low": None, "high": 0.0}),
+        ({"pg_variant": "tis", "tis_lower_bound": 0.5, "tis_upper_bound": 3.0}, {"kind": "cispo", "low": 0.5, "high": 2.0}),
+        ({"pg_variant": "cispo"}, {"kind": "cispo", "low": 0.1, "high": 0.1}),
+    ],
+)  # fmt: skip
+def test_variants_of_roll_that_are_of_this_family_are_read(settings: dict[str, Any], surrogate: dict[str, Any]) -> None:
+    """Their workers never read importance_sampling: `seq` was said to be GSPO."""
+    given = PG | {f"actor_train.{key}": value for key, value in settings.items()}
+    objective = _read("roll", importance_sampling="seq", **given).objective
+    assert (objective["ratio"], objective["surrogate"]) == ("token", surrogate)
+    assert "key-ignored" in _rules("roll", importance_sampling="seq", **given)
+    agents = {"actor_train.worker_cls": "roll.pipeline.agentic.agentic_actor_pg_worker.ActorWorker"}
+    assert _read("roll", ratio_type="segment", **(given | agents)).objective["ratio"] == "sequence"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pg_variant": "topr"},
+        {"pg_variant": "kimi15"},
+        {"pg_variant": "cispo", "cispo_use_unified_mask": True},
+        {"pg_variant": "tis", "tis_upper_bound": 0.5},
+    ],
+)
+def test_variants_of_roll_that_are_none_of_this_family_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(Inexpressible, match="pg_variant"):
+        _read("roll", **PG, **{f"actor_train.{key}": value for key, value in settings.items()})
+
+
+def test_a_forced_ratio_of_roll_is_told() -> None:
     plain = {"actor_train.worker_cls": "roll.pipeline.rlvr.actor_worker.ActorWorker"}
     assert _read("roll", importance_sampling="seq", **plain).objective["ratio"] == "sequence"
     assert "ratio-forced" in _rules("roll", force_disable_old_logprobs_recompute=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..dialect import PAPER, Inexpressible, Reading
-from . import agentic
+from . import agentic, variants
 from .findings import findings
 
 SEED, HEAD = "c0c0d2b1", "8eb27cc2"
@@ -96,11 +96,8 @@ class Roll:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise in this version; `given` holds the keys that this version reads."""
-        worker = str(settings.get("actor_train.worker_cls", ""))
-        if "_pg_worker." in worker:
-            raise Inexpressible(f"{worker} has losses of its own, by pg_variant: importance_sampling is not read")
-        agents = version == HEAD and agentic.is_agentic(settings)
-        defaults = SHARED | OWN[version] | (agentic.DEFAULTS if agents else {})
+        agents, own = version == HEAD and agentic.is_agentic(settings), variants.is_variant(settings)
+        defaults = SHARED | OWN[version] | (agentic.DEFAULTS if agents else {}) | (variants.DEFAULTS if own else {})
         given = {key: value for key, value in settings.items() if key in defaults}
         every = defaults | given
         if every["importance_sampling"] not in RATIOS or every["loss_agg_mode"] not in AGGREGATIONS:
@@ -108,8 +105,8 @@ class Roll:
             raise Inexpressible(f"{told} is not accepted by ROLL")
         objective = {
             **PAPER,
-            "ratio": agentic.ratio(every) if agents else RATIOS[every["importance_sampling"]],
-            "surrogate": _surrogate(every),
+            "ratio": agentic.ratio(every) if agents else "token" if own else RATIOS[every["importance_sampling"]],
+            "surrogate": variants.surrogate(every, _surrogate(every)) if own else _surrogate(every),
             "aggregation": _aggregation(every),
             "penalty": _penalty(every),
             "correction": _correction(every),
@@ -126,7 +123,9 @@ class Roll:
             given=frozenset(given),
         )
         return reading.with_findings(
-            *findings(every, settings, reading), *(agentic.findings(every, settings) if agents else ())
+            *findings(every, settings, reading),
+            *(agentic.findings(every, settings) if agents else ()),
+            *(variants.findings(settings, agents) if own else ()),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
