@@ -123,9 +123,9 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
 def losses(item: Evidence, atlas: Atlas) -> tuple[float, list[float]] | None:
     """A wrong loss of the paper's objective over padded rows, none of them empty, and the losses of its responses that are due."""
     vector, case = atlas.bench.questions[item.question]
-    got = float("nan") if item.result is None else item.result.answer.get("loss", float("nan"))
+    got = np.asarray(item.result.answer.get("loss", np.nan) if item.result else np.nan, dtype=float)
     padded = {"mask", "advantages"} <= set(case.inputs) and case.inputs["advantages"].ndim == 1
-    if item.right or "loss" not in vector.expected or not padded or not np.isfinite(got):
+    if item.right or "loss" not in vector.expected or not padded or got.shape != () or not np.isfinite(got):
         return None
     each = []
     for row, new, old, a in zip(
