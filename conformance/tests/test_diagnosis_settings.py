@@ -17,13 +17,13 @@ CORE = numpy_target()
 Change = Callable[[str, Any, Case], Any]
 
 
-def told(operation: str, change: Change) -> list[str]:
+def told(operations: str, change: Change) -> list[str]:
     """What is observed of the core with its outputs put through a change."""
 
     def run(case: Case) -> dict[str, Any]:
         return {name: change(name, value, case) for name, value in CORE.run(case).items()}
 
-    capabilities = Capabilities.everything(operations={operation}, metrics={"approx_kl"})
+    capabilities = Capabilities.everything(operations={*operations.split()}, metrics={"approx_kl"})
     diagnosis = check(FunctionTarget("deviant", run, capabilities)).diagnosis
     assert diagnosis is not None
     assert diagnosis["mutants"] == []
@@ -43,6 +43,11 @@ WHERE: dict[str, tuple[str, Change, str]] = {
         scaled(1.5, lambda p: p["clip"]["dual"] is not None),
         "only where `clip.dual` is given",
     ),
+    "an input that another operation always has": (
+        "reinforce_pp_advantages leave_one_out_advantages normalize_rewards",
+        lambda name, value, case: value * 1.5 if {"token_rewards", "groups"} <= {*case.inputs} else value,
+        "only where `groups` is given",
+    ),
     "an input": (
         "gae_advantages",
         lambda name, value, case: value * 1.5 if "bootstrap" in case.inputs else value,
@@ -53,8 +58,8 @@ WHERE: dict[str, tuple[str, Change, str]] = {
 
 @pytest.mark.parametrize("name", WHERE)
 def test_what_alone_is_wrong_is_told_by_its_parameters(name: str) -> None:
-    operation, change, words = WHERE[name]
-    observed = told(operation, change)
+    operations, change, words = WHERE[name]
+    observed = told(operations, change)
     assert words in observed
     assert not any("hunt" in text for text in observed)
 

@@ -20,7 +20,8 @@ def of_settings(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: 
     if not facts:
         return "", 0
     common = {fact: rank for fact, rank in facts[0].items() if all(fact in other for other in facts[1:])}
-    good = [dict(_facts(item, atlas)) for item in evidence if item.right]
+    asked = {_operation(item, atlas) for item in wrong}
+    good = [dict(_facts(item, atlas)) for item in evidence if item.right and _operation(item, atlas) in asked]
     right = Counter(fact for one in good for fact in one)
     telling = {fact: rank for fact, rank in common.items() if right[fact] <= most and right[fact] < len(good)}
     if not telling:
@@ -32,6 +33,10 @@ def of_settings(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: 
 
 # The lower a rank, the less a fact is likely to hold by chance.
 GIVEN, WORD, NUMBER = range(3)
+
+
+def _operation(item: Evidence, atlas: Atlas) -> str:
+    return atlas.bench.questions[item.question].case.operation
 
 
 def _facts(item: Evidence, atlas: Atlas) -> Iterator[tuple[str, int]]:
