@@ -40,6 +40,49 @@ METRICS = (
     "ratio_mean",
     "ratio_min",
 )
+INPUTS = (
+    "advantages",
+    "behavior_logp",
+    "bootstrap",
+    "groups",
+    "history",
+    "history_sizes",
+    "lengths",
+    "logp",
+    "mask",
+    "offsets",
+    "old_logp",
+    "ratio",
+    "ref_logp",
+    "rewards",
+    "token_rewards",
+    "valid",
+    "values",
+)
+PARAMETERS = (
+    "advantages",
+    "bound",
+    "cache",
+    "center",
+    "clip",
+    "coefficient",
+    "ddof",
+    "eps",
+    "eps_placement",
+    "estimator",
+    "gamma",
+    "high",
+    "kind",
+    "lam",
+    "low",
+    "max_length",
+    "method",
+    "mode",
+    "normalizer",
+    "objective",
+    "scale",
+    "shift",
+)
 
 
 @dataclass(frozen=True)
@@ -99,9 +142,9 @@ class Capabilities:
         }
         for name, words in known.items():
             object.__setattr__(self, name, _names(name, getattr(self, name), words))
-        for name in ("inputs", "parameters"):
+        for name, words in {"inputs": INPUTS, "parameters": PARAMETERS}.items():
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, frozenset(_strings(name, getattr(self, name))))
+                object.__setattr__(self, name, _names(name, getattr(self, name), words))
         for name in ("gradient", "token_advantages"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"capabilities.{name}: expected true or false, got {getattr(self, name)!r}")

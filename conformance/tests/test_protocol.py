@@ -22,7 +22,7 @@ from gspo_conformance.program import Program
 from gspo_conformance.protocol import ProtocolError
 from gspo_conformance.run import ERROR, FAIL, PASS, UNSUPPORTED, Run
 from gspo_conformance.runner import Options, run_vectors
-from gspo_conformance.target import Capabilities
+from gspo_conformance.target import INPUTS, PARAMETERS, Capabilities
 
 from .small import loss_vector, ratio_vector, small_suite
 from .speaker import FAULTS, HANDSHAKES
@@ -55,6 +55,14 @@ def test_the_schema_is_a_schema_and_lists_the_words_that_the_code_knows() -> Non
     assert properties.keys() == whole.keys()
     for name in ("operations", "dtypes", "layouts", "metrics", "input_dtypes"):
         assert sorted(properties[name]["items"]["enum"]) == whole[name]
+
+
+def test_the_names_that_a_program_may_understand_are_those_of_the_vectors() -> None:
+    properties = SCHEMA["$defs"]["capabilities"]["properties"]
+    parts = [part for vector in load_vectors() for part in vector.inputs.get("parts", [vector.inputs])]
+    assert properties["inputs"]["items"]["enum"] == list(INPUTS) == sorted(set().union(*parts))
+    used = set().union(*(vector.parameters for vector in load_vectors()))
+    assert properties["parameters"]["items"]["enum"] == list(PARAMETERS) == sorted(used)
 
 
 def test_the_page_names_what_the_vectors_use() -> None:
@@ -167,6 +175,8 @@ BAD_HELLOS = [
     HELLO | {"capabilities": {"dtypes": ["float16"]}},
     HELLO | {"capabilities": {"objectives": ["gspo"]}},
     HELLO | {"capabilities": {"inputs": [3]}},
+    HELLO | {"capabilities": {"inputs": ["rewards", "grups"]}},
+    HELLO | {"capabilities": {"parameters": ["gama"]}},
     HELLO | {"note": "extra"},
 ]
 
