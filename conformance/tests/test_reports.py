@@ -151,6 +151,19 @@ def test_parts_of_one_run_are_joined_and_other_runs_stand_side_by_side() -> None
         merge([run(), stranger])
 
 
+def test_of_parts_of_a_run_the_diagnosis_that_explains_most_stands() -> None:
+    known = {"sentence": "returns the loss of `a`", "clauses": [], "mutants": ["a"], "explained": 7}
+    vague = {"sentence": "unknown deviation", "clauses": [], "mutants": []}
+    for first, second, stands in (
+        (vague, known, known),
+        (known, vague, known),
+        (None, vague, vague),
+        (None, None, None),
+    ):
+        parts = [replace(run(vectors=SUITE[:3]), diagnosis=first), replace(run(vectors=SUITE[3:]), diagnosis=second)]
+        assert merge(parts)[0].diagnosis == stands
+
+
 def test_text_is_calm_and_says_what_to_do_next() -> None:
     found = render([run(name="mine:target")], "text")
     assert "NOT conforming: 5 pass, 4 fail, 2 skipped, 1 error" in found

@@ -96,8 +96,13 @@ def _join(one: Run, other: Run) -> None:
     one.failure = one.failure or other.failure
     one.seconds += other.seconds
     one.stale = (*one.stale, *other.stale)
-    one.diagnosis = one.diagnosis or other.diagnosis
+    one.diagnosis = max(one.diagnosis, other.diagnosis, key=_explained)
     one.again = {**one.again, **other.again}
+
+
+def _explained(diagnosis: Mapping[str, Any] | None) -> tuple[bool, int]:
+    """How much a diagnosis says: of two parts, that which explains more answers."""
+    return diagnosis is not None, (diagnosis or {}).get("explained", 0)
 
 
 def _line(entry: Mapping[str, Any]) -> str:
