@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.machinery import PathFinder
 from keyword import iskeyword
 from pathlib import Path
 
+from .clauses import specification
 from .files import write_whole
 from .formats import ROOT
 from .words import UsageError
@@ -45,11 +47,17 @@ def _written(path: Path, language: str, framework: str) -> tuple[Path, str]:
         harness = ROOT / "harnesses" / "node" / "harness.js"
         return path.with_suffix(".js"), harness.read_text(encoding="utf-8")
     if language == "any":
-        return path.with_suffix(".md"), _protocol().read_text(encoding="utf-8")
+        return path.with_suffix(".md"), _at_large(_protocol().read_text(encoding="utf-8"))
     template = (_FOLDER / "python.txt").read_text(encoding="utf-8")
     body = (_FOLDER / f"{framework}.txt").read_text(encoding="utf-8").rstrip()
     text = template.format(name=path.name, framework=framework, imports=_IMPORTS[framework], body=body)
     return path.with_suffix(".py"), text
+
+
+def _at_large(text: str) -> str:
+    """The page where no other page lies beside it: links lead to the specification as it is installed, or nowhere."""
+    led = text.replace("](spec/", f"]({specification().as_posix()}/")
+    return re.sub(r"\[([^\]]*)\]\(\w+\.md[^)]*\)", r"\1", led)
 
 
 def _protocol() -> Path:

@@ -246,7 +246,11 @@ def test_a_new_target_in_another_language(output, tmp_path: Path, monkeypatch: p
     assert "gspo check 'cmd:node mine.js'" in output("new-target", "mine", "--language", "node")
     assert (tmp_path / "mine.js").read_text(encoding="utf-8").startswith("// GSPO in plain JavaScript")
     output("new-target", "mine", "--language", "any")
-    assert (tmp_path / "mine.md").read_text(encoding="utf-8").startswith("# The protocol")
+    page = (tmp_path / "mine.md").read_text(encoding="utf-8")
+    assert page.startswith("# The protocol")
+    links = re.findall(r"\]\(([^)#]+)", page)
+    assert links
+    assert all((tmp_path / link).is_file() for link in links), links
 
 
 def test_help_lists_every_command_and_imports_neither_numpy_nor_a_framework() -> None:
