@@ -141,6 +141,13 @@ def test_a_ratio_whose_mistake_hides_that_of_the_clip_is_put_together_with_it() 
     assert found(loss_target(product))["mutants"] == ["ratio.no-length-normalisation", "clip.none"]
 
 
+def test_constants_that_fit_some_answers_alone_are_not_the_nearest() -> None:
+    """Hunts "nearest is `clip(high=0.000301, dual=0.01)`" of a loss held at 0.01."""
+    told = found(loss_target(lambda new, old, a, m: paper(new, old, a, m).clamp(max=0.01).mean()))["sentence"]
+    assert "held at 0.01" in told
+    assert "clip(" not in told
+
+
 def test_a_constant_divisor_is_told_from_a_longer_length_where_all_responses_are_of_one() -> None:
     constant = loss_target(
         lambda new, old, a, m: (paper(new, old, a, m, clip=(0.2, 0.2)) * m.sum(1)).sum() / (1024 * len(a)),

@@ -300,8 +300,10 @@ def _noun(evidence: Sequence[Evidence], atlas: Atlas) -> str:
 
 def _unknown(search: Search, seen: Sequence[str], suspects: Sequence[Suspect]) -> str:
     told = ""
-    if suspects and suspects[0].share >= MENTIONED:
-        near = suspects[0]
+    # Numbers that fit some answers only are those of no setting.
+    known = [one for one in suspects if not any(isinstance(part, Constants) for part in one.parts)]
+    if known and known[0].share >= MENTIONED:
+        near = known[0]
         told = f"nearest is `{near.name}`, {near.explained} of {near.of}{_missed(search, near)}"
     head = "unknown deviation" if _answers(search.evidence) else "too few answers to tell"
     return "; ".join(text for text in (head, *seen[:SAID], told) if text)
