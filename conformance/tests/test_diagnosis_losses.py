@@ -73,7 +73,7 @@ SEEN: dict[str, tuple[Any, str]] = {
     "a short cut": (lambda new, old, a, m: paper(new, old, a, m, length=torch.ones(len(a)) if m.all() else None).mean(), "the gradient is wrong only in batches without padding"),
     "pairs twice": (lambda new, old, a, m: paper(new, old, a * (1 + (m.sum(1) == 2)), m).mean(), "the gradient is wrong only in responses of 2 tokens"),
     "nothing for little": (lambda new, old, a, m: paper(new, old, a * (a.abs() > 1e-3), m).mean(), "the gradient is wrong only where |A| is 0.000977 and less"),
-    "a leak above": (lambda new, old, a, m: paper(new, old, a, m).mean() - torch.where((a > 0) & m.any(1), a * torch.relu((torch.where(m, new - old, 0.0).sum(1) / m.sum(1).clamp(min=1)).clamp(max=9).exp() - 1 - 4e-4), 0.0).mean(), "the gradient is wrong only with A > 0 in clipped responses"),
+    "a leak above": (lambda new, old, a, m: paper(new, old, a, m).mean() - torch.where((a > 0) & m.any(1), a * torch.relu((torch.where(m, new - old, 0.0).sum(1) / m.sum(1).clamp(min=1)).clamp(max=9).exp() - 1 - 4e-4), 0.0).mean(), "the gradient is wrong only with A > 0 where it is due to be clipped"),
     "gaps in the length": (lambda new, old, a, m: paper(new, old, a, m, length=spans(m)).mean(), "the gradient is wrong only in responses with gaps in the mask"),
     "advantages held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(-5, 5), m).mean(), "the gradient is that of advantages held to ±5"),
     "good ones held at 5": (lambda new, old, a, m: paper(new, old, a.clamp(max=5), m).mean(), "the gradient is that of advantages held to 5"),
@@ -98,6 +98,7 @@ BY_TOKEN: dict[str, tuple[Any, str]] = {
     "no start": (lambda new, old, a, m: (by_token(new, old, a, m & (m.cumsum(1) > 1)) * rest(m)).mean(), "the first counted token of a response has no gradient"),
     "no end": (lambda new, old, a, m: (by_token(new, old, a, no_end(m)) * rest(m)).mean(), "the last counted token of a response has no gradient"),
     "the end twice": (lambda new, old, a, m: (2 * by_token(new, old, a, m) - by_token(new, old, a, no_end(m)) * rest(m)).mean(), "the last counted token of a response has 2x the gradient"),
+    "no clip": (lambda new, old, a, m: -(torch.exp(torch.where(m, new - old, 0.0)) * a[:, None] * m).sum(1).div(m.sum(1).clamp(min=1)).mean(), "the gradient is wrong only where it is due to be clipped"),
     "four tokens": (lambda new, old, a, m: by_token(torch.where(m.cumsum(1) > 4, new.detach(), new), old, a, m).mean(), "the gradient is wrong only from counted token 5 of a response on"),
 }  # fmt: skip
 

@@ -54,7 +54,7 @@ FACTORS: dict[str, Law] = {
 SIDES: dict[str, Callable[[Response], bool]] = {
     "where A < 0": lambda one: one.advantage < 0,
     "where A > 0": lambda one: one.advantage > 0,
-    "in clipped responses": lambda one: one.clipped,
+    "where it is due to be clipped": lambda one: one.clipped,
     "in responses with gaps in the mask": lambda one: one.holes,
     "in responses with gaps or left padding in the mask": lambda one: one.gaps,
     "in batches of more than one response": lambda one: one.responses > 1,
