@@ -51,6 +51,8 @@ def test_a_loss_that_is_no_mutant_is_led_to(name: str) -> None:
 
 
 SEEN: dict[str, tuple[Any, str]] = {
+    "no end, and divided twice": (lambda new, old, a, m: paper(torch.where(no_end(m), new, new.detach()), old, a, m).mean() / len(a), "near ratio 1 the gradient is divided by the number of responses"),
+    "no end, and a temperature": (lambda new, old, a, m: paper(torch.where(no_end(m), new, new.detach()), old, a, m, scale=1 / 0.7).mean(), "1.43x, farther away another multiple: the log-ratio is scaled"),
     "a tie": (lambda new, old, a, m: tied(new, old, a, m).mean(), "inside the clip range the gradient is 0.5x, outside it is right"),
     "a wider clip": (lambda new, old, a, m: paper(new, old, a, m, clip=(3e-3, 4e-3)).mean(), "A > 0 is clipped from a ratio between 1.002 and"),
     "a bound of the wrong sign": (lambda new, old, a, m: paper(new, old, a, m, clip=(-3e-4, 4e-4)).mean(), "A < 0 is clipped from a ratio between 1.00033 and"),

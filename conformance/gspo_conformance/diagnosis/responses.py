@@ -16,6 +16,8 @@ from ..tensors import NumPyArray
 from .evidence import Evidence
 
 SOME = 16
+# The tokens beside an odd one.
+REST = {"": slice(None), "first": slice(1, None), "last": slice(-1)}
 
 
 class Response(NamedTuple):
@@ -57,7 +59,7 @@ def responses(item: Evidence, atlas: Atlas) -> Iterator[Response]:
         odd, oddity = _odd(mine)
         yield one._replace(
             right=bool(right.all()),
-            factor=_quotient(mine, truth),
+            factor=_quotient(mine[REST[odd]], truth[REST[odd]]),
             uneven=constant(truth) and bool(np.isfinite(mine).all()) and not constant(mine),
             odd=odd,
             oddity=oddity,
