@@ -343,7 +343,7 @@ def test_a_dialect_is_named() -> None:
     diagnosis = found(find("+".join(dialect.names)), "aggregation/*", "mask/*", "ratio/*", "numerics/*")
     assert set(diagnosis["mutants"]) == set(dialect.names)
     assert dialect.name in diagnosis["dialects"]
-    assert dialect.name in diagnosis["sentence"]
+    assert f"as in {dialect.name}" in diagnosis["sentence"]
 
 
 def test_every_dialect_is_made_of_mutants_and_differs_from_the_others() -> None:

@@ -158,7 +158,7 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     tail = [
         _range(best, seen),
         factor_text(span),
-        f"this is {known[0]}" if known else "",
+        f"as in {known[0]}" if known else "",
         _undecided(alike),
         _left(search, best),
         *_rounded(search),
