@@ -17,13 +17,13 @@ CORE = numpy_target()
 Change = Callable[[str, Any, Case], Any]
 
 
-def told(operations: str, change: Change) -> list[str]:
+def told(operations: str, change: Change, **fields: Any) -> list[str]:
     """What is observed of the core with its outputs put through a change."""
 
     def run(case: Case) -> dict[str, Any]:
         return {name: change(name, value, case) for name, value in CORE.run(case).items()}
 
-    capabilities = Capabilities.everything(operations={*operations.split()}, metrics={"approx_kl"})
+    capabilities = Capabilities.everything(operations={*operations.split()}, metrics={"approx_kl"}, **fields)
     diagnosis = check(FunctionTarget("deviant", run, capabilities)).diagnosis
     assert diagnosis is not None
     assert diagnosis["mutants"] == []
@@ -117,3 +117,15 @@ def test_a_mistake_that_explains_a_part_is_told_with_what_all_wrong_answers_shar
     assert diagnosis is not None
     assert diagnosis["mutants"] == ["penalty.importance-detached"]
     assert diagnosis["sentence"].endswith("only where `penalty.importance` is token")
+
+
+def test_what_more_right_answers_have_than_wrong_ones_is_not_told() -> None:
+    def early(name: str, value: Any, case: Case) -> Any:
+        """The reward at the place that the length alone tells."""
+        mask = case.inputs["mask"]
+        last = mask.shape[1] - 1 - np.flip(mask, 1).argmax(1)
+        return np.where((last >= mask.sum(1))[:, None], value * 1.5, value)
+
+    observed = told("token_kl_rewards", early, layouts={"padded"})
+    assert "only where there are gaps or left padding in the mask" in observed
+    assert not any("estimator" in text for text in observed)

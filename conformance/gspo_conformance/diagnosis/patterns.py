@@ -272,7 +272,7 @@ def _of_flags(wrong: Sequence[Evidence], evidence: Sequence[Evidence], atlas: At
     )
     flag = min(sorted(set.intersection(*flags)) if flags else [], key=lambda flag: right[flag], default="")
     most = 2 * len(wrong) if len(wrong) <= FEW else len(wrong) // 4
-    where, others = of_settings(wrong, evidence, atlas, most)
+    where, others = of_settings(wrong, evidence, atlas, min(most, len(wrong)))
     if not (flag and right) or right[flag] > most or (where and right[flag] >= others):
         return [where]
     return [where, f"only questions that hunt `{flag}`, {uncapitalised(read_flags()[flag]['title'])}"]
