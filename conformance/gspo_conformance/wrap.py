@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -18,6 +19,8 @@ FRAMEWORKS = ("torch", "jax", "mlx", "numpy")
 MASKS = ("bool", "uint8", "int32", "int64", "float32", "float64")
 SHAPES = ("response", "token")
 INPUTS = ("logp", "old_logp", "advantages", "mask")
+# What an argument is not called that is given each of these, in their order.
+ELSEWHERE = {"first": "^old", "second": "", "third": "mask|^ref", "fourth": "adv"}
 Loss = Callable[..., Any]
 
 
@@ -124,9 +127,11 @@ def _check_arguments(name: str, fn: Loss) -> None:
         parameters.bind(*INPUTS)
     except TypeError as error:
         raise TypeError(f"{name}: it is called with {order}, but takes {parameters}: {error}; {advice}") from error
-    first = next(iter(parameters.parameters.values()))
-    if first.kind is not Parameter.VAR_POSITIONAL and first.name.startswith("old"):
-        raise TypeError(f"{name}: it is called with {order}, but its first argument is {first.name!r}; {advice}")
+    for place, taken in zip(ELSEWHERE, parameters.parameters.values(), strict=False):
+        if taken.kind is Parameter.VAR_POSITIONAL:
+            return
+        if ELSEWHERE[place] and re.search(ELSEWHERE[place], taken.name):
+            raise TypeError(f"{name}: it is called with {order}, but its {place} argument is {taken.name!r}; {advice}")
 
 
 def _alone(fn: Loss) -> Loss:

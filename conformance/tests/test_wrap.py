@@ -196,6 +196,8 @@ def test_a_loss_may_change_logp_in_place_and_call_backward_itself() -> None:
         (lambda logp, old_logp, advantages: 0.0, "too many positional arguments; wrap it"),
         (lambda *, logp, old_logp, advantages, mask: 0.0, "too many positional arguments; wrap it"),
         (lambda old_log_prob, log_prob, advantages, mask: 0.0, "its first argument is 'old_log_prob'; wrap it"),
+        (lambda logp, old_logp, mask, advantages: 0.0, "its third argument is 'mask'; wrap it"),
+        (lambda logp, old_logp, ref_logp, advantages, mask=None: 0.0, "its third argument is 'ref_logp'; wrap it"),
     ],
 )
 def test_a_function_of_other_arguments_is_refused_at_once(fn: Any, message: str) -> None:
