@@ -8,6 +8,8 @@ from typing import Any
 from .formats import Vector
 from .target import Capabilities, Case
 
+OBJECTIVE = "this objective"
+
 
 class Unsupported(Exception):
     """The target does not claim what this vector needs; the message names it."""
@@ -91,7 +93,7 @@ def _check_objective(case: Case, capabilities: Capabilities) -> None:
     if case.objective is None or patterns is None:
         return
     if not any(matches(pattern, case.objective) for pattern in patterns):
-        raise Unsupported("this objective")
+        raise Unsupported(OBJECTIVE)
 
 
 def matches(pattern: Any, value: Any) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 import gspo_core
-from gspo_conformance.reports.untested import NOTHING, SETTING, more, why
-from gspo_conformance.target import Capabilities
+from gspo_conformance import check
+from gspo_conformance.reports import render
+from gspo_conformance.reports.untested import NOTHING, SETTING, more, unasked, why
+from gspo_conformance.target import Capabilities, FunctionTarget
+from gspo_conformance.targets import numpy
 from gspo_conformance.wrap import loss_target
 
 
@@ -50,3 +54,24 @@ def test_a_surrogate_of_another_kind_is_farther_away_than_any_range() -> None:
 
 def test_where_objectives_say_nothing_the_capabilities_are_to_be_looked_at() -> None:
     assert why(Capabilities(operations=frozenset({"policy_loss"})).to_dict()) == NOTHING
+
+
+def test_functions_that_are_claimed_and_never_asked_for_are_told_with_what_they_lack() -> None:
+    whole = {"group_advantages", "whiten", "clip_rewards"}
+    found = check(
+        FunctionTarget(
+            "half",
+            lambda case: numpy.target().run(case),
+            Capabilities(
+                operations=whole, inputs={"rewards", "groups", "values"}, parameters={"center", "low", "high"}
+            ),
+        )
+    )
+    assert found.conforming
+    needs = [re.sub(r"\d+", "#", told) for told in unasked(found)]
+    assert needs == [
+        "nothing is asked of `group_advantages`: # of its questions need parameter scale",
+        "nothing is asked of `whiten`: # of its questions need input mask",
+    ]
+    assert "  nothing is asked of `whiten`: " in render([found], "text")
+    assert unasked(check("numpy", "whiten")) == []

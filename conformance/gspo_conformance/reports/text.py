@@ -11,7 +11,7 @@ from ..clauses import clauses
 from ..run import BAD, EXPECTED_FAILURE, PASS, SKIPPED, Result, Run, by_vector, clauses_of, show_k
 from ..words import cut, plural
 from .markup import printable
-from .untested import more, why
+from .untested import more, unasked, why
 
 Groups: TypeAlias = list[list[Result]]
 
@@ -84,7 +84,7 @@ def _verdict(run: Run) -> list[str]:
     else:
         told = f"it skips every vector that applies: {cut(skipped or 'without a reason', 400)}"
         advice = why(run.capabilities) if skipped is None else told
-    lines += [f"  {line}" for line in wrap(advice, _WIDTH - 2)]
+    lines += [f"  {line}" for text in (advice, *unasked(run)) for line in wrap(text, _WIDTH - 2)]
     return [*lines, *(f"  stale known failure, nothing it names fails: {pattern}" for pattern in run.stale), ""]
 
 

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..applicability import OBJECTIVE
 from ..formats import Vector, load_vectors
+from ..run import UNSUPPORTED, Run
 from ..words import plural
 
 NOTHING = "not one vector applies to what this target claims to do; see its capabilities"
@@ -52,6 +54,18 @@ def more(capabilities: Mapping[str, Any]) -> str:
     bounds = {name.partition(".")[2]: theirs for name, _, theirs in differing}
     told = " and ".join(f"{name} {theirs}" for name, theirs in bounds.items())
     return f"few vectors have its clip range: {own}, where {count} have {told}; {SETTING}"
+
+
+def unasked(run: Run) -> list[str]:
+    """The functions that a target claims and is never asked for, with what most of their vectors need besides."""
+    found: list[str] = []
+    for operation in run.capabilities.get("operations", ()):
+        of = [result for result in run.results if result.operation == operation]
+        needs = Counter(result.reason for result in of if result.dtype in run.capabilities["dtypes"])
+        if needs and OBJECTIVE not in needs and all(result.verdict == UNSUPPORTED for result in of):
+            ((need, count),) = needs.most_common(1)
+            found.append(f"nothing is asked of `{operation}`: {count} of its questions need {need}")
+    return found
 
 
 def _distance(differing: tuple[tuple[str, str, str], ...]) -> tuple[bool, int]:
