@@ -57,21 +57,17 @@ def test_where_objectives_say_nothing_the_capabilities_are_to_be_looked_at() -> 
 
 
 def test_functions_that_are_claimed_and_never_asked_for_are_told_with_what_they_lack() -> None:
-    whole = {"group_advantages", "whiten", "clip_rewards"}
-    found = check(
-        FunctionTarget(
-            "half",
-            lambda case: numpy.target().run(case),
-            Capabilities(
-                operations=whole, inputs={"rewards", "groups", "values"}, parameters={"center", "low", "high"}
-            ),
-        )
+    claimed = Capabilities(
+        operations={"group_advantages", "whiten", "clip_rewards"},
+        inputs={"rewards", "groups", "values"},
+        parameters={"center", "low", "high"},
     )
+    target = FunctionTarget("half", lambda case: numpy.target().run(case), claimed)
+    found = check(target)
     assert found.conforming
-    needs = [re.sub(r"\d+", "#", told) for told in unasked(found)]
-    assert needs == [
-        "nothing is asked of `group_advantages`: # of its questions need parameter scale",
-        "nothing is asked of `whiten`: # of its questions need input mask",
+    assert [re.sub(r"\d+", "#", told) for told in unasked(found)] == [
+        "nothing is asked of `group_advantages`: its questions need parameter scale (# of #)",
+        "nothing is asked of `whiten`: its questions need input mask (# of #)",
     ]
     assert "  nothing is asked of `whiten`: " in render([found], "text")
-    assert unasked(check("numpy", "whiten")) == []
+    assert unasked(check(target, "advantage/whiten", "reward/clip")) == []

@@ -57,14 +57,16 @@ def more(capabilities: Mapping[str, Any]) -> str:
 
 
 def unasked(run: Run) -> list[str]:
-    """The functions that a target claims and is never asked for, with what most of their vectors need besides."""
+    """The functions that a target claims and no vector of the suite asks it for, with what most of theirs need besides."""
     found: list[str] = []
+    vectors = Counter(vector.operation for vector in load_vectors())
     for operation in run.capabilities.get("operations", ()):
         of = [result for result in run.results if result.operation == operation]
+        idle = len({result.id for result in of}) == vectors[operation] and all(one.verdict == UNSUPPORTED for one in of)
         needs = Counter(result.reason for result in of if result.dtype in run.capabilities["dtypes"])
-        if needs and OBJECTIVE not in needs and all(result.verdict == UNSUPPORTED for result in of):
+        if idle and needs and OBJECTIVE not in needs:
             ((need, count),) = needs.most_common(1)
-            found.append(f"nothing is asked of `{operation}`: {count} of its questions need {need}")
+            found.append(f"nothing is asked of `{operation}`: its questions need {need} ({count} of {needs.total()})")
     return found
 
 
