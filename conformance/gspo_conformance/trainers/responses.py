@@ -176,12 +176,10 @@ class Beside:
 
 
 def _counted(case: Case, values: Any) -> Any:
-    """1 at the tokens that count."""
-    if "mask" in case.inputs:
-        return tensor(case.inputs["mask"]).int()
-    mask = torch.zeros_like(values).int() if "offsets" in case.inputs else torch.ones_like(values).int()
-    for place in places_of(case) if "offsets" in case.inputs else ():
-        mask[place] = 1
+    """1 at the tokens that count: those of the mask, and of a packed row none behind the last offset."""
+    mask = tensor(case.inputs["mask"]).int() if "mask" in case.inputs else torch.ones_like(values).int()
+    if "offsets" in case.inputs:
+        mask[int(case.inputs["offsets"][-1]) :] = 0
     return mask
 
 
