@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 import gspo_core
 from gspo_conformance import check, loss_target
@@ -44,6 +45,17 @@ def test_another_constant_is_named_with_its_clause_and_what_was_asked_for(
     diagnosis = found(loss_target(loss(preset, changes), objective=preset))
     assert diagnosis["sentence"].startswith(f"returns the loss of `{name}` ({clause}): in place of {asked}")
     assert (diagnosis["mutants"], diagnosis["clauses"]) == ([], [clause])
+
+
+def test_numbers_that_fit_most_answers_alone_are_not_named() -> None:
+    """Hunts `clip(low=0.002, high=0.28)` of a range of 0.2 and 0.28 that nothing but two answers can tell."""
+
+    def wide(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        m = mask.float()
+        ratio = torch.exp(((logp - old_logp) * m).sum(1) / m.sum(1).clamp(min=1))
+        return (-torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages) * (m.sum(1) > 0)).mean()
+
+    assert "clip(low=0.2, high=0.28)" in (told := found(loss_target(wide))["sentence"]) or "clip(" not in told
 
 
 def test_a_constant_beside_another_mistake_is_not_made_up() -> None:

@@ -22,7 +22,7 @@ FIELDS = {
     "gmpo": {"low": "GSPO-SURR-9", "high": "GSPO-SURR-9"},
     "sapo": {"tau_pos": "GSPO-SURR-10", "tau_neg": "GSPO-SURR-10"},
 }
-SOME, DIGITS, ROUNDS = 12, 3, 6
+SOME, DIGITS, ROUNDS, APART = 24, 3, 6, 1.5
 LEAST, MOST, FINE = -5, 1, 1e-5
 
 Values: TypeAlias = Mapping[str, float]
@@ -46,8 +46,8 @@ def constants(kind: str, values: Values, asked: Mapping[str, Any]) -> Constants:
     return Constants(f"{kind}({told})", next((FIELDS[kind][name] for name in names), ""), changed)
 
 
-def fitted(evidence: list[Evidence], atlas: Atlas) -> Constants | None:
-    """The constants nearest to the wrong answers: the one that mends most first, then each in the light of the others."""
+def fitted(evidence: list[Evidence], atlas: Atlas) -> tuple[Constants, bool] | None:
+    """The constants nearest to the wrong answers: the one that mends most first, then each in the light of the others; and whether it is one of two digits."""
     questions = {item.question: atlas.bench.questions[item.question] for item in evidence if not item.right}
     told = {at: question.case.objective["surrogate"] for at, question in questions.items() if question.case.objective}
     kinds = Counter(surrogate["kind"] for surrogate in told.values() if surrogate["kind"] in FIELDS)
@@ -72,7 +72,11 @@ def fitted(evidence: list[Evidence], atlas: Atlas) -> Constants | None:
         if far >= least:
             break
         values, least = best, far
-    return constants(kind, values, asked) if values else None
+    # A number in whose place another is as good is not told by the answers.
+    near = [{**values, name: value * times} for name, value in values.items() for times in (APART, 1 / APART)]
+    if not values or any(distance(other, inf) <= least for other in near):
+        return None
+    return constants(kind, values, asked), len(values) == 1 and all(float(f"{v:.2g}") == v for v in values.values())
 
 
 def _nearest(

@@ -125,9 +125,9 @@ class Search:
         return self._best(self._pairs()[:FINALISTS])
 
     def fitted(self) -> list[Suspect]:
-        """The reference with other constants, where those are nearer."""
-        found = fitted(self.evidence, self.atlas)
-        return self._best([(found,)]) if found else []
+        """The reference with other constants. Long numbers, or several, may make up for something else: they have to explain everything."""
+        found, short = fitted(self.evidence, self.atlas) or (None, False)
+        return [one for one in self._best([(found,)]) if short or one.share == 1] if found else []
 
     def _screened(self) -> list[Mutant]:
         scores: dict[int, int] = {}
