@@ -370,3 +370,16 @@ class DeadZone(Reference):
     def deviation(self) -> Any:
         found = super().deviation()
         return where(abs(stop(found)) < 1e-3, 0.0, found)
+
+
+@mutant("penalty.zero-computed", "GSPO-NUM-3", effect="one token far from the old policy turns the whole step into NaN")
+class ZeroComputed(Reference):
+    """A KL term that is switched off by a coefficient of 0 and computed all the same: 0 times infinity is NaN."""
+
+    wide = False
+
+    def penalty_term(self) -> Any:
+        if self.objective["penalty"] is not None:
+            return super().penalty_term()
+        z = self.leaf - self.number(self.case.inputs["old_logp"])
+        return tape.total(self.estimate("k3", z) * self.sequences.counted * 0.0)
