@@ -22,7 +22,7 @@ FIELDS = {
     "gmpo": {"low": "GSPO-SURR-9", "high": "GSPO-SURR-9"},
     "sapo": {"tau_pos": "GSPO-SURR-10", "tau_neg": "GSPO-SURR-10"},
 }
-SOME, DIGITS, ROUNDS, APART = 24, 3, 6, 1.5
+SOME, DIGITS, ROUNDS, APART, LESS = 12, 3, 6, 1.5, 0.9
 LEAST, MOST, FINE = -5, 1, 1e-5
 
 Values: TypeAlias = Mapping[str, float]
@@ -69,7 +69,7 @@ def fitted(evidence: list[Evidence], atlas: Atlas) -> tuple[Constants, bool] | N
     for _ in range(ROUNDS):
         tried = [_nearest(name, values, least, asked.get(name), distance) for name in FIELDS[kind]]
         far, best = min(tried, key=itemgetter(0))
-        if far >= least:
+        if far >= LESS * least:  # numbers of the right surrogate mend whole answers
             break
         values, least = best, far
     # A number in whose place another is as good is not told by the answers.
