@@ -1,1 +1,0 @@
-"""The site as a reader meets it: built, served, opened in a browser."""

@@ -1,1 +1,0 @@
-"""Tests of the examples, in a reduced form."""
