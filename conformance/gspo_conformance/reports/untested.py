@@ -63,7 +63,7 @@ def unasked(run: Run) -> list[str]:
     for operation in run.capabilities.get("operations", ()):
         of = [result for result in run.results if result.operation == operation]
         idle = len({result.id for result in of}) == vectors[operation] and all(one.verdict == UNSUPPORTED for one in of)
-        needs = Counter(result.reason for result in of if result.dtype in run.capabilities["dtypes"])
+        needs = Counter(result.reason for result in of if result.dtype in run.capabilities.get("dtypes", ()))
         if idle and needs and OBJECTIVE not in needs:
             ((need, count),) = needs.most_common(1)
             found.append(f"nothing is asked of `{operation}`: its questions need {need} ({count} of {needs.total()})")
