@@ -18,12 +18,13 @@ from .linted import lint, rules
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
 # What no setting of the trainer mends: AReaL's only aggregation is the mean over tokens, OpenRLHF's eps is 1e-9,
 # AgileRL's 1e-8, EasyDeL and mlx-lm-lora make one update of a rollout, TextPolicy guesses lengths,
-# PipelineRL weighs a response by its length.
+# PipelineRL weighs a response by its length, EasyR1 a micro-batch by its tokens.
 REMAINS = {
     "areal": {("error", "aggregation")},
     "openrlhf": {("warning", "eps")},
     "agilerl": {("warning", "eps")},
     "easydel": {("error", "one-update"), ("warning", "clip-inverted")},
+    "easyr1": {("warning", "micro-batches")},
     "mlx_lm_lora": {("error", "one-update")},
     "pipelinerl": {("error", "aggregation"), ("warning", "baseline")},
     "textpolicy": {

@@ -141,7 +141,6 @@ def test_the_other_ways_to_write_settings_down(
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("c.yaml", "worker: {actor: {loss_type: gspo_token}}\nalgorithm: {kl_coef: 0.01, use_kl_loss: true}", "a configuration of EasyR1"),
         ("run.sh", "python -m molt.cli.train_rl_ray --actor.eps_clip_low_high 3e-4 4e-4", "a configuration of Molt"),
         ("run.sh", "python3 -m marti.cli.train_ppo_ray --policy_loss_type gspo --enable_vllm_is_correction --eps_clip_low_high 3e-4 4e-4 --n_samples_per_prompt 8 --advantage_estimator group_norm", "a configuration of MARTI"),
         ("run.sh", "python3 -m siirl.main_dag algorithm.adv_estimator=grpo actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "a configuration of siiRL"),
@@ -158,8 +157,8 @@ def test_what_shares_a_few_keys_with_a_trainer_is_not_taken_for_its_own(
 
 
 def test_a_fork_with_keys_of_its_own_is_not_taken_for_what_it_began_as(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["lint", "worker.actor.loss_type=gspo_token", "worker.actor.clip_ratio_low=3e-4"]) == 2
-    assert "a configuration of EasyR1" in capsys.readouterr().err
+    assert main(["lint", "rl_config.adv_estimator=group_norm", "rl_config.clip_ratio=3e-4"]) == 2
+    assert "a configuration of MindSpeed-RL" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

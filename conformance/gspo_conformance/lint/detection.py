@@ -36,6 +36,7 @@ NAMED: dict[str, str] = {
     "miles": r"\b(from|import) miles\b|\bmiles\.(utils|ray|rollout|backends)\b|(?<!/home)(?<!/Users)/miles\b|\bMILES_[A-Z]+",
     "slime": r"\bslime\b|--(advantage-estimator|calculate-per-token-loss|hf-checkpoint|num-steps-per-rollout)\b",
     "trinity_rft": r"\btrinity[-_]rft\b|\bTrinity-RFT\b|\btrinity\.(algorithm|common|trainer|cli)\b|\btrinity run\b|^ *(algorithm_type|policy_loss_fn_args|kl_loss_fn|explorer_input): *\S*$",
+    "easyr1": r"\bworker\.(actor|rollout|ref)\.\w+|\bverl\.trainer\.main\b(?!_)|\b[Ee]asy_?[Rr]1\b",
     "verl": r"\bverl\.(trainer|workers)\b|\bactor_rollout_ref\b",
     "roll": r"\broll\.(pipeline|configs)\b|\bstart_rlvr_pipeline\b|\bpg_clip\b|\bnum_return_sequences_in_group\b",
     "trl": r"\b(from|import) trl\b|\btrl grpo\b|\btrl\.GRPO",
@@ -43,7 +44,6 @@ NAMED: dict[str, str] = {
 # Trainers that are not known here, by what tells them from the one that they began as.
 FORKS: dict[str, str] = {
     "AReaL up to 0.3": r"^ppo\.(ppo_n_minibatches|gen\.max_new_tokens)$|\brealhf\.experiments\b",
-    "EasyR1": r"\bworker\.(actor|rollout|ref)\.\w+|\bverl\.trainer\.main\b(?!_)",
     "MARTI": r"\bmarti\.(cli|models|trainer)\.\w+|\bmulti_agent_train_ppo_ray\b",
     "MaxText": r"\bmaxtext\.trainers\.\w+|^rl\.grpo_(beta|epsilon)$",
     "MindSpeed-RL": r"^rl_config\.\w+",

@@ -1,0 +1,1 @@
+"""EasyR1: `DataParallelPPOActor.update_policy` and `verl.trainer`, from a checkout."""
