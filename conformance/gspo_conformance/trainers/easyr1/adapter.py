@@ -39,6 +39,7 @@ overlong = import_module("dapo").soft_overlong_punishment
 for module in (dp_actor, ray_trainer):
     module.tqdm = lambda parts, **_: parts
 ESTIMATES = {value: key for key, value in ESTIMATORS.items()}
+STEP = 0  # the size of a mini-batch that is the whole step
 
 
 class Actor(dp_actor.DataParallelPPOActor):
@@ -68,9 +69,6 @@ class MiniBatch:
         if size == STEP:
             return [self]
         return [SimpleNamespace(batch=part, non_tensor_batch={}) for part in self.parts]
-
-
-STEP = 0
 
 
 def _losses(settings: Settings, parts: Sequence[dict[str, Any]], tokens: float | None) -> list[Any]:
@@ -159,10 +157,10 @@ def aggregate(case: Case) -> Mapping[str, Any]:
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`compute_kl`."""
     logp, ref = (tensor(case.inputs[name]) for name in ("logp", "ref_logp"))
-    return {"value": core_algos.compute_kl(logp, ref, _estimate(case)).numpy()}
+    return {"value": core_algos.compute_kl(logp, ref, _kl_name(case)).numpy()}
 
 
-def _estimate(case: Case) -> str:
+def _kl_name(case: Case) -> str:
     estimator = case.parameters["estimator"]
     if estimator not in ESTIMATES:
         raise Skip(f"EasyR1 has no KL estimator {estimator}")
@@ -242,7 +240,7 @@ def token_kl_rewards(case: Case) -> Mapping[str, Any]:
     )
     batch.batch_size = mask.shape
     control = core_algos.FixedKLController(case.parameters["coefficient"])
-    data, _ = ray_trainer.apply_kl_penalty(SimpleNamespace(batch=batch), control, _estimate(case))
+    data, _ = ray_trainer.apply_kl_penalty(SimpleNamespace(batch=batch), control, _kl_name(case))
     return {"rewards": data.batch["token_level_rewards"].numpy()}
 
 
