@@ -239,12 +239,12 @@ def _empty_member() -> Case:
 _add("advantage/reinforce-pp-empty-member", "A group baseline with an empty response: a member like the others, with total reward 0", "ADV-11 DATA-3", "empty-response group-baseline-ignored", _empty_member, "The paper has no empty response. Convention: it is a member of its group, its total reward is 0.")  # fmt: skip
 
 
-def _alone(**parameters: Any) -> Case:
+def _alone(shift: bool, **parameters: Any) -> Case:
     inputs = {"rewards": np.array([0.5, *_EIGHT[1:]]), "groups": np.array([9, 2, 5, 2, 5, 5, 2, 5])}
-    return call("normalize_rewards", inputs, "rewards", method="group", shift=False, scale=True, **parameters)
+    return call("normalize_rewards", inputs, "rewards", method="group", shift=shift, scale=not shift, **parameters)
 
 
-_statistics("reward/group-of-one", "A group of one has no standard deviation: its reward is not divided", "REWARD-2 ADV-1", "singleton ddof", _alone, ddof=1, eps=1e-6)  # fmt: skip
+_statistics("reward/group-of-one", "A group of one has no standard deviation: its reward is not divided", "REWARD-2 ADV-1", "singleton ddof", partial(_alone, shift=False), ddof=1, eps=1e-6)  # fmt: skip
 
 
 def _by_token() -> Case:
@@ -316,5 +316,58 @@ def _counted_in_a_row() -> Case:
 
 
 _add("metrics/counts-packed-holes", "A packed row with an empty segment and gaps in its mask: the segment is counted, uncounted tokens are not", "METRIC-6 PACK-3", "empty-response metric-over-padding trailing-segment", _counted_in_a_row, "The paper has no empty response. Convention: it is counted.")  # fmt: skip
+
+_statistics("advantage/leave-one-out-large-eps-variance", "The standard deviation of the others, eps 1/8 added to its variance, under the root", "ADV-6 ADV-2", "eps-placement", partial(group, _EIGHT, [0] * 4 + [1] * 4), center="leave_one_out", scale="leave_one_out_std", eps=0.125, eps_placement="variance")  # fmt: skip
+_add(
+    "advantage/rloo-equal",
+    "Leave-one-out of equal rewards whose rounded mean is another number: exactly 0; ids that are equal modulo 8 are different groups",
+    "ADV-6 ADV-3 ADV-5",
+    "phantom-advantage group-order",
+    lambda: call("leave_one_out_advantages", {"rewards": np.array([float(np.float32(r)) for r in (0.9, 0.7, 0.1)])[[0, 0, 0, 1, 1, 1, 2, 2]], "groups": np.array([3, 3, 3, 11, 11, 11, 19, 19])}, "advantages", fields={"exact": ("advantages",)}),
+)  # fmt: skip
+_add("reward/group-of-one-shifted", "A group of one, shifted: exactly 0, not its reward", "REWARD-2", "singleton", partial(_alone, shift=True, ddof=1, eps=1e-6))  # fmt: skip
+_add(
+    "reward/running-equal-batch",
+    "A batch of equal rewards, shifted by the running mean: it is another one, and they are not 0",
+    "REWARD-3 REWARD-2",
+    "running-order",
+    lambda: call("normalize_rewards", {"rewards": np.array([0.5] * 8), "history": np.array([0.5, 2.0, -1.0, 0.25, 0.75, 1.5, 0.0]), "history_sizes": np.array([3, 4])}, "rewards", method="running", shift=True, scale=False, ddof=1, eps=1e-6),
+)  # fmt: skip
+_add("reward/clip-above-one", "Rewards held to 1 to 4: 0 is outside", "REWARD-1", "bounds-ignored range-swapped", lambda: call("clip_rewards", {"rewards": np.array([-20.0, -1.5, 0.0, 0.5, 1.5, 3.0, 10.0, 64.0])}, "rewards", low=1.0, high=4.0))  # fmt: skip
+
+
+def _unread(operation: str, output: str, row: str, **parameters: Any) -> Case:
+    inputs = padded(tokens(f"edges/{operation}/garbage", (4, 3, 5, 2), row), masks=HOLES, fill={row: nan})
+    return call(operation, inputs, output, **parameters)
+
+
+_add("advantage/returns-garbage", "Returns with NaN in rewards of tokens that do not count: they are never read", "ADV-8 NUM-5", "garbage-in-padding observation-transitions", partial(_unread, "reinforce_returns", "returns", "rewards", gamma=0.75), SILENT)  # fmt: skip
+_add("advantage/whiten-garbage", "Whitening with NaN in entries that do not count: they are never read", "ADV-10 NUM-5", "garbage-in-padding whiten-padding", partial(_unread, "whiten", "values", "values", center=True, ddof=1, eps=1e-8), SILENT)  # fmt: skip
+_add("ratio/product-far", "Products of e^12 and e^-12: used as they are", "RATIO-7 RATIO-6", "exponent-cap", lambda: call("ratio", padded(explicit([[1.5] * 8, [-2.0] * 6, [0.5], [2.0, 2.0, -2.0, 1.0]], old=-8.0)), "ratio", kind="product"), SILENT)  # fmt: skip
+_add(
+    "aggregation/non-empty-sums",
+    "An objective with the mean of token sums over the responses that are not empty",
+    "AGG-7 AGG-4",
+    "empty-response",
+    lambda: loss(objective("token", clip(0.2, 0.2), aggregation("sequence_mean_token_sum", "non_empty")), padded(explicit([_ROWS[0], [], *_ROWS[2:]]).also(advantages=_SIGNS))),
+    "Whether empty responses count is a choice the paper does not make; this objective says non_empty.",
+)  # fmt: skip
+_add(
+    "metrics/ratio-mean-reinforce",
+    "REINFORCE without a gate has no use for the ratio, and reports it all the same",
+    "METRIC-2 SURR-7",
+    "metric-units",
+    lambda: loss(objective("token", {"kind": "reinforce", "gate": None}), padded(explicit(_ROWS).also(advantages=_SIGNS)), ("metrics.ratio_mean",)),
+)  # fmt: skip
+
+
+def _charged_around_nothing() -> Case:
+    source = tokens("edges/token-kl/empty", (5, 0, 7, 2), "logp", "ref_logp").also(rewards=[1.0, -0.5, 0.25, 2.0])
+    rows = {name: [row - 2.0 for row in each] for name, each in source.rows.items()}
+    inputs = packed(replace(source, rows=rows), trailing=2, fill=-5.0)
+    return call("token_kl_rewards", inputs, "rewards", coefficient=0.125, estimator="k3_plus")
+
+
+_add("reward/token-kl-packed-empty", "k3_plus in the reward of a packed row with an empty segment: its reward is dropped, not given to a neighbour", "REWARD-4 KL-4 PACK-3", "empty-response reward-on-wrong-token kl-estimator", _charged_around_nothing, "The paper has no empty response. Convention: its reward is dropped.")  # fmt: skip
 
 RECIPES = list(chain.from_iterable(_SHELVES.values()))

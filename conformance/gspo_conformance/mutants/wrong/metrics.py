@@ -141,6 +141,16 @@ class RatioMeanOfLogs(Reference):
         return np.exp(np.log(units).mean()) if units.size else 1.0
 
 
+@mutant("metrics.ratio-without-gate", "GSPO-METRIC-2", effect="how far the policy has moved is not seen")
+class RatioWithoutGate(Reference):
+    """A mean ratio of 1 for REINFORCE without a gate: what the loss has no use for is not computed."""
+
+    def metric_ratio_mean(self) -> Any:
+        surrogate = self.objective["surrogate"]
+        ungated = surrogate["kind"] == "reinforce" and surrogate["gate"] is None
+        return 1.0 if ungated else super().metric_ratio_mean()
+
+
 @mutant("metrics.ratio-by-length", "GSPO-METRIC-2", effect="long responses dominate the logged ratio")
 class RatioByLength(Reference):
     """The mean ratio weighted by length: taken over tokens after the ratio was laid on them."""

@@ -267,3 +267,12 @@ class GmpoCapAfterClip(Reference):
 
     def held_tokens(self, log_ratio: NumPyArray, advantages: Any, fields: Fields) -> Outside:
         return super().held_tokens(self.clean(stop(self.log_ratio())), advantages, fields)
+
+
+@mutant("ratio.product-clamped", "GSPO-RATIO-6", effect="long responses that left the old policy all weigh the same")
+class ProductClamped(Reference):
+    """The log of the product held within ±10 though nobody asked for it."""
+
+    def product_unit(self) -> Any:
+        total = super().product_unit()
+        return where(np.abs(stop(total)) <= 10.0, total, 10.0 * np.sign(stop(total)))

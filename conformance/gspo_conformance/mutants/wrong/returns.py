@@ -276,3 +276,22 @@ class EmptyLeftOut(Reference):
             for i in filled:
                 rewards[sequences.tokens(i)[-1:]] -= self.mean(totals[filled])
         return rewards
+
+
+@mutant(
+    "returns.multiplied",
+    "GSPO-NUM-5",
+    effect="one NaN that a critic or a reward model left in the padding makes every advantage of the batch NaN",
+)
+class Multiplied(Reference):
+    """The mask multiplied onto rewards, and onto what is whitened: 0 times NaN is NaN."""
+
+    def returns(self, sequences: Sequences, rewards: NumPyArray, gamma: float) -> NumPyArray:
+        found = super().returns(sequences, rewards, gamma)
+        for start, end in sequences.spans:
+            found[start:end] += 0.0 * (rewards * sequences.counted)[start:end].sum()
+        return found
+
+    def whitened(self, values: NumPyArray, counted: NumPyArray, ddof: float, eps: float, *, center: bool) -> NumPyArray:
+        found = super().whitened(values, counted, ddof, eps, center=center)
+        return found + 0.0 * (values * counted).sum()

@@ -42,6 +42,35 @@ class ClipIgnored(Reference):
         return rewards
 
 
+@mutant(
+    "reward.bounds-around-zero", "GSPO-REWARD-1", effect="a floor above 0 is no floor, a ceiling below 0 no ceiling"
+)
+class BoundsAroundZero(Reference):
+    """Bounds taken to have 0 between them: a lower one above 0 and an upper one below it are 0."""
+
+    def held_rewards(self, rewards: NumPyArray, low: float, high: float) -> NumPyArray:
+        return np.clip(rewards, min(low, 0.0), max(high, 0.0))
+
+
+@mutant("reward.singleton-raw", "GSPO-REWARD-2", effect="a prompt with one response trains on its raw reward")
+class SingletonRaw(Reference):
+    """The reward of a group of one as it is where its mean, itself, is to be subtracted."""
+
+    def normalized(self, rewards: NumPyArray, population: NumPyArray, settings: Settings) -> NumPyArray:
+        alone = settings["method"] == "group" and len(rewards) == 1
+        return rewards if alone else super().normalized(rewards, population, settings)
+
+
+@mutant("reward.equal-batch-zero", "GSPO-REWARD-3", effect="a batch that is all right or all wrong teaches nothing")
+class EqualBatchZero(Reference):
+    """0 for a batch of equal rewards though the running mean is subtracted: how it differs from the past is lost."""
+
+    def normalized(self, rewards: NumPyArray, population: NumPyArray, settings: Settings) -> NumPyArray:
+        if settings["shift"] and self.flat(rewards):
+            return np.zeros_like(rewards)
+        return super().normalized(rewards, population, settings)
+
+
 @mutant("reward.scale-centres", "GSPO-REWARD-2", effect="the option to divide alone also subtracts")
 class ScaleCentres(Reference):
     """Scaling alone is not possible: the full z-score is taken."""
