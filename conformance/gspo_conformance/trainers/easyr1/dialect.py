@@ -75,9 +75,8 @@ class EasyR1:
         """What these keys optimise; keys without the prefix of the actor are accepted too."""
         given = given_keys(settings, DEFAULTS, ACTOR)
         every = DEFAULTS | given
-        if "overlong_penalty_factor" in str(
-            every[REWARD]
-        ):  # the arguments of its reward function for DAPO, as one word
+        # The arguments of its reward function for DAPO come as one word, or one by one.
+        if "overlong_penalty_factor" in str(every[REWARD]):
             every[OVERLONG] = every[REWARD]
         estimator = every[ALGORITHM + "adv_estimator"]
         objective = {
