@@ -101,6 +101,7 @@ def bind(objective: Objective, sequences: Sequences | Array, advantages: Array, 
             check_floating(name, values)
             check_shape(name, values, layout.token_shape, "like logp")
     check_groups(groups, layout)
+    check_floating("advantages", advantages)
     return layout
 
 
@@ -156,7 +157,6 @@ def _token_array(layout: Layout, name: str, values: Array | None, dtype: Any) ->
 
 def unit_advantages(objective: Objective, layout: Layout, advantages: Array, dtype: Any) -> Array:
     """Â as constants, one per unit of the surrogate; where they may vary by token, GSPO-ADV-14 says."""
-    check_floating("advantages", advantages)
     values = layout.xp.astype(layout.backend.stop_gradient(advantages), dtype)
     if tuple(advantages.shape) == (layout.num_sequences,):
         check_finite("advantages", advantages)

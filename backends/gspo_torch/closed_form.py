@@ -23,7 +23,7 @@ from gspo_core.metrics import step_metrics
 from gspo_core.responses import needs_no_tokens, response_step
 from gspo_core.sequences import Layout
 from gspo_core.step import bind, prepare, unit_log_ratio
-from gspo_core.validation import check_finite, check_floating, reads_values
+from gspo_core.validation import check_finite, reads_values
 
 from .backend import backend, numpy, numpy_of
 from .corrected import response_weights, token_weights
@@ -37,7 +37,6 @@ def solve(objective: Objective, logp: Tensor, rest: dict[str, Any]) -> Solution:
     """`rest`: the other arguments of `policy_loss`."""
     tokens = {name: rest[name] for name in ("old_logp", "ref_logp", "behavior_logp")}
     layout = bind(objective, rest["sequences"], rest["advantages"], rest["groups"], logp=logp, **tokens)
-    check_floating("advantages", rest["advantages"])
     found = _at_once(objective, layout, logp, rest) if logp.numel() else None
     if found is not None:
         return found

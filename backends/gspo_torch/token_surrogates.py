@@ -68,7 +68,7 @@ def covers(objective: Objective, layout: Any, advantages: Any) -> bool:
     shape, by_token = tuple(advantages.shape), objective.allows_token_advantages
     fits = shape == (layout.num_sequences,) or (by_token and shape == layout.token_shape)
     takes = by_token or objective.ratio == "token"
-    return objective.penalty is None and takes and fits and advantages.is_floating_point()
+    return objective.penalty is None and takes and fits
 
 
 def scan(terms: Terms) -> tuple[Sums, Tensor] | None:
