@@ -129,14 +129,13 @@ def losses(item: Evidence, atlas: Atlas) -> tuple[float, list[float]] | None:
     padded = {"mask", "advantages"} <= set(case.inputs) and case.inputs["advantages"].ndim == 1
     if item.right or "loss" not in vector.expected or not padded or got.shape != () or not np.isfinite(got):
         return None
-    each = []
+    each, clip = [], (case.objective or {})["surrogate"]
     for row, new, old, a in zip(
         *(case.inputs[name] for name in ("mask", "logp", "old_logp", "advantages")), strict=True
     ):
         if not row.any():
             return None
         s = exp(min(float((new[row].astype(float) - old[row]).mean()), 80.0))
-        clip = (case.objective or {})["surrogate"]
         each.append(-float(min(s * a, min(max(s, 1 - clip["low"]), 1 + clip["high"]) * a)))
     return float(got), each
 
