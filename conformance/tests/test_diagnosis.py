@@ -117,6 +117,14 @@ def test_what_nobody_knows_is_described(name: str) -> None:
     assert any(words in text for text in diagnosis["observed"]) or not words, diagnosis["observed"]
 
 
+def test_who_explains_some_answers_is_likened_not_named() -> None:
+    """The sign is wrong in most answers, and something else is in the others."""
+    wrong = deviant(lambda name, value, case: value * (2.5 if case.layout == "packed" else -1.0))
+    diagnosis = found(wrong, "packing/*", "aggregation/*", "surrogate/paper-*")
+    assert 0.5 < diagnosis["confidence"] < 0.9
+    assert diagnosis["sentence"].startswith("resembles the loss of `loss.sign`"), diagnosis["sentence"]
+
+
 def test_what_fails_the_run_comes_before_conventions() -> None:
     def loss(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
         count = mask.sum(1).clamp(min=1)

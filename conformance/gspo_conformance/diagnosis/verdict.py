@@ -253,7 +253,8 @@ def _named(best: Suspect, noun: str) -> str:
         uncapitalised(text) for part in best.named for text in (part.title, part.consequence if alone else "") if text
     ]
     form = "" if best.named == best.parts else "as GSPO-token writes it, whose gradient does not pass through s: "
-    return f"returns the {noun} of {_names(best)}: {form}{'; '.join(told)}"
+    verb = "returns" if best.share >= MOST else "resembles"
+    return f"{verb} the {noun} of {_names(best)}: {form}{'; '.join(told)}"
 
 
 def _names(suspect: Suspect) -> str:
