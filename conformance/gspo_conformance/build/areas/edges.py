@@ -343,6 +343,7 @@ def _unread(operation: str, output: str, row: str, **parameters: Any) -> Case:
 
 _add("advantage/returns-garbage", "Returns with NaN in rewards of tokens that do not count: they are never read", "ADV-8 NUM-5", "garbage-in-padding observation-transitions", partial(_unread, "reinforce_returns", "returns", "rewards", gamma=0.75), SILENT)  # fmt: skip
 _add("advantage/whiten-garbage", "Whitening with NaN in entries that do not count: they are never read", "ADV-10 NUM-5", "garbage-in-padding whiten-padding", partial(_unread, "whiten", "values", "values", center=True, ddof=1, eps=1e-8), SILENT)  # fmt: skip
+_add("advantage/reinforce-pp-garbage", "REINFORCE++ with NaN in rewards of tokens that do not count: they are never read", "ADV-11 NUM-5", "garbage-in-padding whiten-padding", partial(_unread, "reinforce_pp_advantages", "advantages", "token_rewards", gamma=0.75, ddof=1, eps=1e-8), SILENT)  # fmt: skip
 _add("ratio/product-far", "Products of e^12 and e^-12: used as they are", "RATIO-7 RATIO-6", "exponent-cap", lambda: call("ratio", padded(explicit([[1.5] * 8, [-2.0] * 6, [0.5], [2.0, 2.0, -2.0, 1.0]], old=-8.0)), "ratio", kind="product"), SILENT)  # fmt: skip
 _add(
     "aggregation/non-empty-sums",

@@ -29,6 +29,7 @@ for _slug, (_low, _high, _what) in {
     "clip-asymmetric": (-1.0, 5.0, "Rewards held to -1 to 5: the bounds are two numbers"),
     "clip-zero": (0.0, 4.0, "A bound of zero is a bound, not an absent one"),
     "clip-below-zero": (-8.0, 0.0, "An upper bound of zero is a bound"),
+    "clip-all-below-zero": (-12.0, -1.0, "Rewards held to -12 to -1: 0 is outside"),
 }.items():
     _add(_slug, _what, "REWARD-1", "bounds-ignored range-swapped", partial(_clip, _low, _high))
 
@@ -88,6 +89,15 @@ _add(
     partial(_normalize, "batch", True, True, eps=1e-8, rewards=[_TENTH] * 7),
 )
 _add(
+    "equal-scaled",
+    "Equal rewards that are divided but not shifted: eta alone divides",
+    "REWARD-2",
+    "phantom-advantage eps-placement",
+    partial(_normalize, "batch", False, True, eps=0.125, rewards=[0.5] * 8),
+    level="SHOULD",
+    note=CONVENTION.format(ddof=1, eps=0.125),
+)
+_add(
     "running-first-batch",
     "No history: the running statistics are those of the first batch",
     "REWARD-3",
@@ -126,11 +136,11 @@ def _token_kl(estimator: str, layout: str = "padded", coefficient: float = 0.125
     return call("token_kl_rewards", inputs, "rewards", coefficient=coefficient, estimator=estimator)
 
 
-for _estimator in ("k1", "k2", "k3", "abs"):
+for _estimator in ("k1", "k2", "k3", "k3_plus", "abs"):
     _add(
-        f"token-kl-{_estimator}",
+        f"token-kl-{_estimator.replace('_', '-')}",
         f"The reward on the last counted token, less 1/8 of {_estimator} on every counted token",
-        "REWARD-4" + (" KL-1" if _estimator == "k1" else ""),
+        "REWARD-4" + {"k1": " KL-1", "k3_plus": " KL-4"}.get(_estimator, ""),
         "reward-on-wrong-token kl-estimator kl-sign kl-of-padding",
         partial(_token_kl, _estimator),
     )
