@@ -251,6 +251,7 @@ for _slug, (_rewards, _groups, _title, _flags) in _ZEROS.items():
             _flags,
             partial(group, _rewards, _groups, ddof=_ddof, eps=1e-8, exact=True),
         )
+_add("equal-without-eps", "Equal rewards where nothing is added to their standard deviation of 0: 0, not 0/0", "ADV-3 ADV-1", "phantom-advantage", partial(group, [0.5] * 4 + [1.0] * 4, [0] * 4 + [1] * 4, eps=0.0, exact=True))  # fmt: skip
 for _scale in ("none", "batch_std"):
     _add(
         f"equal-tenths-{_scale.replace('_', '-')}",

@@ -195,6 +195,12 @@ for _name, _objective in _BOTH.items():
             "share",
             2.25,
         ),
+        (
+            "below-one-",
+            "A normaliser below 1: two responses over 8 ranks whose gradients are averaged",
+            "quarter",
+            0.25,
+        ),
     ):
         _add(
             f"normalizer-{_slug}{_name}",

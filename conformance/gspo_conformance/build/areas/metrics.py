@@ -132,6 +132,13 @@ _add(
     partial(_case, gspo(), band("near", (1e-4, -1e-4, 2e-4, -2e-4), (1.0, -1.0, 0.5, -0.5)), ("metrics.approx_kl",)),
 )
 _add(
+    "one-token",
+    "One response of one token: every mean is over 1, nothing is added to the count",
+    "METRIC-1 METRIC-2 METRIC-3 METRIC-4 METRIC-6",
+    "metric-units metric-over-padding",
+    partial(_case, gspo(), explicit([[0.25]]).also(advantages=[1.0]), ("metrics.clip_fraction", *RATIOS, "metrics.approx_kl", "metrics.effective_sample_size", *COUNTS)),
+)  # fmt: skip
+_add(
     "sample-size-skewed",
     "One response far likelier than the rest: the effective sample size nears 1",
     "METRIC-4",

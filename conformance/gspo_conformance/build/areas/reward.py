@@ -105,6 +105,15 @@ _add(
     partial(_normalize, "running", True, False, history=np.zeros(0), history_sizes=np.zeros(0, dtype=np.int64)),
 )
 _add(
+    "running-one",
+    "One reward and no history: there is no standard deviation yet, and nothing divides",
+    "REWARD-3 REWARD-2",
+    "singleton running-order",
+    partial(_normalize, "running", False, True, rewards=REWARDS[1:2], history=np.zeros(0), history_sizes=np.zeros(0, dtype=np.int64)),
+    level="SHOULD",
+    note=CONVENTION.format(ddof=1, eps=1e-6),
+)  # fmt: skip
+_add(
     "running-other-cut",
     "The history cut into other batches: the same moments",
     "REWARD-3",

@@ -30,6 +30,7 @@ _CASES = {
     "singleton": ("A group of one has max == min", ([1.0, 0.0, 1.0], [0, 1, 1]), (None, None), "singleton"),
     "bounds": ("With bounds, the group's mean must lie strictly inside", ([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]), (0.3125, 0.6875), "bounds-ignored"),
     "bounds-strict": ("A mean exactly at a bound is dropped", ([1.0, 0.0, 1.0, 0.0, 0.0, 0.0], [0, 0, 1, 1, 1, 1]), (0.25, 0.75), "bounds-closed"),
+    "bounds-strict-above": ("A mean exactly at the upper bound is dropped", ([1.0, 0.0, 1.0, 1.0, 1.0, 0.0], [1, 0, 1, 1, 0, 1]), (0.25, 0.75), "bounds-closed"),
     "low-only": ("A lower bound alone", ([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1]), (0.5, None), "bounds-ignored"),
     "high-only": ("An upper bound alone", ([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1]), (None, 0.5), "bounds-ignored"),
     "near-equal": ("One reward an ulp away from the rest: the group is informative", ([0.5, 0.5, 0.5 + 2.0**-20, 0.25, 0.25], [0, 0, 0, 1, 1]), (None, None), "keeps-uninformative"),

@@ -180,6 +180,15 @@ class NormalizerIgnored(Reference):
         return found
 
 
+@mutant("aggregation.normalizer-at-least-one", "GSPO-AGG-8", effect="where ranks are averaged, a small step is smaller")
+class NormalizerAtLeastOne(Reference):
+    """A normaliser below 1 taken for 1: the guard of an empty batch, put where a number is given."""
+
+    def positive(self, normalizer: float | None) -> float | None:
+        given = super().positive(normalizer)
+        return None if given is None else max(given, 1.0)
+
+
 @mutant(
     "aggregation.empty-excluded",
     "GSPO-AGG-7",
