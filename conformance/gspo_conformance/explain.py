@@ -15,7 +15,7 @@ from .flags import read_flags
 from .formats import Expected, Vector, load_vectors
 from .mutants import Mutant, mutants
 from .tensors import NumPyArray
-from .words import UsageError, near, plural
+from .words import UsageError, columns, near, plural
 
 _WIDTH = 100
 _ROWS, _COLUMNS = 6, 10
@@ -70,14 +70,14 @@ def _vector(vector: Vector, known: dict[str, Clause], flags: dict[str, Any]) -> 
         f"{vector.level}, {vector.operation} in {' and '.join(vector.dtype)}{narrow}",
     ]
     lines += [f"  {id_}  {known[id_].title}" if id_ in known else f"  {id_}" for id_ in vector.clauses]
-    lines += ["", fill(vector.note, _WIDTH)] if vector.note else []
+    lines += ["", fill(vector.note, columns(_WIDTH))] if vector.note else []
     lines += ["", "what it hunts"]
     for flag in vector.flags:
         story = flags.get(flag, {"hunts": "", "effect": ""})
         lines.append(
             fill(
                 f"{flag}: {story['hunts']} {story['effect']}".strip(),
-                _WIDTH,
+                columns(_WIDTH),
                 initial_indent="  ",
                 subsequent_indent="    ",
             )
@@ -137,7 +137,13 @@ def _number(value: Any) -> str:
 
 
 def _flag(name: str, story: dict[str, Any], vectors: list[Vector]) -> str:
-    lines = [f"{name}  {story['title']}", "", fill(story["hunts"], _WIDTH), fill(story["effect"], _WIDTH), ""]
+    lines = [
+        f"{name}  {story['title']}",
+        "",
+        fill(story["hunts"], columns(_WIDTH)),
+        fill(story["effect"], columns(_WIDTH)),
+        "",
+    ]
     lines += _listed("seen", story["seen"]) + _listed("clauses", story["clauses"])
     return _text(lines + _listed("vectors", [f"{v.id}  {v.title}" for v in vectors if name in v.flags]))
 
@@ -148,7 +154,7 @@ def _mutant(mutant: Mutant, known: dict[str, Clause]) -> str:
     words = [f"It computes: {mutant.title}.", f"Then {mutant.consequence}." if mutant.consequence else "", mutant.story]
     words.append(f"In training: {mutant.effect}." if mutant.effect else "")
     lines = [f"{mutant.name}  a wrong implementation, on purpose", "", f"breaks   {about}", ""]
-    lines += [fill(paragraph, _WIDTH) for paragraph in words if paragraph] + [""]
+    lines += [fill(paragraph, columns(_WIDTH)) for paragraph in words if paragraph] + [""]
     lines += _listed("seen", mutant.links)
     return _text([*lines, f"killed by the vectors that `gspo check {mutant.target_name}` lists"])
 

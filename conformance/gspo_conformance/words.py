@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,13 @@ _CONTROL = re.compile(
 )
 # More words than these are not listed.
 MOST_WORDS = 60
+
+
+def columns(most: int) -> int:
+    """How wide a paragraph is: `most`, or what a narrower terminal shows; a pipe and a file have no width."""
+    from shutil import get_terminal_size
+
+    return min(most, max(40, get_terminal_size((most, 24)).columns)) if sys.stdout.isatty() else most
 
 
 def near(word: str, known: Iterable[str]) -> str | None:

@@ -286,3 +286,18 @@ def test_an_unknown_vector_is_answered_in_a_screenful(capsys: pytest.CaptureFixt
     assert "unknown vector 'nope'; expected one of advantage/" in told
     assert told.rstrip().endswith("more")
     assert len(told) < 4000
+
+
+def test_paragraphs_fit_a_narrow_terminal_and_a_pipe_has_no_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert gspo("noise", "--std", "0.05", "--length", "512") == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert gspo("noise", "--std", "0.05", "--length", "512") == 0
+    narrow = capsys.readouterr().out
+    assert narrow.split() == piped.split()
+    longest = [max(map(len, text[text.index("verdict") :].splitlines())) for text in (piped, narrow)]
+    assert longest[0] > 80
+    assert longest[1] <= 60

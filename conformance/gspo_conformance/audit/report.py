@@ -9,7 +9,7 @@ from typing import Any
 
 from ..lint.formula import formula
 from ..trainers.dialect import Finding
-from ..words import json_text, plural, printable
+from ..words import columns, json_text, plural, printable
 from .differences import Series
 from .judgement import Audit
 from .page import page
@@ -52,7 +52,8 @@ def _finding(one: Finding) -> Iterator[str]:
     for name, words in details:
         if words:
             indent = f"          {name:6} " if name else "          "
-            yield from textwrap.wrap(words, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+            lines = textwrap.wrap(words, columns(_WIDTH) - len(indent), break_on_hyphens=False)
+            yield from (f"{indent if i == 0 else ' ' * len(indent)}{line}" for i, line in enumerate(lines))
     yield ""
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from textwrap import wrap
 
+from ..words import columns
+
 _BAR = " ▏▎▍▌▋▊▉█"
 
 
@@ -54,7 +56,7 @@ def paragraph(head: str, sentences: list[str], *, numbered: bool = False, width:
     lines: list[str] = []
     for i, sentence in enumerate(map(_together, sentences)):
         lead = f"{i + 1}. " if numbered and len(sentences) > 1 else ""
-        pieces = wrap(sentence, width - 11 - len(lead), break_long_words=False)
+        pieces = wrap(sentence, columns(width) - 11 - len(lead), break_long_words=False, break_on_hyphens=False)
         lines += [f"{lead if j == 0 else ' ' * len(lead)}{piece}" for j, piece in enumerate(pieces)]
     return [plain(f"  {head if i == 0 else '':8} {line}") for i, line in enumerate(lines)]
 

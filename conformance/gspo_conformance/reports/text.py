@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from ..clauses import clauses
 from ..run import BAD, EXPECTED_FAILURE, PASS, SKIPPED, Result, Run, by_vector, clauses_of, show_k
-from ..words import cut, plural
+from ..words import columns, cut, plural
 from .markup import printable
 from .untested import more, unasked, why
 
@@ -84,7 +84,7 @@ def _verdict(run: Run) -> list[str]:
     else:
         told = f"it skips every vector that applies: {cut(skipped or 'without a reason', 400)}"
         advice = why(run.capabilities) if skipped is None else told
-    lines += [f"  {line}" for text in (advice, *unasked(run)) for line in wrap(text, _WIDTH - 2)]
+    lines += [f"  {line}" for text in (advice, *unasked(run)) for line in wrap(text, columns(_WIDTH) - 2)]
     return [*lines, *(f"  stale known failure, nothing it names fails: {pattern}" for pattern in run.stale), ""]
 
 
@@ -95,7 +95,7 @@ def _diagnosis(run: Run) -> list[str]:
 
 
 def _paragraph(name: str, sentence: str) -> list[str]:
-    first, *rest = wrap(sentence, _WIDTH - 14) or [""]
+    first, *rest = wrap(sentence, columns(_WIDTH) - 14, break_on_hyphens=False) or [""]
     return [f"  {name:11} {first}", *(f"              {line}" for line in rest), ""]
 
 
@@ -164,5 +164,5 @@ def _together(runs: Sequence[Run]) -> str:
     for run, line in zip([None, *runs], _aligned(rows, words=2), strict=True):
         lines.append("  " + line)
         if run is not None and run.diagnosis and (run.offences or run.known):
-            lines.append("    " + shorten(run.diagnosis["sentence"], _WIDTH - 4, placeholder=" ..."))
+            lines.append("    " + shorten(run.diagnosis["sentence"], columns(_WIDTH) - 4, placeholder=" ..."))
     return "\n".join(["all targets", "", *lines, ""])
