@@ -96,6 +96,20 @@ def test_a_badge_is_an_image_with_words(room: Any) -> None:
         assert badge.verdict(record)[1] in svg
 
 
+def test_a_page_begins_with_what_its_trainer_computes() -> None:
+    """Hunts a page whose answer stands behind a screen of facts."""
+    for room in rooms().values():
+        title, _, answer, *_ = pages.trainer(room, pages._records(room)).splitlines()
+        assert title == f"# {room.title}"
+        assert re.match(rf"\*\*{re.escape(room.title)} \S+\*\*.+; as it comes it agrees in \d+ of \d+\.", answer)
+
+
+def test_names_of_programs_are_code_and_symbols_are_not() -> None:
+    text = "algorithm.loss_agg_mode is unset (_compute_gae): beta=0.0 where y_i, 0.04 or a_1"
+    linked = pages._linked(text)
+    assert linked == "`algorithm.loss_agg_mode` is unset (`_compute_gae`): `beta=0.0` where y_i, 0.04 or a_1"
+
+
 def test_addresses_become_links_and_bars_do_not_end_cells() -> None:
     linked = pages._linked("a|b (https://github.com/o/r/pull/12); more https://example.org/x")
     assert linked == "a\\|b ([pull request 12](https://github.com/o/r/pull/12)); more [source](https://example.org/x)"

@@ -7,6 +7,7 @@ the verdict changed over versions. Badges are drawn from the same records.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from .room import Room, rooms
 Record = Mapping[str, Any]
 AREAS = "ratio surrogate aggregation gradient stop-gradient mask numerics packing advantage reward penalty correction distribution"
 BY_DESIGN = "by design: "
+# A name of a program or its setting in a sentence: `loss_norm`, `algorithm.loss_agg_mode`, `beta=0.0`; not `s_i`.
+_NAME = re.compile(r"(?:[A-Za-z]{2,}[\w.]*)?_\w+(?:='?\w+'?)?|[a-z]{2,}=[\w.]+|jnp\.\w+")
 
 _INTRO = """# Trainers
 
@@ -179,12 +182,22 @@ def _changes(found: Sequence[tuple[Room, Sequence[Record]]]) -> list[str]:
 
 
 def trainer(room: Room, records: Sequence[Record]) -> str:
-    """One trainer's page: its facts, then what was measured on each version."""
-    facts = (room.folder / "facts.md").read_text(encoding="utf-8").rstrip()
-    parts = [facts, ""]
+    """One trainer's page: what it computes in two sentences, its facts, then what was measured on each version."""
+    title, facts = (room.folder / "facts.md").read_text(encoding="utf-8").rstrip().split("\n", 1)
+    parts = [title, "", _answer(room, records[0]), facts, ""]
     for record in records:
         parts += _version(room, record)
     return "\n".join(parts)
+
+
+def _answer(room: Room, record: Record) -> str:
+    """Is it the paper's GSPO where that is asked for, and as it comes?"""
+    faithful = record["settings"]["faithful"] is not None
+    asked = f"set as below, agrees with the paper in {_faithful(record).removesuffix(' agree')} vectors at level MUST"
+    asked = f", {asked}" if faithful else " has no setting for the paper's objective"
+    comes = f"as it comes it agrees in {_verdict(record['default']).removesuffix(' agree')}"
+    main = f" Most deviations then have this cause: {_words(record)}." if record["default"]["causes"] else ""
+    return f"**{room.title} {record['version']}**{asked}; {comes}.{main}"
 
 
 def _version(room: Room, record: Record) -> Iterable[str]:
@@ -253,7 +266,7 @@ def _clause(id_: str) -> str:
 
 
 def _linked(text: str) -> str:
-    """Addresses become links; bars would end a cell."""
+    """Addresses become links, names of programs code; bars would end a cell."""
     words = text.replace("|", "\\|").split(" ")
     return " ".join(_link(word) for word in words)
 
@@ -261,7 +274,8 @@ def _linked(text: str) -> str:
 def _link(word: str) -> str:
     start = word.find("http")
     if start < 0:
-        return word
+        name = word.strip("(),;:.")
+        return word.replace(name, f"`{name}`") if _NAME.fullmatch(name) else word
     address = word[start:].rstrip("),.;")
     tail = word[start + len(address) :]
     number = address.rstrip("/").rsplit("/", 1)[-1]
