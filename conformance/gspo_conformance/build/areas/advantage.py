@@ -95,14 +95,17 @@ _std(
 )
 
 
-def _loosely(dtype: str, roundoff: float) -> Case:
+def _loosely(dtype: str, roundoff: float, **parameters: Any) -> Case:
     """Groups so large that ddof moves A by 0.8% and a usual eps by 0.1%: within 1.2% every convention is right.
 
     One response lies eight deviations from the others, one group spreads from 8 to 48. Ids that are equal in 8 or 16 bits, in float32, or without a sign are different groups.
     """
     plain, wide = uniform("adv/64", 64, 0.0, 1.0, 2.0**-8), uniform("adv/64/wide", 64, -2.0, 3.0, 2.0**-8)
     alone, shifted = [1.0] * 20 + [-7.0] + [1.0] * 43, [8.0 * (4.0 - reward) for reward in wide]
-    case = group([*plain, *wide, *alone, *shifted], [7] * 64 + [-7] * 64 + [2**24 + 7] * 64 + [2**24 + 8] * 64)
+    if "center" in parameters:  # of the others, which may not be equal
+        alone[0] = 0.0
+    ids = [7] * 64 + [-7] * 64 + [2**24 + 7] * 64 + [2**24 + 8] * 64
+    case = group([*plain, *wide, *alone, *shifted], ids, **parameters)
     return replace(case, dtype=(dtype,), k=round(0.012 / roundoff))
 
 
@@ -115,6 +118,11 @@ for _dtype, _roundoff in (("float32", 2.0**-24), ("float64", 2.0**-53)):
         partial(_loosely, _dtype, _roundoff),
         version=2,
     )
+    for _slug, (_clause, _parameters) in {
+        "batch-std": ("ADV-13", {"scale": "batch_std"}),
+        "leave-one-out-std": ("ADV-6", {"center": "leave_one_out", "scale": "leave_one_out_std"}),
+    }.items():
+        _add(f"any-convention-{_slug}-{_dtype}", f"The same with {_parameters}", f"{_clause} ADV-5", "batch-statistics", partial(_loosely, _dtype, _roundoff, **_parameters))  # fmt: skip
 _std("large-eps", "eps 1/8 is added to the standard deviation", TWO, "eps-placement", eps=0.125)
 _std(
     "large-eps-variance",
