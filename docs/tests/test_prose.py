@@ -1,10 +1,13 @@
-"""Numbers that a page says in words are those of the table beside them."""
+"""Numbers that a page says in words are those of the table beside them; verdicts that it quotes are those of the command."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+from gspo_conformance import check, render
 
 DOCS = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -40,3 +43,20 @@ def test_the_fused_page_says_the_ranges_of_its_table() -> None:
         assert text.format(min(shares), max(shares)) in page
     auto = max(size["gspo"]["processor_seconds"] / size["naive"]["processor_seconds"] for size in whole)
     assert f"it needs {auto:.2f} of it" in page
+
+
+def test_every_page_quotes_the_verdict_that_gspo_check_prints() -> None:
+    """Hunts a diagnosis that was reworded, or vectors that were added, under a quotation of old; `...` stands for what is left out."""
+    block = re.compile(
+        r"```console\n\$ gspo check my_trainer:target\n(.*?)```|```console\n(  NOT conforming.*?)```", re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    page = (DOCS / "check.md").read_text(encoding="utf-8")
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    printed = render([check(names["target"])], "text")
+    for path in (DOCS / "check.md", DOCS / "index.md", DOCS.parent / "README.md"):
+        quoted = next("".join(found.groups("")) for found in block.finditer(path.read_text(encoding="utf-8")))
+        lines = [line for line in quoted.splitlines() if line.strip(" .") and not line.startswith("my_trainer")]
+        wrong = [line for line in lines if not re.search(re.escape(line).replace(r"\.\.\.", ".*"), printed)]
+        assert (path.name, wrong) == (path.name, [])
+        assert len(lines) > 3
