@@ -85,12 +85,14 @@ def numbers(sight: Sight) -> str:
     return f"{sight.output}: off by up to {sight.change:.2g} of the largest of {sight.right.size:,} numbers"
 
 
-def factor(margin: float) -> str:
+def factor(sight: Sight) -> str:
     """The margin in words."""
+    margin = sight.margin
     if not np.isfinite(margin):
-        return "where exactness, a number or an error is owed"
+        due = "these numbers are due exactly" if np.isfinite(sight.wrong).all() else "a finite number is due"
+        return "" if sight.refused else f", where {due}"
     exponent = int(np.floor(np.log10(margin)))
-    return f"by {margin:,.0f} times the tolerance" if margin < 1e5 else f"by 10^{exponent}^ times the tolerance".replace("^", "<sup>", 1).replace("^", "</sup>", 1)  # fmt: skip
+    return f" by {margin:,.0f} times the tolerance" if margin < 1e5 else f" by 10^{exponent}^ times the tolerance".replace("^", "<sup>", 1).replace("^", "</sup>", 1)  # fmt: skip
 
 
 def entry(mutant: Mutant, sight: Sight) -> str:
@@ -99,7 +101,7 @@ def entry(mutant: Mutant, sight: Sight) -> str:
     text = [f"**{mutant.title}.** {_sentence(mutant.consequence)} {mutant.story}".strip()]
     text.append(f"In training: {mutant.effect}.")
     text.append(
-        f"Breaks [{clause.id}]({SPEC}/{clause.page}#{clause.id}), {_inner(clause.title)}. Caught by `{sight.vector.id}` {factor(sight.margin)}."
+        f"Breaks [{clause.id}]({SPEC}/{clause.page}#{clause.id}), {_inner(clause.title)}. Caught by `{sight.vector.id}`{factor(sight)}."
     )
     if mutant.links:
         text.append("Seen in " + ", ".join(f"[{_place(one)}]({link})" for one, link in zip(mutant.seen, mutant.links, strict=True)) + ".")  # fmt: skip
