@@ -144,7 +144,7 @@ def pages(sights: Mapping[str, Sight]) -> dict[str, str]:
     for name, group in grouped.items():
         entries = "\n".join(entry(mutant, sights[mutant.name]) for mutant in group)
         found[f"mistakes/{name}.md"] = (
-            f"# Mistakes: {_inner(title(name))}\n\n{about(name)} [How to read a plot](index.md).\n\n{entries}"
+            f"# Mistakes: {_inner(title(name))}\n\n{about(name)} [How to read a plot](index.md#how-to-read-a-plot).\n\n{entries}"
         )
     found["mistakes/index.md"] = index(grouped)
     return found
@@ -164,7 +164,9 @@ names a trainer's mistake by comparing its answers with theirs. {seen} were seen
 |---|---:|---|
 {chr(10).join(rows)}
 
-**How to read a plot.** Each shows one output of the vector that catches the mistake, element by element, rows apart: dashes are where the numbers
+## How to read a plot
+
+Each shows one output of the vector that catches the mistake, element by element, rows apart: dashes are where the numbers
 should be, dots where the mistake puts them, a cross is no finite number. An error too small to see beside the numbers is drawn by itself, enlarged.
 
 ```console

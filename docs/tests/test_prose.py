@@ -45,6 +45,23 @@ def test_the_fused_page_says_the_ranges_of_its_table() -> None:
     assert f"it needs {auto:.2f} of it" in page
 
 
+def test_the_page_of_benchmarks_says_the_ranges_of_its_table() -> None:
+    """Hunts a table that was measured again under a text that was not."""
+    page = " ".join((DOCS / "benchmarks" / "index.md").read_text(encoding="utf-8").split())
+    rows = json.loads((DOCS / "benchmarks" / "loss.json").read_text(encoding="utf-8"))["rows"]
+    own = {"gspo_torch", "compiled", "autograd", "stream"}
+    for size, text in (
+        ((64, 4096), "{:.2f} to {:.2f} times the processor time of `gspo_torch` at 64 responses of 4,096 tokens"),
+        ((256, 16384), "{:.2f} to {:.2f} times at 256 of 16,384"),
+    ):
+        found = [
+            row["ratio"]
+            for row in rows
+            if (row["batch"], row["length"]) == size and not row["packed"] and row["path"] not in own
+        ]
+        assert text.format(min(found), max(found)) in page
+
+
 def test_every_page_quotes_the_verdict_that_gspo_check_prints() -> None:
     """Hunts a diagnosis that was reworded, or vectors that were added, under a quotation of old; `...` stands for what is left out."""
     block = re.compile(
