@@ -95,7 +95,7 @@ def _absent(module: str) -> bool:
 
 
 def _see_working_directory() -> None:
-    if str(Path.cwd()) not in sys.path:
+    if not sys.flags.safe_path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 

@@ -110,6 +110,21 @@ def test_an_environment_of_the_users_own(sample: Path, tmp_path: Path, monkeypat
         subprocess.run([environment.python, "-c", code], env={**os.environ, "PYTHONPATH": path[0]}, check=True)
 
 
+def test_a_checkout_in_the_working_directory_is_not_the_pinned_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A maintainer stands in the checkout, whose package has the name of the one that is installed."""
+    (tmp_path / "gspo_torch").mkdir()
+    (tmp_path / "gspo_torch" / "__init__.py").write_text("raise SystemExit('a checkout')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, *_bare(Version("1", ())).command("gspo_conformance.targets.torch_fused:target")[1:]]
+    start = b'{"cmd": "start", "version": 1}\n{"cmd": "stop"}\n'
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=variables, input=start, capture_output=True, check=False)
+    assert b"a checkout" not in done.stderr
+    assert b"capabilities" in done.stdout, done.stdout
+
+
 def test_an_environment_that_cannot_run_the_suite_is_named(sample: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)

@@ -74,8 +74,8 @@ class Environment:
         (self.folder / "gspo.json").write_text(json.dumps(record), encoding="utf-8")
 
     def command(self, attribute: str) -> list[str]:
-        """The program that serves one of its targets."""
-        return [str(self.python), "-m", "gspo_conformance.serve", attribute]
+        """The program that serves one of its targets; a checkout in the working directory (`-P`) is not this version."""
+        return [str(self.python), "-P", "-m", "gspo_conformance.serve", attribute]
 
     def variables(self) -> dict[str, str]:
         """The environment variables of that program: the suite on its path, the checkout, no accelerator."""
@@ -103,6 +103,10 @@ class OwnEnvironment(Environment):
     def python(self) -> Path:
         """The interpreter itself, or that of the virtual environment."""
         return self.own / INSIDE if self.own.is_dir() else self.own
+
+    def command(self, attribute: str) -> list[str]:
+        """The same, where the working directory counts as it does to the user's Python."""
+        return [part for part in super().command(attribute) if part != "-P"]
 
     def variables(self) -> dict[str, str]:
         """As ever, in front of the user's own path; array-api-compat comes along, so that nothing has to be installed."""
