@@ -139,6 +139,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
+    from linear_report import readable
 
     plt.rcParams["svg.hashsalt"] = "gspo"
     plain = [
@@ -158,11 +159,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
             per_token = [1e3 * row["processor_seconds"] / (row["batch"] * row["length"]) for row in mine]
             axes[1][column].plot(lengths, per_token, **style)
         axes[0][column].set(title=f"V = {head[0]:,}, D = {head[1]}", xscale="log", yscale="log")
-        axes[1][column].set(xscale="log", yscale="log", xlabel="tokens of a response")
+        readable(axes[0][column].yaxis)
+        axes[1][column].set(xscale="log", xlabel="tokens of a response")
+        axes[1][column].set_ylim(bottom=0)
         ticks = sorted({row["length"] for row in here})
         for row in axes:
             row[column].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-            row[column].minorticks_off()
+            row[column].xaxis.minorticks_off()
             row[column].grid(alpha=0.3)
     axes[0][0].set_ylabel("compiled temporaries, MiB")
     axes[1][0].set_ylabel("processor time per token, ms")

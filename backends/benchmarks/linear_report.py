@@ -11,7 +11,8 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullLocator
 
 MIB = 2**20
 TITLES = {
@@ -95,6 +96,13 @@ def _extra(row: Row) -> float:
     return max(0.0, (row["peak_bytes"] - row["gradient_bytes"]) / MIB)
 
 
+def readable(axis: Axis) -> None:
+    """A logarithmic axis with numbers as people write them: 200, 500, 1,000."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def plot(run: dict[str, Any], path: Path) -> None:
     """Memory and processor time per token over the length of a response, a column per vocabulary; none without one."""
     rows = [row for row in run["rows"] if "seconds" in row and not row["clipped"] and row["batch"] == 2]
@@ -117,6 +125,7 @@ def plot(run: dict[str, Any], path: Path) -> None:
                 axes[1][column].plot(lengths, times, **style)
         axes[0][column].set(title=f"V = {head[0]:,}, D = {head[1]}", xscale="log", yscale="log")
         axes[1][column].set(xscale="log", xlabel="tokens of a response")
+        readable(axes[0][column].yaxis)
         axes[1][column].set_ylim(bottom=0)
         for row in axes:
             ticks = sorted({one["length"] for one in here})
