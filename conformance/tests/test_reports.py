@@ -22,10 +22,11 @@ from gspo_conformance.connection import InProcess
 from gspo_conformance.known import KnownFailure, KnownFailures
 from gspo_conformance.reports import FORMATS, render, write
 from gspo_conformance.reports.markup import element, text
+from gspo_conformance.reports.matrix import matrix
 from gspo_conformance.reports.plots import bars, gauge
 from gspo_conformance.reports.reading import read
 from gspo_conformance.reports.record import lines, merge
-from gspo_conformance.run import FAIL, Result, Run, by_vector, clauses_of
+from gspo_conformance.run import FAIL, PASS, SKIPPED, UNSUPPORTED, Result, Run, by_vector, clauses_of
 from gspo_conformance.runner import Options, run_vectors
 from gspo_conformance.target import Capabilities, Case, FunctionTarget, Skip
 from gspo_conformance.words import UsageError
@@ -121,6 +122,14 @@ def test_a_record_that_was_cut_short_says_so_and_never_conforms(tmp_path: Path, 
     cut = read(path)
     assert cut.failure == "the record is cut short"
     assert cut.exit_code == 3
+    assert "0.0 s" not in render([cut], "text") + render([cut], "html")
+
+
+def test_a_cell_counts_what_was_judged_and_not_what_was_unsupported() -> None:
+    one = next(result for result in RUN.results if result.verdict == PASS)
+    rest = [replace(one, verdict=verdict) for verdict in (FAIL, UNSUPPORTED, SKIPPED)]
+    cells = re.findall(r"<small>(.*?)</small>", matrix([replace(RUN, results=[one, *rest])]))
+    assert set(cells) == {" 1/2"}
 
 
 def test_a_line_that_is_missing_from_the_middle_is_missed(tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ def _failures(run: Run, i: int, known: dict[str, Vector]) -> Markup | None:
 
 def _implementation(run: Run) -> str:
     slow = f"; the slowest answer {run.slowest(1)[0].key} took {run.slowest(1)[0].seconds:.2f} s" if run.results else ""
-    took = f"{run.seconds:.1f} s, {run.answer_seconds:.1f} s of it in answers{slow}"
-    return ", ".join([*filter(None, [run.versions]), f"worst K {show_k(run.k)}", took])
+    took = f"{run.seconds:.1f} s, {run.answer_seconds:.1f} s of it in answers{slow}" if run.seconds else ""
+    return ", ".join(filter(None, [run.versions, f"worst K {show_k(run.k)}", took]))
 
 
 def _tally(run: Run) -> Markup:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..clauses import Clause, clauses
-from ..run import BAD, ERROR, PASS, Result, Run, show_k
+from ..run import BAD, ERROR, PASS, SKIPPED, UNSUPPORTED, Result, Run, show_k
+from ..words import plural
 from .markup import Markup, element
 
 _SIGNS = {"pass": "✓", "fail": "✗", "error": "!", "remark": "✗", "other": "○", "none": ""}
@@ -58,9 +59,11 @@ def _stray(id_: str, by_run: Sequence[dict[str, list[Result]]], runs: Sequence[R
 def _cell(run: Run, results: list[Result]) -> Markup:
     kind = state(run, results)
     passed = [result for result in results if result.verdict == PASS]
-    count = f" {len(passed)}/{len(results)}" if results else ""
+    judged = sum(result.verdict not in (SKIPPED, UNSUPPORTED) for result in results)
+    count = f" {len(passed)}/{judged}" if judged else ""
     worst = max((result.k for result in passed if result.k is not None), default=None)
-    told = f"{_WORDS[kind]}; worst K of those that pass {show_k(worst)}"
+    rest = f"; {plural(len(results) - judged, 'other')} unsupported or skipped" if len(results) > judged else ""
+    told = f"{_WORDS[kind]}{rest}; worst K of those that pass {show_k(worst)}"
     return element("td", _SIGNS[kind], element("small", count), class_=f"state {kind}", title=told)
 
 

@@ -74,7 +74,8 @@ def _row(row: tuple[str, ...], widths: list[int], words: int) -> str:
 def _verdict(run: Run) -> list[str]:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in run.counts.most_common())
     used = f"worst K {show_k(run.k)}" if run.k is not None else ""
-    lines = [f"  {run.verdict}: {'; '.join(filter(None, (counts, used, f'{run.seconds:.1f} s')))}"]
+    took = f"{run.seconds:.1f} s" if run.seconds else ""
+    lines = [f"  {run.verdict}: {'; '.join(filter(None, (counts, used, took)))}"]
     lines += [f"  {line}" for line in run.failure.splitlines()]
     skipped = next((result.reason for result in run.results if result.verdict == SKIPPED), None)
     if run.failure:
