@@ -47,7 +47,7 @@ _ABSENT = """
 prime-rl had it and removed it in November 2025
 ([pull request 1304](https://github.com/PrimeIntellect-ai/prime-rl/pull/1304)); it takes a loss of the user's own. open-instruct has
 token ratios alone (dapo, cispo), LLaMA-Factory and SkyRL's JAX backend nothing of the kind. torchforge has a loss
-(`GSPOLoss`) that there is no room for yet.
+(`GSPOLoss`) that has no adapter here yet.
 """
 
 
