@@ -15,7 +15,7 @@ from gspo_conformance.audit.judgement import Audit, audit
 from gspo_conformance.cli import main
 from gspo_conformance.formats import ROOT
 
-from .faults import CONTROLS, FAULTS, Fault, Run, truncate
+from .faults import CONTROLS, FAULTS, Fault, Run, shifted_mask, truncate
 from .training import train
 
 TRL = Path(__file__).parents[1] / "traces" / "trl"
@@ -140,3 +140,16 @@ def test_the_claim_may_come_from_a_configuration(tmp_path: Path, capsys: pytest.
     config.write_text("importance_sampling_level: token\nloss_type: grpo\nepsilon: 0.2\n")
     assert main(["audit", str(TRL), "--config", str(config), "--dialect", "trl"]) == 1
     assert "the loss differs since step 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_guide_shows_what_the_audit_of_a_shifted_mask_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(TRL)
+    shifted_mask(run, SINCE)
+    run.write(tmp_path / "trace")
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[3] / "docs" / "audit.md"
+    shown = page.read_text(encoding="utf-8").split("$ gspo audit trace\n")[1].split("  ...\n")[0]
+    assert main(["audit", "trace"]) == 1
+    assert capsys.readouterr().out.startswith(shown)
