@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gspo_conformance import check, render
+from gspo_conformance.cli import main
 
 DOCS = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -77,3 +80,11 @@ def test_every_page_quotes_the_verdict_that_gspo_check_prints() -> None:
         wrong = [line for line in lines if not re.search(re.escape(line).replace(r"\.\.\.", ".*"), printed)]
         assert (path.name, wrong) == (path.name, [])
         assert len(lines) > 3
+
+
+def test_the_guide_quotes_what_the_lint_says_of_its_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (DOCS / "check.md").read_text(encoding="utf-8")
+    script, quoted = page.split("$ cat run.sh\n")[1].split("```")[0].split("$ gspo lint run.sh\n...\n")
+    (tmp_path / "run.sh").write_text(script, encoding="utf-8")
+    assert main(["lint", str(tmp_path / "run.sh")]) == 1
+    assert quoted.removesuffix("...\n") in capsys.readouterr().out
