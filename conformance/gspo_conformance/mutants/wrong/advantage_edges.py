@@ -104,3 +104,34 @@ class InvalidInCount(Reference):
             if settings["center"] == "leave_one_out" and n > 1:
                 found[members] *= (whole / (whole - 1)) / (n / (n - 1))
         return found
+
+
+@mutant("advantage.ids-wrapped", "GSPO-ADV-5", effect="prompts whose ids differ by the batch size are compared")
+class IdsWrapped(Reference):
+    """Group ids used as places of an array as long as the batch, which they wrap around."""
+
+    def partition(self, groups: NumPyArray) -> list[NumPyArray]:
+        return super().partition(groups % len(groups))
+
+
+@mutant("advantage.zero-over-zero", "GSPO-ADV-3", effect="with eps = 0 a group that is all right makes the step NaN")
+class ZeroOverZero(Reference):
+    """x / (std + eps) as it stands, of equal rewards too, where eps is 0."""
+
+    def group(self, rewards: NumPyArray, batch: NumPyArray, settings: Settings) -> NumPyArray:
+        found = super().group(rewards, batch, settings)
+        alike = settings["center"] != "none" and len(rewards) > settings["ddof"] and self.flat(rewards)
+        return found * np.nan if alike and settings["scale"] == "std" and settings["eps"] == 0 else found
+
+
+@mutant("advantage.batch-std-within", "GSPO-ADV-13", effect="what tells easy prompts from hard ones is not divided by")
+class BatchStdWithin(Reference):
+    """The standard deviation of the batch taken about the mean of each group: the spread between groups is left out."""
+
+    def advantages_of(self, arrays: dict[str, Any], settings: Settings) -> NumPyArray:
+        if settings["scale"] != "batch_std":
+            return super().advantages_of(arrays, settings)
+        centred = super().advantages_of(arrays, settings | {"scale": "none"})
+        kept = centred[self.valid(arrays)]
+        squares, freedom = (kept * kept).sum(), len(kept) - self.freedom(settings["ddof"])
+        return self.divided(centred, np.sqrt(squares / freedom), settings["eps"], settings["eps_placement"])

@@ -79,6 +79,17 @@ class ScaleCentres(Reference):
         return settings | {"shift": settings["shift"] or settings["scale"]}
 
 
+@mutant("reward.scale-about-zero", "GSPO-REWARD-2", effect="rewards far from 0 are divided by their size")
+class ScaleAboutZero(Reference):
+    """Scaling alone by the root of the mean square: nothing is subtracted, not even in the standard deviation."""
+
+    def normalized(self, rewards: NumPyArray, population: NumPyArray, settings: Settings) -> NumPyArray:
+        freedom = len(population) - self.freedom(settings["ddof"])
+        if settings["shift"] or not settings["scale"] or freedom <= 0:
+            return super().normalized(rewards, population, settings)
+        return self.divided(rewards, np.sqrt((population * population).sum() / freedom), settings["eps"], "std")
+
+
 @mutant("reward.shift-scales", "GSPO-REWARD-2", effect="the option to subtract alone also divides")
 class ShiftScales(Reference):
     """Shifting alone is not possible: the full z-score is taken."""
@@ -177,6 +188,17 @@ class AtRowEnd(Reference):
     def last(self, sequences: Sequences, i: int) -> NumPyArray:
         start, end = sequences.spans[i]
         return np.arange(max(end - 1, start), end)
+
+
+@mutant("reward.at-token-before-end", "GSPO-REWARD-4", effect="a neighbour is paid for a response that said nothing")
+class AtTokenBeforeEnd(Reference):
+    """The reward at the last token before the end of the response in the row, whosever that is.
+
+    The place is found from cumulative lengths, less one.
+    """
+
+    def last(self, sequences: Sequences, i: int) -> NumPyArray:
+        return np.flatnonzero(sequences.counted[: sequences.spans[i][1]])[-1:]
 
 
 @mutant("reward.on-every-token", "GSPO-REWARD-4", effect="long responses are rewarded by their length")
