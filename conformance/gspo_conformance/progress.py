@@ -14,27 +14,37 @@ _INTERVAL = 0.05
 
 
 @contextlib.contextmanager
-def progress_line(name: str) -> Iterator[Callable[[int, int, Result], None] | None]:
-    """A function to call after each result, or None where nobody looks."""
+def live_line() -> Iterator[Callable[[str], None] | None]:
+    """A function that writes the line anew, or None where nobody looks."""
     stream = sys.stderr
     if not stream.isatty():
         yield None
         return
-    last, bad = 0.0, 0
 
-    def show(done: int, total: int, result: Result) -> None:
-        nonlocal last, bad
-        bad += result.verdict in BAD
-        if done == total or time.monotonic() - last > _INTERVAL:
-            last = time.monotonic()
-            stream.write(f"\r\x1b[2K{_line(name, done, total, bad, result.id)}")
-            stream.flush()
+    def write(text: str) -> None:
+        stream.write(f"\r\x1b[2K{text}")
+        stream.flush()
 
     try:
-        yield show
+        yield write
     finally:
-        stream.write("\r\x1b[2K")
-        stream.flush()
+        write("")
+
+
+@contextlib.contextmanager
+def progress_line(name: str) -> Iterator[Callable[[int, int, Result], None] | None]:
+    """A function to call after each result, or None where nobody looks."""
+    last, bad = 0.0, 0
+    with live_line() as write:
+
+        def show(done: int, total: int, result: Result) -> None:
+            nonlocal last, bad
+            bad += result.verdict in BAD
+            if write and (done == total or time.monotonic() - last > _INTERVAL):
+                last = time.monotonic()
+                write(_line(name, done, total, bad, result.id))
+
+        yield show if write else None
 
 
 def _line(name: str, done: int, total: int, bad: int, current: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,17 +91,12 @@ def _pairs(arguments: argparse.Namespace, chosen: Sequence[Any]) -> int:
 
 @contextmanager
 def _progress(noun: str) -> Iterator[Progress | None]:
-    stream = sys.stderr
-    if not stream.isatty():
-        yield None
-        return
+    from ..progress import live_line
 
-    def show(done: int, total: int, name: str) -> None:
-        stream.write(f"\r\x1b[2K{done}/{plural(total, noun)}  {name}"[:100])
-        stream.flush()
+    with live_line() as write:
 
-    try:
-        yield show
-    finally:
-        stream.write("\r\x1b[2K")
-        stream.flush()
+        def show(done: int, total: int, name: str) -> None:
+            if write:
+                write(f"{done}/{plural(total, noun)}  {name}"[:95])
+
+        yield show if write else None
