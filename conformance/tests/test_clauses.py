@@ -82,5 +82,5 @@ def test_the_table_has_a_row_for_every_clause_and_counts_its_vectors():
     text = page(load_vectors("sampling"))
     assert all(f"[{id_}]({clause.page}#{id_})" in text for id_, clause in clauses().items())
     (row,) = (line for line in text.splitlines() if "[GSPO-REWARD-6]" in line)
-    assert "12 MUST, 1 SHOULD" in row
+    assert "13 MUST, 1 SHOULD" in row
     assert "`informative_groups`" in row
