@@ -102,7 +102,7 @@ def test_a_given_normaliser_is_that_of_the_whole_step() -> None:
     np.testing.assert_allclose(found, one_device(GSPO, tokens())[0].loss, rtol=1e-6)
 
 
-def test_one_scalar_per_sequence_crosses_the_context_axis() -> None:
+def test_two_numbers_per_sequence_cross_the_context_axis() -> None:
     """T_i and Σ_t d, [2] each on a data rank with 2 of the 4 responses; M and the loss over data; the gradient adds nothing."""
 
     def loss_and_gradient(batch: dict[str, jax.Array]) -> Any:
