@@ -1,8 +1,6 @@
 """`gspo_torch.linear_policy_loss`, fed log-probabilities through a head of two tokens whose logits are the hidden states.
 
-The second token's logit makes the first one's log-probability what the case says, to a unit in the last
-place or better: candidates around the solution are tried in the function under test. The gradient at the
-first token's hidden state is g (1 - π), which gives g = d loss / d log π back.
+The gradient at the first token's hidden state is g (1 - π), which gives g = d loss / d log π back.
 """
 
 from __future__ import annotations
@@ -14,13 +12,10 @@ from torch import Tensor
 
 import gspo_torch
 
-from ..target import Capabilities, Skip
+from ..target import Capabilities
 from .core import Arrays, CoreTarget
 from .torch import Torch
-
-_TRIED = 4
-# A probability of one has no gradient; at logits 40 apart its logarithm is 4e-18 from 0.
-_SURE = -4e-18
+from .two_tokens import candidates
 
 
 class FusedTorch(Torch):
@@ -47,30 +42,13 @@ class FusedTorch(Torch):
 def hidden_states(logp: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of two tokens `[.., 2]` in float32 or wider, and the log-probabilities of the first that they have."""
     dtype = torch.float64 if logp.dtype == torch.float64 else torch.float32
-    wanted = torch.where(counted, logp.double(), -1.0).flatten()
-    if bool((wanted > 0).any()):
-        raise Skip("a log-probability above 0 has no hidden state")
-    wanted = wanted.clamp(max=_SURE)
-    likely = wanted > -0.5
-    solution = torch.where(likely, torch.log(torch.expm1(-wanted)), wanted - torch.log(-torch.expm1(wanted)))
-    tried = _neighbours(solution.to(dtype))
-    zero = torch.zeros_like(tried)
-    states = torch.where(likely[:, None, None], torch.stack([zero, tried], -1), torch.stack([tried, zero], -1))
+    states, wanted = candidates(torch.where(counted, logp.double(), -1.0).flatten(), dtype)
     found = _logps(states)
     best = (found.double() - wanted[:, None]).abs().argmin(-1)
     row = torch.arange(len(best), device=best.device)
     shape = tuple(logp.shape)
     states = torch.where(counted.flatten()[:, None], states[row, best], torch.nan)
     return states.view(*shape, 2), found[row, best].view(shape)
-
-
-def _neighbours(values: Tensor) -> Tensor:
-    """The values with `_TRIED` numbers on either side, `[.., 2 _TRIED + 1]`."""
-    up, down = [values], [values]
-    for _ in range(_TRIED):
-        up.append(torch.nextafter(up[-1], torch.full_like(values, torch.inf)))
-        down.append(torch.nextafter(down[-1], torch.full_like(values, -torch.inf)))
-    return torch.stack([*down[:0:-1], *up], -1)
 
 
 def _logps(states: Tensor) -> Tensor:
