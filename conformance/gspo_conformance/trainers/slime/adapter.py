@@ -20,18 +20,8 @@ SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
 stub(
     *("megatron", "ray", "sglang", "sglang_router", "httpx", "transformers", "PIL", "wandb", "tqdm", "yaml"),
-    *(
-        "pybase64",
-        "datasets",
-        "omegaconf",
-        "packaging",
-        "aiohttp",
-        "requests",
-        "psutil",
-        "orjson",
-        "accelerate",
-        "urllib3",
-    ),
+    *("pybase64", "datasets", "omegaconf", "packaging", "aiohttp", "requests", "psutil", "orjson", "accelerate"),
+    "urllib3",
 )
 
 

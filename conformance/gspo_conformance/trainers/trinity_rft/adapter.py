@@ -164,27 +164,16 @@ OPERATIONS = {
     "aggregate": aggregate,
     "whiten": whiten,
 }
-INPUTS = ("logp", "old_logp", "advantages", "mask", "ref_logp", "groups", "rewards", "values")
-GIVEN = (
-    "objective",
-    "normalizer",
-    "advantages",
-    "center",
-    "scale",
-    "ddof",
-    "eps",
-    "eps_placement",
-    "estimator",
-    "mode",
-)
+INPUTS = "logp old_logp advantages mask ref_logp groups rewards values"
+GIVEN = "objective normalizer advantages center scale ddof eps eps_placement estimator mode"
 CAPABILITIES = Capabilities(
     operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
     dtypes=frozenset({"float32", "float64"}),
     gradient=True,
     token_advantages=True,
     input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(INPUTS),
-    parameters=frozenset(GIVEN),
+    inputs=frozenset(INPUTS.split()),
+    parameters=frozenset(GIVEN.split()),
 )
 
 
