@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 KEPT = 64
+# Fewer differences than these are in one rank or micro-batch by chance.
+FEWEST = 3
 MOST_REASONS = 200
 
 
@@ -50,13 +52,22 @@ class Series:
     kept: list[Difference] = field(default_factory=list)
     worst: Difference | None = None
     steps: set[int] = field(default_factory=set)
+    # Of all comparisons, and of those that differ: last step, ranks, micro-batches.
+    last: int = 0
+    seen: tuple[set[int | None], ...] = field(default_factory=lambda: (set(), set()))
+    off: tuple[set[int | None], ...] = field(default_factory=lambda: (set(), set()))
 
     def add(self, one: Difference) -> bool:
         """Counts a comparison; whether it is a difference."""
         self.compared += 1
+        self.last = max(self.last, one.step)
+        for places, place in zip(self.seen, (one.rank, one.microbatch), strict=True):
+            places.add(place)
         if one.size <= one.tolerance:
             return False
         self.different += 1
+        for places, place in zip(self.off, (one.rank, one.microbatch), strict=True):
+            places.add(place)
         self.steps.add(one.step)
         if len(self.kept) < KEPT:
             self.kept.append(one)
@@ -68,6 +79,15 @@ class Series:
     def since(self) -> int:
         """The first step that differs."""
         return min(self.steps)
+
+    @property
+    def only(self) -> str:
+        """`, all at rank 1`: the one step, rank or micro-batch of all differences, where there are others without."""
+        words = [f"step {self.since}"] if len(self.steps) == 1 < self.different and self.last > self.since else []
+        for name, seen, off in zip(("rank", "micro-batch"), self.seen, self.off, strict=True):
+            if len(off) == 1 < len(seen) and self.different >= FEWEST:
+                words += [f"{name} {place}" for place in off]
+        return f", all at {', '.join(words)}" if words else ""
 
 
 @dataclass

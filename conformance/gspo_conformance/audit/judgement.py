@@ -280,7 +280,7 @@ def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> F
     worst, since = first.worst, min(one.since for one in series)
     assert worst is not None
     told = f"{_what(first)} since step {since}, in {first.different:,} of {plural(first.compared, 'comparison')}"
-    told += f"{_too(rest)}; at worst {_numbers(worst)}"
+    told += f"{first.only}{_too(rest)}; at worst {_numbers(worst)}"
     if not explained:
         return Finding(f"{rule}-differs", "error", first.what, told, "", "no known deviation gives these numbers")
     if len({one.name for one in explained}) > MANY:

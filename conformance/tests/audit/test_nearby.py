@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import gspo_core as gspo
 from gspo_conformance.audit import audit_trace
+from gspo_conformance.audit.differences import Difference, Series
 from gspo_conformance.spec_numbers import round_to
 from gspo_conformance.tensors import NumPyArray
 
@@ -254,3 +256,36 @@ def test_a_mask_that_begins_in_the_prompt_is_seen_where_the_sampler_scored(behin
         calls.append([(arrays | {"behavior_logp": sampled.astype(np.float32)}, {"loss": loss})])
     found = audit_trace(write(tmp_path, calls, objective="gspo"))
     assert [one.rule for one in found.errors] == ([] if behind else ["mask.prompt-counted"])
+
+
+PLACES: list[tuple[Callable[[int, int, int], bool], str]] = [
+    (lambda step, rank, at: rank == 1, ", all at rank 1"),
+    (lambda step, rank, at: at == 0, ", all at micro-batch 0"),
+    (lambda step, rank, at: step == 1, ", all at step 1"),
+    (lambda step, rank, at: step == 1 and rank == 0, ", all at step 1"),
+    (lambda step, rank, at: step == 2, ""),
+    (lambda step, rank, at: rank == at, ""),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), PLACES)
+def test_the_one_place_of_all_differences_is_known(wrong: Callable[[int, int, int], bool], words: str) -> None:
+    series = Series("loss")
+    for step, rank, at in product(range(3), range(2), range(2)):
+        series.add(Difference("loss", step, 1.0 + wrong(step, rank, at), 1.0, 0.1, rank, at))
+    assert series.only == words
+
+
+def test_a_fault_of_one_micro_batch_is_told_as_one(tmp_path: Path) -> None:
+    """Hunts a fault of one rank or micro-batch told as one of the whole run."""
+    steps = [[batch(6, 10 * step + at) for at in range(2)] for step in range(3)]
+    calls = [
+        [
+            (one, {"loss": _loss(GSPO, one, change), "normalizer": 6.0})
+            for one, change in zip(ones, (dict, _behind), strict=True)
+        ]
+        for ones in steps
+    ]
+    (error,) = audit_trace(write(tmp_path, calls, objective=GSPO.to_dict())).errors
+    assert error.rule == "padding-counted"
+    assert "since step 0, in 3 of 6 comparisons, all at micro-batch 1 (step loss too)" in error.message
