@@ -16,7 +16,7 @@ MOST = 200_000
 # No rounding makes a log-probability this large; noise that somebody adds may, in a few tokens.
 POSITIVE = 0.01
 SLOPE, EXPLAINED, ENOUGH = 0.03, 0.5, 16
-# Scorings of different tokens have a slope near -1 and half of the variance: no temperature is that far from another.
+# Scorings of different tokens have a slope near -1, if not in every step of few: no temperature is that far from another.
 UNRELATED, UNLIKE = -0.8, 0.3
 # One place apart: far from each other as they stand, and five times nearer when moved.
 APART, NEARER = 0.05, 0.2
@@ -43,11 +43,6 @@ class Gap:
         """Whether it looks like two temperatures."""
         enough = self.count >= ENOUGH and self.std > 1e-3
         return enough and abs(self.slope) >= SLOPE and self.slope > UNRELATED and self.explained >= EXPLAINED
-
-    @property
-    def unrelated(self) -> bool:
-        """Whether one says nothing of the other: they are of different tokens, or one is a constant."""
-        return self.count >= ENOUGH and self.std > UNLIKE and self.slope <= UNRELATED
 
     @property
     def temperature(self) -> float:
@@ -95,6 +90,7 @@ class Evidence:
     sampler_of_old: list[Gap] = field(default_factory=list)
     rounded: dict[str, list[int]] = field(default_factory=dict)
     frozen: list[int] = field(default_factory=list)
+    own_reference: list[int] = field(default_factory=list)
     moving: list[int] = field(default_factory=list)
     shifted: list[int] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
@@ -120,6 +116,8 @@ class Evidence:
             sampler.add(tokens.logp, tokens.behavior_logp)
             sampler_of_old.add(tokens.old_logp, tokens.behavior_logp)
             self._add_rounding(step.index, tokens)
+            if _own_reference(tokens) and step.index not in self.own_reference[-1:]:
+                self.own_reference.append(step.index)
             for apart in _misaligned(tokens):
                 self.misaligned.setdefault(apart, step.index)
             self._add_signs(step.index, tokens)
@@ -177,6 +175,14 @@ class Evidence:
 def _pushes(tokens: Tokens) -> bool:
     """Whether an advantage is not 0, or unknown."""
     return tokens.count > 0 and (tokens.advantages is None or bool(np.any(tokens.advantages != 0)))
+
+
+def _own_reference(tokens: Tokens) -> bool:
+    """Whether the reference policy scored every token as the new one does, which the old one did not."""
+    new, old, reference = tokens.logp, tokens.old_logp, tokens.ref_logp
+    if new is None or old is None or reference is None or not np.array_equal(new, reference):
+        return False
+    return np.count_nonzero(new != old) >= ENOUGH
 
 
 def _append(gaps: list[Gap], found: Gap | None) -> None:

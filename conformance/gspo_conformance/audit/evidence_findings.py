@@ -9,7 +9,7 @@ import numpy as np
 from ..trainers.dialect import Finding
 from ..words import plural
 from .claim import Claim
-from .evidence import Evidence, Gap
+from .evidence import ENOUGH, UNLIKE, UNRELATED, Evidence, Gap
 
 EXACT, JUMP, NEAR = 1e-4, 10.0, 0.25
 
@@ -23,6 +23,7 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
         *_misaligned(evidence),
         *(tempered or ([] if evidence.misaligned else _stale(evidence))),
         *_frozen(evidence),
+        *_own_reference(evidence),
         *_rounded(evidence, claim),
         *_shifted(evidence),
         *_prompts(evidence),
@@ -93,11 +94,11 @@ def _stale(evidence: Evidence) -> Iterator[Finding]:
     floor = max(float(np.median(clean)) if clean else 0.0, EXACT / JUMP)
     moved = [one for one in evidence.first if one.std > JUMP * floor or abs(one.mean) > JUMP * floor]
     sure = [one for one in moved if one.step in sampler and sampler[one.step].std < NEAR * one.std]
-    bad = sure or (moved if clean else [])
+    bad = moved if clean else sure
     # Noise that comes and goes is not staleness: from its first step on it stays.
     if not bad or len(bad) < 0.8 * sum(one.step >= bad[0].step for one in evidence.first):
         return
-    if all(one.unrelated for one in bad):
+    if sum(one.count for one in bad) >= ENOUGH and _are_unrelated(bad):
         yield _unrelated(bad)
         return
     told = (
@@ -105,12 +106,17 @@ def _stale(evidence: Evidence) -> Iterator[Finding]:
         f"old policy are the same, log-ratios of tokens have mean {bad[0].mean:+.2g} and spread {bad[0].std:.2g}"
     )
     if sure:
-        told += f", while the sampler is within {sampler[bad[0].step].std:.1g} of the new policy"
+        told += f", while the sampler is within {sampler[sure[0].step].std:.1g} of the new policy"
     elif clean:
         told += f"; {plural(len(clean), 'other first mini-batch is', 'other first mini-batches are')} exact"
     costs = "the clip range is spent before the first update: responses are held for what earlier updates did"
     fix = "score old_logp with the weights that sampled, at the start of each rollout"
     yield Finding("stale-old-logp", "error", "old_logp", told, "GSPO-DATA-5", costs, fix)
+
+
+def _are_unrelated(bad: list[Gap]) -> bool:
+    """Whether one scoring says nothing of the other: they are of different tokens, or one is a constant."""
+    return min(one.std for one in bad) > UNLIKE and bool(np.median([one.slope for one in bad]) <= UNRELATED)
 
 
 def _unrelated(bad: list[Gap]) -> Finding:
@@ -139,6 +145,17 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
         costs,
         "keep the old_logp of the start of the rollout; where it is kept, see what the optimiser does",
     )
+
+
+def _own_reference(evidence: Evidence) -> Iterator[Finding]:
+    """A reference policy that is the new one, though that has moved since the rollout."""
+    if evidence.own_reference:
+        steps = plural(len(evidence.own_reference), "step")
+        told = f"ref_logp is logp itself in {steps} since step {evidence.own_reference[0]}, in which logp is no longer old_logp: "
+        told += "the reference policy is the one that is trained"
+        costs = "the KL term is 0 whatever the policy does, and holds it nowhere"
+        fix = "a copy of the weights of the start, without gradient, that no optimiser step reaches"
+        yield Finding("own-reference", "error", "ref_logp", told, "GSPO-KL-7", costs, fix)
 
 
 def _rounded(evidence: Evidence, claim: Claim) -> Iterator[Finding]:

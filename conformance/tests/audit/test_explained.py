@@ -185,3 +185,44 @@ def test_a_factor_is_called_the_number_of_micro_batches_where_it_follows_it(
     (error,) = audit_trace(write(tmp_path, steps, objective="gspo", micro_batches="sum")).errors
     assert error.rule == "factor"
     assert error.message.endswith(f". {said}")
+
+
+def test_a_policy_that_stays_old_is_stale_from_its_first_rollout_on(tmp_path: Path) -> None:
+    """Hunts `stale since step 3` of a policy frozen at step 0, because the sampler's noise hid how little it had moved at first."""
+    calls: Calls = []
+    for step in range(5):
+        arrays = batch(12, step, moved=0.0)
+        noise = np.random.default_rng(step).normal(size=(2, *arrays["logp"].shape)).astype(np.float32)
+        arrays |= {
+            "behavior_logp": arrays["logp"] + 0.01 * noise[0],
+            "old_logp": arrays["logp"] + 0.03 * step * noise[1],
+        }
+        calls.append((arrays, {"loss": compute(GSPO, arrays)[0], "rollout": step, "minibatch": 0}))
+    (message,) = (message for rule, message in _found(tmp_path, calls) if rule == "stale-old-logp")
+    assert message.startswith("old_logp is stale since step 1: in 4 first mini-batches")
+
+
+def test_few_tokens_of_other_responses_are_still_not_called_stale(tmp_path: Path) -> None:
+    """Hunts `scored with the weights before` of shuffled rows, where one step of few tokens has a slope far from -1."""
+    calls: Calls = []
+    for step in range(12):
+        arrays = batch(4, step, moved=0.0)
+        arrays |= {"behavior_logp": arrays["logp"], "old_logp": np.roll(arrays["logp"], 1, axis=0)}
+        calls.append((arrays, {"loss": compute(GSPO, arrays)[0], "rollout": step, "minibatch": 0}))
+    rules = [rule for rule, _ in _found(tmp_path, calls)]
+    assert "unrelated-logp" in rules
+    assert "stale-old-logp" not in rules
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_reference_that_is_the_policy_itself_is_named(moved: bool, tmp_path: Path) -> None:
+    """Hunts `agrees` of a KL term that is 0 at every step; before the first update the reference is the policy."""
+    claimed = GSPO.replace(penalty=gspo.Penalty("k3", coefficient=0.04))
+    calls: Calls = []
+    for step in range(3):
+        arrays = batch(6, step, moved=0.01 * moved)
+        arrays["ref_logp"] = arrays["logp"].copy()
+        calls.append((arrays, {"loss": compute(claimed, arrays)[0]}))
+    found = _found(tmp_path, calls, objective=claimed.to_dict())
+    assert [rule for rule, _ in found] == ["own-reference"] * moved
+    assert not moved or "since step 0" in found[0][1]
