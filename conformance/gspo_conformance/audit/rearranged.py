@@ -13,13 +13,14 @@ from .advantages import DEFAULTS, Rollout, advantages, tolerances
 from .variants import Explanation
 
 COST = "responses are rewarded for what others did"
+_NOTHING: Mapping[str, Any] = {}
 Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
 
 
 def rearranged(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
     """What was done to the right advantages of every one of these rollouts."""
-    yield from list(_over_batch(rollouts, claimed, precision)) or of_pairs(
-        [_pair(one, claimed, precision) for one in rollouts]
+    yield from list(_over_batch(rollouts, claimed, precision)) or (
+        list(of_pairs([_pair(one, claimed, precision) for one in rollouts])) or _of_others(rollouts, claimed, precision)
     )
 
 
@@ -37,6 +38,23 @@ def _over_batch(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precisi
             return
 
 
+def _of_others(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
+    """Made of the rewards, or in the groups, of other responses."""
+    for what, (words, moved) in product(("rewards", "groups"), _MOVED):
+        pairs = [_pair(one, claimed, precision, {what: moved}) for one in rollouts]
+        if all(_equal(*pair) for pair in pairs):
+            told = f"they are made of the {what} of other responses: {words}"
+            yield Explanation("advantage.order", "GSPO-ADV-1", told, COST)
+            return
+
+
+_MOVED = (
+    ("one place further", lambda values: np.roll(values, 1)),
+    ("one place back", lambda values: np.roll(values, -1)),
+    ("in reverse order", lambda values: values[::-1]),
+)
+
+
 def of_pairs(pairs: Sequence[Pair]) -> Iterator[Explanation]:
     """What makes the recorded advantages of the right ones, in every pair."""
     for name, told, made in (*_orders(pairs), *_bounds(pairs), *_factors(pairs)):
@@ -45,9 +63,10 @@ def of_pairs(pairs: Sequence[Pair]) -> Iterator[Explanation]:
             return
 
 
-def _pair(one: Rollout, claimed: Mapping[str, Any], precision: float) -> Pair:
-    """Recorded, right, and how far rounding goes; only where the reward is a number."""
+def _pair(one: Rollout, claimed: Mapping[str, Any], precision: float, moved: Mapping[str, Any] = _NOTHING) -> Pair:
+    """Recorded, right (with some arrays `moved`), and how far rounding goes; only where the reward is a number."""
     arrays = one.arrays()
+    arrays |= {name: change(arrays[name]) for name, change in moved.items()}
     want = advantages(arrays, DEFAULTS | dict(claimed))
     known = np.isfinite(arrays["rewards"]) & np.isfinite(arrays["advantages"])
     return arrays["advantages"][known], want[known], tolerances(arrays, want, precision)[known]

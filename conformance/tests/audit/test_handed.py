@@ -66,3 +66,29 @@ def test_centred_by_group_and_scaled_over_the_rollout_is_named(ddof: int, tmp_pa
     found = audit_trace(write(tmp_path, steps, objective="gspo", advantages=made, group_size=4))
     assert [one.rule for one in found.errors] == ["advantage.scale"]
     assert f"in the whole rollout (ddof {ddof})" in found.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("what", "places", "words"),
+    [
+        ("rewards", 1, "the rewards of other responses: one place further"),
+        ("rewards", -1, "the rewards of other responses: one place back"),
+        ("groups", 1, "the groups of other responses: one place further"),
+    ],
+)
+def test_advantages_of_the_rewards_or_groups_of_neighbours_are_named(
+    what: str, places: int, words: str, tmp_path: Path
+) -> None:
+    """Hunts "no known deviation" said of rewards that lie one place beside their responses, which changes what groups hold."""
+    stream, steps = np.random.default_rng(0), list[Calls]()
+    for rollout in range(3):
+        right = {"rewards": stream.normal(size=16).astype(np.float32), "groups": np.arange(16) // 4}
+        wrong = right | {what: np.roll(right[what], places)}
+        arrays = batch(16, rollout, moved=0.0) | right
+        arrays["advantages"] = np.asarray(gspo.group_advantages(wrong["rewards"], wrong["groups"], ddof=1, eps=1e-6))
+        loss, _ = compute(gspo.Objective.gspo(), arrays)
+        steps.append([(arrays, {"loss": loss, "rollout": rollout, "minibatch": 0})])
+    made = {"scale": "std", "ddof": 1, "eps": 1e-6}
+    (error,) = audit_trace(write(tmp_path, steps, objective="gspo", advantages=made, group_size=4)).errors
+    assert error.rule == "advantage.order"
+    assert words in error.message
