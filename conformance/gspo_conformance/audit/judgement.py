@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ from ..words import plural, uncapitalised
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local
 from .claim import Claim, findings_of_settings
 from .coverage import Coverage, coverage_findings, usual_parts
-from .differences import Difference, Ledger, Series
+from .differences import FEWEST, Difference, Ledger, Series
 from .evidence import Evidence
 from .evidence_findings import evidence_findings
 from .exact import NotComputable
@@ -214,7 +215,8 @@ def _explain(found: Audit, series: Series, only: frozenset[str] | None = None) -
     """What gives the recorded numbers of one quantity."""
     what, precision = series.what, found.claim.precision
     if what.startswith("metrics."):
-        return explain_metric(_again(found, series), what.removeprefix("metrics."), precision, only)
+        known = explain_metric(_again(found, series), what.removeprefix("metrics."), precision, only)
+        return known or ([] if only else _multiple(series))
     if what == "gradient":
         return explain_gradient(_again(found, series), precision, only)
     return explain_loss(_again(found, series), precision, found.trace) if what == "loss" else []
@@ -272,6 +274,24 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
     if local(bad[:6], claimed, found.claim.precision):
         return [from_mutant(find("distribution.local-statistics"))]
     return list(rearranged(bad[:6], claimed, found.claim.precision))
+
+
+def _multiple(series: Series) -> list[Explanation]:
+    """The one number that a metric is multiplied by wherever it differs."""
+    telling = [one for one in series.kept if abs(one.expected) > 100 * one.tolerance]
+    if len(telling) < FEWEST or not math.isfinite(sum(one.got for one in series.kept)):
+        return []
+    factor = telling[0].got / telling[0].expected
+    if any(abs(one.got - factor * one.expected) > 2 * max(1.0, abs(factor)) * one.tolerance for one in series.kept):
+        return []
+    return [
+        Explanation(
+            "metric-factor",
+            "",
+            f"each of them is {factor:.4g} times what is due",
+            "the metric misleads; the loss does not follow it",
+        )
+    ]
 
 
 def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> Finding:

@@ -289,3 +289,15 @@ def test_a_fault_of_one_micro_batch_is_told_as_one(tmp_path: Path) -> None:
     (error,) = audit_trace(write(tmp_path, calls, objective=GSPO.to_dict())).errors
     assert error.rule == "padding-counted"
     assert "since step 0, in 3 of 6 comparisons, all at micro-batch 1 (step loss too)" in error.message
+
+
+@pytest.mark.parametrize(("factor", "words"), [(100.0, "is 100 times what is due"), (-1.0, "is -1 times what is due")])
+def test_a_metric_in_another_unit_or_sign_is_named(factor: float, words: str, tmp_path: Path) -> None:
+    """Hunts a percentage that nothing explains."""
+    calls = [[(batch(6, step, moved=0.3), {"loss": 0.0})] for step in range(4)]
+    for ((arrays, fields),) in calls:
+        fields["loss"], metrics = compute(GSPO, arrays)
+        fields["metrics"] = {"approx_kl": factor * metrics["approx_kl"]}
+    (error,) = audit_trace(write(tmp_path, calls, objective="gspo")).errors
+    assert error.rule == "metric-factor"
+    assert words in error.message
