@@ -165,7 +165,7 @@ def _alive(tokens: Tokens) -> NumPyArray:
 
 
 def _broken(one: Broken) -> Finding:
-    kind = "truncated-file" if one.reason.startswith(("truncated", "part")) else "broken-file"
+    kind = "truncated-file" if one.reason.startswith("truncated") else "broken-file"
     return Finding(
         kind,
         "error",

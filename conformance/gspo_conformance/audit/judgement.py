@@ -137,8 +137,8 @@ def with_noise(found: Audit) -> Audit:
         found.ledger.miss(f"noise: the log-probabilities are beyond its model ({error})")
         return found
     known = {one.rule for one in found.findings}
-    same = {"rounded-logp": "bfloat16-logp", "inert-ratio": "frozen-ratio"}
-    more = [one for one in more if one.rule not in known and same.get(one.rule) not in known]
+    same = {"rounded-logp": {"bfloat16-logp", "coarse-record"}, "inert-ratio": {"frozen-ratio"}}
+    more = [one for one in more if not known & {one.rule, *same.get(one.rule, ())}]
     found.findings = _sorted([*found.findings, *(replace(one, rule=f"noise/{one.rule}") for one in more)])
     return found
 
@@ -356,6 +356,7 @@ FIXES = {
     "advantage.rewards": "give the loss the advantages, not the rewards",
     "advantage.order": "take rewards, groups and advantages through every shuffle and gather together",
     "clip-two-sided-by-response": "count where the gradient is 0: s too large with A > 0, too small with A < 0",
+    "coarse-record": "record what the loss saw, in float32; or say dtype in run, where the loss too has no more bits",
     "factor": "one division, by the number of responses of the whole step, and the advantages as they were recorded",
     "sampler-as-old": "score old_logp with the trainer at the start of the rollout; what the sampler says belongs in a correction",
     "token-before-counted": "a mask from the first sampled token on",

@@ -26,7 +26,7 @@ from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_rough_fac
 from .shards import LOGPS
 from .steps import Recomputed, exact_gradient
 from .trace import Trace
-from .variants import Explanation, by_definitions, by_divisors, by_masks, from_mutant, looks_rounded
+from .variants import Explanation, by_definitions, by_divisors, by_masks, by_precision, from_mutant
 
 FAMILIES = (
     "aggregation",
@@ -84,7 +84,7 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace) ->
     if not few:
         return []
     found = list(by_other_batches(trace, few, partial(_right_loss, precision=precision)))
-    return found or list(_by_precision(few, precision))
+    return found or list(by_precision(few, precision))
 
 
 def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:
@@ -373,15 +373,3 @@ def _factor_words(factors: Sequence[float], parts: Sequence[Recomputed], trace: 
         if max(counts) > 1 and all(abs(f * n - 1) < 1e-3 for f, n in zip(factors, counts, strict=True)):
             return f": divided by the number of {name}"
     return ""
-
-
-def _by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
-    """No difference larger than the rounding of bfloat16: that of the arithmetic, if nothing else fits."""
-    shortest = 2.0**-8
-    fits = (
-        abs((one.part.loss or 0.0) - one.expected) <= one.truth.tolerance(shortest / 4, one.normalizer) for one in few
-    )
-    if precision < shortest and all(fits) and all(map(looks_rounded, few)):
-        told = "no difference is larger than rounding to bfloat16 explains: the loss may be computed in bfloat16 or float16"
-        effect = "1.0003 and 0.9997 are both 1.0 in bfloat16: the clip range does not exist in it"
-        yield Explanation("low-precision", "GSPO-NUM-1", told, effect)

@@ -11,6 +11,7 @@ import numpy as np
 
 from gspo_core import Objective
 
+from ..judge import UNIT_ROUNDOFF
 from ..mutants.registry import Mutant, find
 from ..tensors import NumPyArray
 from .exact import NotComputable, exact
@@ -232,7 +233,36 @@ def _outside(one: Recomputed) -> float:
     return float(np.mean((s < 1 - clip.low) | (s > 1 + clip.high)))
 
 
-def looks_rounded(one: Recomputed) -> bool:
+def by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """No difference larger than the rounding of bfloat16: that of the arithmetic, if nothing else fits; or of the record."""
+    if kept := _coarsely_kept(few, precision):
+        told = f"no difference is larger than what {kept}, in which log-probabilities were recorded, rounds away"
+        yield Explanation(
+            "coarse-record", "GSPO-NUM-1", told, "a fault that is smaller than this rounding does not show"
+        )
+        return
+    shortest = 2.0**-8
+    if precision < shortest and _within(few, shortest / 4) and all(map(_looks_rounded, few)):
+        told = "no difference is larger than rounding to bfloat16 explains: the loss may be computed in bfloat16 or float16"
+        effect = "1.0003 and 0.9997 are both 1.0 in bfloat16: the clip range does not exist in it"
+        yield Explanation("low-precision", "GSPO-NUM-1", told, effect)
+
+
+def _coarsely_kept(few: Sequence[Recomputed], precision: float) -> str:
+    """The dtype of the recorded log-probabilities, where it has fewer bits than the loss and that explains every difference."""
+    kinds = {one.part.stored.get(name, "float32") for one in few for name in ("logp", "old_logp")}
+    kind = max(kinds, key=UNIT_ROUNDOFF.__getitem__)
+    return kind if UNIT_ROUNDOFF[kind] > precision and _within(few, UNIT_ROUNDOFF[kind]) else ""
+
+
+def _within(few: Sequence[Recomputed], precision: float) -> bool:
+    """Whether arithmetic of this precision explains every difference."""
+    return all(
+        abs((one.part.loss or 0.0) - one.expected) <= one.truth.tolerance(precision, one.normalizer) for one in few
+    )
+
+
+def _looks_rounded(one: Recomputed) -> bool:
     """Whether a micro-batch looks computed in few bits: its gradient errs by rounding alone, or its loss has few bits itself."""
     gradient = one.part.tokens.gradient
     if gradient is not None:

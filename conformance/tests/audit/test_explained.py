@@ -226,3 +226,23 @@ def test_a_reference_that_is_the_policy_itself_is_named(moved: bool, tmp_path: P
     found = _found(tmp_path, calls, objective=claimed.to_dict())
     assert [rule for rule, _ in found] == ["own-reference"] * moved
     assert not moved or "since step 0" in found[0][1]
+
+
+def test_a_record_of_fewer_bits_than_the_loss_is_called_that(tmp_path: Path) -> None:
+    """Hunts "no known deviation" of a right run whose log-probabilities were written in float16."""
+    calls = [_call(step) for step in range(4)]
+    for arrays, _ in calls:
+        del arrays["gradient"]
+        arrays |= {name: arrays[name].astype(np.float16) for name in ("logp", "old_logp")}
+    ((rule, message),) = _found(tmp_path, calls)
+    assert rule == "coarse-record"
+    assert "float16, in which log-probabilities were recorded" in message
+
+
+def test_an_array_of_another_type_is_no_truncated_file(tmp_path: Path) -> None:
+    """Hunts `truncated-file` said of a whole file whose mask is floating."""
+    arrays, fields = _call(0)
+    arrays["mask"] = arrays["mask"].astype(np.float32)
+    ((rule, message),) = _found(tmp_path, [(arrays, fields), _call(1)])
+    assert rule == "broken-file"
+    assert "mask: expected integers or booleans, got F32" in message
