@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -86,6 +87,8 @@ class Evidence:
     """What the steps showed: gaps of first mini-batches, and of the sampler; steps with rounded or frozen log-probabilities."""
 
     first: list[Gap] = field(default_factory=list)
+    # Of each rank alone, where a step has several.
+    first_of: dict[int, list[Gap]] = field(default_factory=lambda: defaultdict(list))
     sampler: list[Gap] = field(default_factory=list)
     sampler_of_old: list[Gap] = field(default_factory=list)
     rounded: dict[str, list[int]] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class Evidence:
     def add(self, step: Step) -> None:
         """What a step shows."""
         own, sampler, sampler_of_old = Moments(), Moments(), Moments()
+        own_of: dict[int, Moments] = defaultdict(Moments)
         pushes = False
         for part in step.parts:
             try:
@@ -113,6 +117,7 @@ class Evidence:
                 continue
             pushes = pushes or _pushes(tokens)
             own.add(tokens.logp, tokens.old_logp)
+            own_of[part.rank].add(tokens.logp, tokens.old_logp)
             sampler.add(tokens.logp, tokens.behavior_logp)
             sampler_of_old.add(tokens.old_logp, tokens.behavior_logp)
             self._add_rounding(step.index, tokens)
@@ -128,6 +133,9 @@ class Evidence:
                 self.prompts.append(step.index)
         _append(self.sampler_of_old, sampler_of_old.gap(step.index))
         self._add_ratios(step, own.gap(step.index), sampler.gap(step.index))
+        if step.minibatch == 0 and len(own_of) > 1:
+            for rank, moments in own_of.items():
+                _append(self.first_of[rank], moments.gap(step.index))
         if pushes:
             self._pushed = step.rollout
 

@@ -63,8 +63,10 @@ def _misaligned(evidence: Evidence) -> Iterator[Finding]:
 
 def _tempered(evidence: Evidence) -> list[Finding]:
     """Two scorings of the same tokens that differ as two temperatures do."""
+    alone = _ranks_alone(evidence)
+    first = evidence.first_of[alone[0]] if alone else evidence.first
     pairs = (
-        ("logp and old_logp of first mini-batches", "old_logp", evidence.first),
+        (f"logp and old_logp of first mini-batches{_on(alone)}", "old_logp", first),
         ("old_logp and the sampler's log-probabilities", "behavior_logp", evidence.sampler_of_old),
     )
     for what, key, gaps in pairs:
@@ -72,6 +74,16 @@ def _tempered(evidence: Evidence) -> list[Finding]:
         if bad and len(bad) >= 0.5 * len([one for one in gaps if one.step >= bad[0].step]):
             return [_temperature(what, key, bad)]
     return []
+
+
+def _ranks_alone(evidence: Evidence) -> list[int]:
+    """The ranks whose first mini-batches have ratios other than 1, where those of other ranks have none."""
+    moved = [rank for rank, gaps in evidence.first_of.items() if any(one.largest > EXACT for one in gaps)]
+    return sorted(moved) if len(moved) < len(evidence.first_of) else []
+
+
+def _on(ranks: list[int]) -> str:
+    return f" on rank {', '.join(map(str, ranks[:8]))} alone" if ranks else ""
 
 
 def _temperature(what: str, key: str, bad: list[Gap]) -> Finding:
@@ -102,7 +114,7 @@ def _stale(evidence: Evidence) -> Iterator[Finding]:
         yield _unrelated(bad)
         return
     told = (
-        f"old_logp is stale since step {bad[0].step}: in {plural(len(bad), 'first mini-batch', 'first mini-batches')}, where new and "
+        f"old_logp{_on(_ranks_alone(evidence))} is stale since step {bad[0].step}: in {plural(len(bad), 'first mini-batch', 'first mini-batches')}, where new and "
         f"old policy are the same, log-ratios of tokens have mean {bad[0].mean:+.2g} and spread {bad[0].std:.2g}"
     )
     if sure:

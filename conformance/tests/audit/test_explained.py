@@ -246,3 +246,22 @@ def test_an_array_of_another_type_is_no_truncated_file(tmp_path: Path) -> None:
     ((rule, message),) = _found(tmp_path, [(arrays, fields), _call(1)])
     assert rule == "broken-file"
     assert "mask: expected integers or booleans, got F32" in message
+
+
+@pytest.mark.parametrize("fault", ["temperature", "stale-old-logp"])
+def test_old_log_probabilities_of_one_rank_are_told_with_the_rank(fault: str, tmp_path: Path) -> None:
+    """Hunts a wrong temperature that is called stale, or told of the whole run, because it is that of one rank of four."""
+    for rank in range(4):
+        calls: Calls = []
+        for step in range(4):
+            arrays = batch(12, 10 * rank + step, moved=0.0)
+            noise = 0.05 * np.random.default_rng(step).normal(size=arrays["logp"].shape)
+            off = {"temperature": 0.1 * arrays["logp"], "stale-old-logp": noise * (step > 0)}[fault]
+            arrays["old_logp"] = (arrays["logp"] + off * (rank == 2)).astype(np.float32)
+            loss, _ = compute(GSPO, arrays, normalizer=np.float32(48))
+            calls.append((arrays, {"loss": loss, "normalizer": 48.0, "rollout": step, "minibatch": 0}))
+        (tmp_path / str(rank)).mkdir()
+        write(tmp_path / str(rank), [[one] for one in calls], rank=rank, objective="gspo")
+    (told,) = [one for one in audit_trace(tmp_path).errors if one.key == "old_logp" and "/" not in one.rule]
+    assert told.rule == fault
+    assert "on rank 2 alone" in told.message

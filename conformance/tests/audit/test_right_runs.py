@@ -46,12 +46,12 @@ def gradient_of(objective: gspo.Objective, arrays: dict[str, NumPyArray], **more
     return np.asarray(gspo.policy_gradient(objective, **given, sequences=arrays["mask"], **more), np.float32)
 
 
-def write(folder: Path, steps: Sequence[Calls], **run: Any) -> Path:
-    """A trace by hand, a file per step."""
+def write(folder: Path, steps: Sequence[Calls], rank: int = 0, **run: Any) -> Path:
+    """A trace of a rank by hand, a file per step."""
     for step, calls in enumerate(steps):
         arrays = {f"{at}.{name}": values for at, (part, _) in enumerate(calls) for name, values in part.items()}
         parts = [{"step": step, "microbatch": at, **fields} for at, (_, fields) in enumerate(calls)]
-        header = json.dumps({"version": 1, "run": run, "parts": parts})
+        header = json.dumps({"version": 1, "rank": rank, "run": run, "parts": parts})
         save_file(arrays, folder / f"{step}.safetensors", {"gspo_trace": header})
     return folder
 
