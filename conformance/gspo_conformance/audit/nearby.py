@@ -104,6 +104,30 @@ def _response(one: Recomputed, times: int, right: Right) -> int | None:
     return None
 
 
+def by_lengths(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Ratios of which the sum of log-ratios is divided by more tokens than are summed; by one fewer is a mutant."""
+    if few[0].objective.ratio not in ("sequence", "gspo_token"):
+        return
+    for more in (1, 2):
+        with suppress(NotComputable, ValueError):
+            if all(right(one, _loss_over(one, more)) for one in few):
+                told = (
+                    f"the sum of log-ratios is divided by |y| + {more}, a length that counts more tokens than the mask"
+                )
+                yield Explanation("ratio-length", "GSPO-RATIO-4", told, "the ratio of a short response is too near 1")
+                return
+
+
+def _loss_over(one: Recomputed, more: int) -> float:
+    """The loss of sums of log-ratios over |y| and so many tokens more."""
+    tokens = one.part.tokens
+    if tokens.logp is None or tokens.old_logp is None or one.objective.penalty is not None:
+        raise NotComputable("logp, old_logp not recorded, or a penalty that needs both")
+    d = np.asarray(tokens.logp, np.float64) - tokens.old_logp
+    d = d * tokens.spread(tokens.lengths / (tokens.lengths + more))
+    return exact(one.objective, replace(tokens, logp=d, old_logp=np.zeros(tokens.count))).loss(one.normalizer)
+
+
 def by_groups(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     """Losses in which the responses of one group are missing, divided by all or by those that are left."""
     told: list[str] = []

@@ -21,7 +21,7 @@ from ..mutants.registry import Mutant, mutants
 from ..target import Case
 from ..tensors import NumPyArray
 from .exact import NotComputable, exact, inputs_of, own_name
-from .nearby import by_groups, by_other_batches, by_ranges, by_responses, by_rounding
+from .nearby import by_groups, by_lengths, by_other_batches, by_ranges, by_responses, by_rounding
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_rough_factor, by_sampler, by_terms
 from .shards import LOGPS
 from .steps import Recomputed, exact_gradient
@@ -166,7 +166,7 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
         return []
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
     found = found or [*by_sampler(few, right), *by_advantages(few, right), *by_rounding(few, right)]
-    found = found or [*by_ranges(few, right), *by_responses(few, right)]
+    found = found or [*by_lengths(few, right), *by_ranges(few, right), *by_responses(few, right)]
     terms = [*by_rough_factor(few, right), *by_terms(few, right)] if not found else []
     return found or [*terms, *by_divisors(parts, neighbours(few[0].objective), precision)]
 

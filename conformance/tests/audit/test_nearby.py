@@ -42,6 +42,12 @@ def _rounded_old(arrays: Arrays) -> Arrays:
     return arrays | {"old_logp": np.asarray(round_to(arrays["old_logp"], "bfloat16"), np.float32)}
 
 
+def _longer(arrays: Arrays) -> Arrays:
+    n = arrays["mask"].sum(axis=1, keepdims=True)
+    d = (arrays["logp"] - arrays["old_logp"]) * (n / (n + 1))
+    return arrays | {"logp": d.astype(np.float32), "old_logp": np.zeros(d.shape, np.float32)}
+
+
 def _behind(arrays: Arrays) -> Arrays:
     return arrays | {"mask": np.maximum.accumulate(arrays["mask"], axis=1)}
 
@@ -61,6 +67,7 @@ CASES: dict[str, tuple[gspo.Objective, gspo.Objective, Callable[[Arrays], Arrays
     "both": (_clip(4e-3, 3e-3), _clip(1.2e-3, 1.2e-3), lambda a: a, "objective", "ε = 0.0012 on both sides"),
     "high": (_clip(4e-3, 3e-3), _clip(7e-3, 3e-3), lambda a: a, "objective", "ε_high = 0.007 where 0.004 is claimed"),
     "ten times": (GSPO, _clip(4e-3, 3e-3), lambda a: a, "objective", "ε_high = 0.004 where 0.0004 is"),
+    "length": (GSPO, GSPO, _longer, "ratio-length", "divided by |y| + 1"),
     "padding": (GSPO, GSPO, _behind, "padding-counted", "padding behind it too"),
     "rolled": (GSPO, GSPO, lambda a: a | {"mask": np.roll(a["mask"], 1, axis=1)}, "mask.shifted", "place to the right"),
     "dropped": (
