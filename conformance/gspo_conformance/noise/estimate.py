@@ -91,7 +91,9 @@ def estimate(lengths: NumPyArray, means: NumPyArray, squares: NumPyArray) -> Est
     between = floor.value if floor.z > BELIEVED else 0.0
     variance = max(total.value - between, 0.0)
     std = math.sqrt(variance)
-    inflation = Measured(kappa.value / variance, kappa.error / variance) if variance > _LEAST else Measured(1.0, 0.0)
+    # Few squares that happen to be alike hide how far their mean is off: normal means have at least √(2/n).
+    error = max(kappa.error / max(variance, _LEAST), math.sqrt(2 / len(length)))
+    inflation = Measured(kappa.value / variance, error) if variance > _LEAST else Measured(1.0, 0.0)
     spread = Measured(unit * std, unit * total.error / (2 * std) if std else 0.0)
     bias = Measured(unit * bias.value, unit * bias.error)
     mismatch = Mismatch(spread.value, bias.value, _correlation(inflation), unit * math.sqrt(between))
@@ -120,8 +122,11 @@ def _spread_of_means(length: NumPyArray, squares: NumPyArray) -> tuple[Measured,
     for _ in range(8):
         weights = 1 / np.maximum(floor.value + kappa.value * inverse, _LEAST) ** 2
         floor, kappa = _least_squares(inverse, squares, weights)
-        if floor.value <= 0 or kappa.value <= 0:
-            return (Measured(0.0, floor.error), alone) if floor.value <= 0 else (floor, Measured(0.0, kappa.error))
+        if floor.value <= 0:
+            return Measured(0.0, floor.error), alone
+        if kappa.value <= 0:
+            kappa = Measured(0.0, kappa.error)
+            break
     return (floor, kappa) if floor.z > BELIEVED else (floor, alone)
 
 

@@ -52,6 +52,14 @@ def test_the_estimates_are_within_two_standard_errors_as_often_as_they_should_be
     assert np.mean([one.mismatch.correlation != 0 or one.mismatch.between != 0 for one in estimates]) < 0.06
 
 
+@pytest.mark.parametrize("count", [8, 16])
+def test_few_responses_of_independent_noise_are_not_called_correlated(count: int) -> None:
+    """Hunts `0.0 times what independent tokens give: neighbours are correlated`, said of one small batch in five."""
+    estimates = [estimate(*drawn(seed, count=count)) for seed in range(100)]
+    assert np.mean([one is None or one.mismatch.correlation != 0 for one in estimates]) < 0.02
+    assert all(one is not None and (one.inflation.value > 0 or one.mismatch.between) for one in estimates)
+
+
 def test_what_responses_have_in_common_is_told_from_what_tokens_have() -> None:
     one = estimate(*drawn(0, omega=5e-3, count=400))
     assert one is not None
