@@ -218,18 +218,31 @@ def _divisor(ones: Sequence[Recomputed], other: Objective, precision: float) -> 
 
 def by_definitions(few: Sequence[Recomputed], name: str) -> Iterator[Explanation]:
     """A clip fraction by another definition than the specification's that no mutant has."""
-    if few and all(abs(_outside(one) - one.part.metrics[name]) <= 1e-5 for one in few):
+
+    def given(by_token: bool) -> bool:
+        return bool(few) and all(abs(_outside(one, by_token) - one.part.metrics[name]) <= 1e-5 for one in few)
+
+    if given(by_token=False):
         told = "the share of responses whose ratio is outside the range, whatever the sign of their advantages"
         yield Explanation(
             "clip-two-sided-by-response", "GSPO-METRIC-1", told, "it counts responses that keep their gradient"
         )
+    elif given(by_token=True):
+        # The mutant leaves out advantages of 0.
+        yield from_mutant(find("metrics.clip-two-sided"))
 
 
-def _outside(one: Recomputed) -> float:
+def _outside(one: Recomputed, by_token: bool) -> float:
+    """The share of tokens, or of responses, whose ratio is outside the range."""
     clip, tokens = one.objective.surrogate, one.part.tokens
-    if getattr(clip, "low", None) is None or tokens.logp is None or tokens.old_logp is None or not tokens.number:
+    if getattr(clip, "low", None) is None or tokens.logp is None or tokens.old_logp is None or not tokens.count:
         return float("nan")
-    s = np.exp(tokens.means(np.asarray(tokens.logp, np.float64) - tokens.old_logp))
+    d = np.asarray(tokens.logp, np.float64) - tokens.old_logp
+    if not by_token:
+        d = tokens.means(d)
+    elif one.objective.ratio != "token":
+        d = tokens.spread(tokens.means(d))
+    s = np.exp(d)
     return float(np.mean((s < 1 - clip.low) | (s > 1 + clip.high)))
 
 

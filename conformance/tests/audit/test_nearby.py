@@ -308,3 +308,21 @@ def test_a_metric_in_another_unit_or_sign_is_named(factor: float, words: str, tm
     (error,) = audit_trace(write(tmp_path, calls, objective="gspo")).errors
     assert error.rule == "metric-factor"
     assert words in error.message
+
+
+@pytest.mark.parametrize(
+    "claimed", [gspo.Objective.gspo(gspo.Clip(3e-3, 4e-3)), gspo.Objective.grpo(gspo.Clip(3e-3, 4e-3))]
+)
+def test_tokens_outside_the_range_counted_whatever_the_advantage_are_named(
+    claimed: gspo.Objective, tmp_path: Path
+) -> None:
+    """Hunts a clip fraction of |w - 1| > ε that nothing explains, because responses without a signal are in it too."""
+    calls = [[(batch(6, step), {})] for step in range(4)]
+    for ((arrays, fields),) in calls:
+        arrays["advantages"][:2] = 0
+        d, mask = np.where(arrays["mask"], arrays["logp"] - arrays["old_logp"], 0), arrays["mask"]
+        s = np.exp(d if claimed.ratio == "token" else d.sum(1, keepdims=True) / mask.sum(1, keepdims=True))
+        outside = ((s < 1 - 3e-3) | (s > 1 + 4e-3)) & mask
+        fields |= {"loss": compute(claimed, arrays)[0], "metrics": {"clip_fraction": outside.sum() / mask.sum()}}
+    (error,) = audit_trace(write(tmp_path, calls, objective=claimed.to_dict())).errors
+    assert error.rule == "metrics.clip-two-sided"
