@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ..tensors import NumPyArray
 from .advantages import DEFAULTS, Rollout, advantages, tolerances
 from .variants import Explanation
 
+MOST_ANCHORS = 32
 COST = "responses are rewarded for what others did"
 _NOTHING: Mapping[str, Any] = {}
 Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
@@ -19,9 +20,14 @@ Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
 
 def rearranged(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
     """What was done to the right advantages of every one of these rollouts."""
-    yield from list(_over_batch(rollouts, claimed, precision)) or (
-        list(of_pairs([_pair(one, claimed, precision) for one in rollouts])) or _of_others(rollouts, claimed, precision)
-    )
+    ways = (_over_batch, _of_right_ones, _of_others, _in_other_groups)
+    found = (list(way(rollouts, claimed, precision)) for way in ways)
+    yield from next((one for one in found if one), [])
+
+
+def _of_right_ones(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
+    """The right advantages in another order, inside bounds or multiplied."""
+    yield from of_pairs([_pair(one, claimed, precision) for one in rollouts])
 
 
 def _over_batch(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
@@ -46,6 +52,33 @@ def _of_others(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precisio
             told = f"they are made of the {what} of other responses: {words}"
             yield Explanation("advantage.order", "GSPO-ADV-1", told, COST)
             return
+
+
+def _in_other_groups(
+    rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float
+) -> Iterator[Explanation]:
+    """Right in groups that are not the recorded ones."""
+    found = [_together(one, DEFAULTS | dict(claimed), precision) for one in rollouts]
+    if found and all(found):
+        members = ", ".join(map(str, found[0][:8]))
+        told = f"they are right in other groups than the recorded ones: responses {members} of {rollouts[0].name} are one group (counted from 0)"
+        yield Explanation("advantage.order", "GSPO-ADV-1", told, COST)
+
+
+def _together(one: Rollout, settings: Mapping[str, Any], precision: float) -> list[int]:
+    """Responses of several recorded groups whose advantages are those of one group: r = m + s A with one m and s. Empty where there are none."""
+    arrays = one.arrays()
+    r, a, (_, sizes) = arrays["rewards"], arrays["advantages"], np.unique(arrays["groups"], return_counts=True)
+    for i, j in combinations(np.flatnonzero(a)[:MOST_ANCHORS], 2):
+        s = (r[i] - r[j]) / (a[i] - a[j]) if a[i] != a[j] else 0.0
+        near = np.flatnonzero(np.abs(r - r[i] - s * (a - a[i])) <= 1e-4 * s)
+        # Two responses lie on a line whatever was done to them.
+        if s > 0 and len(near) > 2 and len(near) in sizes and len(np.unique(arrays["groups"][near])) > 1:
+            group = {"rewards": r[near], "groups": np.zeros(len(near), np.int64)}
+            want = advantages(group, settings)
+            if (np.abs(a[near] - want) <= tolerances(group, want, precision)).all():
+                return near.tolist()
+    return []
 
 
 _MOVED = (

@@ -92,3 +92,19 @@ def test_advantages_of_the_rewards_or_groups_of_neighbours_are_named(
     (error,) = audit_trace(write(tmp_path, steps, objective="gspo", advantages=made, group_size=4)).errors
     assert error.rule == "advantage.order"
     assert words in error.message
+
+
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_advantages_of_groups_that_were_shuffled_are_named(scale: str, tmp_path: Path) -> None:
+    """Hunts "no known deviation" said of group ids that were not taken through the shuffle of their responses."""
+    stream, steps, made = np.random.default_rng(0), list[Calls](), {"scale": scale, "ddof": 1, "eps": 1e-6}
+    for rollout in range(3):
+        rewards, groups = stream.normal(size=16).astype(np.float32), np.arange(16) // 4
+        others = np.roll(groups[[0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]], rollout)
+        arrays = batch(16, rollout, moved=0.0) | {"rewards": rewards, "groups": groups}
+        arrays["advantages"] = np.asarray(gspo.group_advantages(rewards, others, **made))
+        loss, _ = compute(gspo.Objective.gspo(), arrays)
+        steps.append([(arrays, {"loss": loss, "rollout": rollout, "minibatch": 0})])
+    (error,) = audit_trace(write(tmp_path, steps, objective="gspo", advantages=made, group_size=4)).errors
+    assert error.rule == "advantage.order"
+    assert "responses 0, 1, 8, 9 of rollout 0 are one group (counted from 0)" in error.message
