@@ -110,12 +110,12 @@ def coverage_findings(trace: Trace, coverage: Coverage) -> list[Finding]:
     found = [_broken(one) for one in broken[:8]]
     if len(broken) > 8:
         found.append(Finding("broken-file", "error", "", f"{len(broken) - 8} more files cannot be read"))
-    found += [*_others(trace), *_contradictions(trace), *_unknown_fields(trace)]
+    found += [*_others(trace), *_contradictions(trace), *_unknown_fields(trace), *(twice := list(_replaced(trace)))]
     if coverage.gaps and not broken:
         told = f"{coverage.gaps[0]}{f', and {len(coverage.gaps) - 1} more such gaps' if len(coverage.gaps) > 1 else ''}"
         found.append(Finding("gap", "warning", "", told, "", "the loss of such a step cannot be told"))
     found += [*_steps(trace), *_ends(trace), *_twice(coverage)]
-    return found if broken else [*found, *_lost(list(coverage.lost(bool(trace.ends))))]
+    return found if broken or twice else [*found, *_lost(list(coverage.lost(bool(trace.ends))))]
 
 
 def _others(trace: Trace) -> Iterator[Finding]:
@@ -154,6 +154,28 @@ def _unknown_fields(trace: Trace) -> Iterator[Finding]:
     for name, meant in sorted(unknown.items())[:8]:
         told = f"the format has no field {cut(name)}{f'; did you mean {meant}?' if meant else ''}"
         yield Finding("unknown-field", "warning" if meant else "note", cut(name), told, "", "what it says was not read")
+
+
+def _replaced(trace: Trace) -> Iterator[Finding]:
+    """Micro-batches that one folder holds twice: a run that is resumed records into another."""
+    seen: dict[tuple[Any, ...], str] = {}
+    found: list[str] = []
+    for shard in trace.shards:
+        for fields in shard.header["parts"]:
+            if "microbatch" in fields and fields.get("kind") != "rollout":
+                place = fields["step"], shard.header.get("rank", 0), fields["microbatch"]
+                before = seen.get((shard.path.parent, *place))
+                seen[shard.path.parent, *place] = shard.path.name
+                if before is not None:
+                    told = "step {}, rank {}, micro-batch {}".format(*place)
+                    found.append(f"{told} is in {cut(before)} and again in {cut(shard.path.name)}")
+    if found:
+        more = f", and {plural(len(found) - 1, 'other')} as well" if len(found) > 1 else ""
+        fix = "number the micro-batches of a rank from 0 in every step, and steps on from rollout to rollout"
+        told = f"{found[0]}{more}: the later one is read"
+        yield Finding(
+            "recorded-twice", "warning", "microbatch", told, "", "what the earlier one held was not audited", fix
+        )
 
 
 def _alive(tokens: Tokens) -> NumPyArray:

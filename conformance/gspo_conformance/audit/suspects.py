@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gspo_core import Aggregation, Correction, Objective
+from gspo_core import Aggregation, Cispo, Correction, Objective
 from gspo_core.aggregation import MODES
 from gspo_core.objective import PRESETS
 
@@ -46,8 +46,9 @@ FAMILIES = (
     "distribution",
 )
 BOUNDS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)
+WEIGHTS = (0.1, 0.2, 0.28, 0.3, 1.0, 2.0, 3.0, 5.0)
 # Of several that give the same numbers, what people leave on comes before what they would have to write.
-LIKELY = ("clip.default-range", "ratio.token-level")
+LIKELY = ("clip.default-range", "mask.eos-dropped", "ratio.token-level")
 MOST_PARTS, MOST_TOKENS = 5, 400_000
 # A factor this close to 1 is none: a small term is added.
 NO_FACTOR = 1e-3
@@ -90,6 +91,8 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace) ->
 def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:
     """Whether an explanation gives the recorded gradients too; None where they were not recorded, or it does not tell."""
     if not few or not all("gradient" in one.part.names for one in few):
+        return None
+    if explained.loss_alone:
         return None
     if explained.axes is None:
         known = explained.name in {one.name for one in mutants()}
@@ -329,6 +332,9 @@ def neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
     changes += [(f"the {ratio} ratio", {"ratio": ratio}) for ratio in ("token", "sequence", "gspo_token", "product")]
     changes += [(f"the range of {one.surrogate}", {"surrogate": one.surrogate}) for one in presets]
     changes += [(f"the surrogate of {name}()", {"surrogate": getattr(Objective, name)().surrogate}) for name in PRESETS]
+    if isinstance(claimed.surrogate, Cispo):
+        weights = product((claimed.surrogate.low, None, *WEIGHTS), (claimed.surrogate.high, *WEIGHTS))
+        changes += [(f"the weights of {Cispo(*ends)}", {"surrogate": Cispo(*ends)}) for ends in weights]
     changes += [("no penalty", {"penalty": None}), ("no correction", {"correction": ()})]
     changes += [(f"its correction bounded by {high:g}", {"correction": _bounded(claimed, high)}) for high in BOUNDS]
     for level, high in product(("token", "geometric", "sequence"), (2.0, 3.0, 5.0, None)):

@@ -26,13 +26,16 @@ MOST_PADDED = 20_000_000
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a run computes instead. `name` is a mutant's, or one of the audit's own; `axes` the objective, where it is another one."""
+    """What a run computes instead. `name` is a mutant's, or one of the audit's own; `axes` the objective, where it is another one;
+    `loss_alone` where the mutant of that name has another gradient than the loss that was found.
+    """
 
     name: str
     clause: str
     told: str
     effect: str = ""
     axes: Objective | None = None
+    loss_alone: bool = False
 
 
 def from_mutant(mutant: Mutant) -> Explanation:
@@ -49,7 +52,8 @@ def by_masks(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
         with suppress(NotComputable, Broken, ValueError, IndexError):
             if all(any(right(one, loss) for loss in _losses(one, change(one.part))) for one in few):
                 clause = "GSPO-DATA-3" if name == "empty-counted" else "GSPO-DATA-4"
-                yield Explanation(name, clause, told) if told else from_mutant(find(name))
+                rolled = change in (_rolled_right, _rolled_left)
+                yield Explanation(name, clause, told) if told else replace(from_mutant(find(name)), loss_alone=rolled)
 
 
 def _losses(one: Recomputed, tokens: Tokens) -> Iterator[float]:
@@ -135,6 +139,21 @@ def _left(mask: NumPyArray) -> NumPyArray:
     return np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)
 
 
+def _rolled(part: Part, places: int) -> Tokens:
+    mask, _ = _padded(part)
+    if np.array_equal(mask, np.roll(mask, places, axis=1)):
+        raise NotComputable("the mask counts whole rows")
+    return _masked(part, lambda mask: np.roll(mask, places, axis=1))
+
+
+def _rolled_right(part: Part) -> Tokens:
+    return _rolled(part, 1)
+
+
+def _rolled_left(part: Part) -> Tokens:
+    return _rolled(part, -1)
+
+
 def _behind(mask: NumPyArray) -> NumPyArray:
     return np.maximum.accumulate(mask, axis=1)
 
@@ -151,8 +170,8 @@ _MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
     ("mask.first-dropped", "", _without_first),
     ("mask.shifted", "", lambda part: _masked(part, _right)),
     ("mask.shifted-left", "", lambda part: _masked(part, _left)),
-    ("mask.shifted", "", lambda part: _masked(part, lambda mask: np.roll(mask, 1, axis=1))),
-    ("mask.shifted-left", "", lambda part: _masked(part, lambda mask: np.roll(mask, -1, axis=1))),
+    ("mask.shifted", "", _rolled_right),
+    ("mask.shifted-left", "", _rolled_left),
     (
         "padding-counted",
         "everything from the first token of a response on is counted, padding behind it too",

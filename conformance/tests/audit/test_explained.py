@@ -265,3 +265,24 @@ def test_old_log_probabilities_of_one_rank_are_told_with_the_rank(fault: str, tm
     (told,) = [one for one in audit_trace(tmp_path).errors if one.key == "old_logp" and "/" not in one.rule]
     assert told.rule == fault
     assert "on rank 2 alone" in told.message
+
+
+def test_micro_batches_of_one_number_are_said_to_be_recorded_twice(tmp_path: Path) -> None:
+    """Hunts `dropped-group` alone of a writer that numbers every micro-batch 0: the first is replaced by the second."""
+    steps: list[Calls] = []
+    for step in range(2):
+        whole = {"rewards": np.arange(12, dtype=np.float32), "groups": np.arange(12) // 6}
+        whole["advantages"] = np.asarray(gspo.group_advantages(whole["rewards"], whole["groups"], ddof=1, eps=1e-6))
+        place = {"rollout": step, "minibatch": 0}
+        calls: Calls = [(whole, {**place, "kind": "rollout"})]
+        for rows in (slice(0, 6), slice(6, 12)):
+            arrays = batch(12, step) | whole
+            arrays = {name: values[rows] for name, values in arrays.items()}
+            loss, _ = compute(GSPO, arrays, normalizer=np.float32(12))
+            calls.append((arrays, {**place, "loss": loss, "normalizer": 12.0, "microbatch": 0}))
+        steps.append(calls)
+    made = {"scale": "std", "ddof": 1, "eps": 1e-6}
+    found = audit_trace(write(tmp_path, steps, objective="gspo", advantages=made, group_size=6))
+    (told,) = [one.message for one in found.findings if one.rule == "recorded-twice"]
+    assert told.startswith("step 0, rank 0, micro-batch 0 is in 0.safetensors and again in 0.safetensors, and 1 other")
+    assert "dropped-group" not in [one.rule for one in found.findings]

@@ -22,6 +22,7 @@ Arrays = dict[str, NumPyArray]
 ADVANTAGES = {"ddof": 1, "eps": 1e-6}
 GSPO = gspo.Objective.gspo()
 PENALTY = GSPO.replace(penalty=gspo.Penalty("k3", coefficient=0.04))
+CISPO = gspo.Objective.cispo().replace(aggregation=gspo.Aggregation("token_mean"))
 WEAK = GSPO.replace(penalty=gspo.Penalty("k3", coefficient=0.01))
 
 
@@ -68,6 +69,13 @@ CASES: dict[str, tuple[gspo.Objective, gspo.Objective, Callable[[Arrays], Arrays
     "high": (_clip(4e-3, 3e-3), _clip(7e-3, 3e-3), lambda a: a, "objective", "ε_high = 0.007 where 0.004 is claimed"),
     "ten times": (GSPO, _clip(4e-3, 3e-3), lambda a: a, "objective", "ε_high = 0.004 where 0.0004 is"),
     "length": (GSPO, GSPO, _longer, "ratio-length", "divided by |y| + 1"),
+    "weight": (
+        CISPO,
+        CISPO.replace(surrogate=gspo.Cispo(0.1, 0.1)),
+        lambda a: a,
+        "objective",
+        "Cispo(low=0.1, high=0.1)",
+    ),
     "padding": (GSPO, GSPO, _behind, "padding-counted", "padding behind it too"),
     "rolled": (GSPO, GSPO, lambda a: a | {"mask": np.roll(a["mask"], 1, axis=1)}, "mask.shifted", "place to the right"),
     "dropped": (
@@ -89,7 +97,7 @@ CASES: dict[str, tuple[gspo.Objective, gspo.Objective, Callable[[Arrays], Arrays
 @pytest.mark.parametrize("name", CASES)
 def test_a_fault_is_named_with_its_number(name: str, tmp_path: Path) -> None:
     claimed, used, change, rule, words = CASES[name]
-    moved = 0.3 if name == "old" else 0.01
+    moved = 0.3 if name in ("old", "weight") else 0.01
     steps = [[batch(6, 10 * step + at, moved=moved) for at in range(2)] for step in range(3)]
     calls = [[(one, {"loss": _loss(used, one, change), "normalizer": 6.0}) for one in ones] for ones in steps]
     found = audit_trace(write(tmp_path, calls, objective=claimed.to_dict()))
@@ -326,3 +334,29 @@ def test_tokens_outside_the_range_counted_whatever_the_advantage_are_named(
         fields |= {"loss": compute(claimed, arrays)[0], "metrics": {"clip_fraction": outside.sum() / mask.sum()}}
     (error,) = audit_trace(write(tmp_path, calls, objective=claimed.to_dict())).errors
     assert error.rule == "metrics.clip-two-sided"
+
+
+def test_a_mask_rolled_around_the_end_of_its_rows_is_not_denied_its_gradients(tmp_path: Path) -> None:
+    """Hunts `its gradients are not those recorded` of np.roll, because the mutant of that name does not roll."""
+    calls = [[(batch(6, step), {})] for step in range(4)]
+    for ((arrays, fields),) in calls:
+        arrays["mask"][0] = True
+        rolled = arrays | {"mask": np.roll(arrays["mask"], 1, axis=1)}
+        fields["loss"], _ = compute(GSPO, rolled)
+        arrays["gradient"] = gradient_of(GSPO, rolled)
+    error = audit_trace(write(tmp_path, calls, objective="gspo")).errors[0]
+    assert error.rule == "mask.shifted"
+    assert "its gradients" not in error.message
+
+
+def test_a_lost_end_is_told_before_a_mask_one_place_to_the_left(tmp_path: Path) -> None:
+    """Hunts `one before it is counted` where responses begin at the first place, and no token is before them."""
+    calls = [
+        [({name: values[:, 1:].copy() if values.ndim > 1 else values for name, values in batch(6, step).items()}, {})]
+        for step in range(4)
+    ]
+    for ((arrays, fields),) in calls:
+        counted = arrays["mask"].cumsum(axis=1)
+        fields["loss"], _ = compute(GSPO, arrays | {"mask": arrays["mask"] & (counted < counted[:, -1:])})
+    error = audit_trace(write(tmp_path, calls, objective=GSPO.to_dict())).errors[0]
+    assert error.rule == "mask.eos-dropped"
