@@ -79,7 +79,8 @@ class Audit:
     def numbers(self) -> str:
         """`84 numbers of the run recomputed, 12 differ`."""
         bad = sum(series.different for series in self.ledger.series.values())
-        return f"{plural(self.compared, 'number')} of the run recomputed, {bad or 'none'} {'differs' if bad == 1 else 'differ'}"
+        other = "; the errors are of another kind" if self.verdict == "differs" and not bad else ""
+        return f"{plural(self.compared, 'number')} of the run recomputed, {bad or 'none'} {'differs' if bad == 1 else 'differ'}{other}"
 
     @property
     def verdict(self) -> str:

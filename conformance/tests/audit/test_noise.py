@@ -203,6 +203,8 @@ def test_the_command_reads_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "8 steps, 256 responses" in text
     assert "error    first-minibatch" in text
+    assert main(["audit", str(tmp_path)]) == 1
+    assert "recomputed, none differ; the errors are of another kind" in capsys.readouterr().out
     assert main(["noise", str(tmp_path), "--format", "json"]) == 1
     record = json.loads(capsys.readouterr().out)
     assert record["first_minibatch"]["std"] == pytest.approx(0.05, rel=0.02)
