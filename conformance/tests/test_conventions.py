@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gspo_conformance import Capabilities, FunctionTarget, check
+from gspo_conformance.targets.numpy import target
+
+CORE = target()
 
 Rule = Callable[[Any], Any]
 RIGHT: dict[str, Rule] = {
@@ -42,7 +46,7 @@ def _target(name: str, rule: Rule) -> FunctionTarget:
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_every_convention_conforms(name: str) -> None:
-    run = check(_target(name, RIGHT[name]), "advantage/any-convention*", "advantage/two-groups")
+    run = check(_target(name, RIGHT[name]), "advantage/any-convention-float*", "advantage/two-groups")
     assert run.conforming
     assert run.counts["pass"] >= 2
     assert run.k < 16
@@ -50,6 +54,18 @@ def test_every_convention_conforms(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_no_normalised_advantage_does_not(name: str) -> None:
-    run = check(_target(name, WRONG[name]), "advantage/any-convention*")
+    run = check(_target(name, WRONG[name]), "advantage/any-convention-float*")
     assert not run.conforming
     assert run.counts == {"fail": 2}
+
+
+@pytest.mark.parametrize("choice", [{"ddof": 0, "eps": 1e-8}, {"ddof": 0, "eps": 1e-4}, {"ddof": 1, "eps": 1e-4}])
+def test_every_spread_conforms_whatever_its_convention(choice: dict[str, float]) -> None:
+    """Of the batch, of the others, running: the vectors that are MUST leave ddof and eps open."""
+
+    def answer(case: Any) -> dict[str, Any]:
+        return CORE.run(replace(case, parameters={**case.parameters, **choice}))
+
+    claims = Capabilities.everything(operations={"group_advantages", "normalize_rewards"}, metrics=())
+    run = check(FunctionTarget("chosen", answer, claims), "*/any-convention*")
+    assert run.counts == {"pass": 12}

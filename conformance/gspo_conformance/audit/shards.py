@@ -103,12 +103,14 @@ def read_shard(path: Path) -> Shard:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            length = int.from_bytes(file.read(8), "little")
+            length, first = int.from_bytes(file.read(8), "little"), file.read(1)
+            if first not in (b"{", b""):
+                raise Broken(path, f"no safetensors file: expected {{ at byte 8, where its header begins, got {first!r}")
             if size < 8 or length > size - 8:
                 raise Broken(path, f"truncated: {size} bytes, and its header alone should end at {8 + length}")
             if length > MAX_HEADER:
                 raise Broken(path, f"expected a header of at most {MAX_HEADER} bytes, got {length}")
-            raw = file.read(length)
+            raw = (first + file.read(length - 1)) if length else b""
     except OSError as error:
         raise Broken(path, error.strerror or str(error)) from None
     entries = _json(path, raw, "the safetensors header")

@@ -10,6 +10,7 @@ import pytest
 
 import gspo_core as gspo
 from gspo_conformance.audit import audit_trace
+from gspo_conformance.audit.shards import Broken, read_shard
 from gspo_conformance.tensors import NumPyArray
 
 from .test_right_runs import Calls, batch, compute, gradient_of, write
@@ -246,6 +247,13 @@ def test_an_array_of_another_type_is_no_truncated_file(tmp_path: Path) -> None:
     ((rule, message),) = _found(tmp_path, [(arrays, fields), _call(1)])
     assert rule == "broken-file"
     assert "mask: expected integers or booleans, got F32" in message
+
+
+def test_an_archive_of_arrays_is_not_called_truncated(tmp_path: Path) -> None:
+    """Hunts `truncated` said of an .npz, whose first bytes are a header of 193 gigabytes as safetensors has it."""
+    np.savez(tmp_path / "trace.npz", logp=np.zeros(3))
+    with pytest.raises(Broken, match="no safetensors file: expected { at byte 8"):
+        read_shard(tmp_path / "trace.npz")
 
 
 @pytest.mark.parametrize("fault", ["temperature", "stale-old-logp"])
