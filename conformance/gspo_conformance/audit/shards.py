@@ -105,7 +105,9 @@ def read_shard(path: Path) -> Shard:
             size = path.stat().st_size
             length, first = int.from_bytes(file.read(8), "little"), file.read(1)
             if first not in (b"{", b""):
-                raise Broken(path, f"no safetensors file: expected {{ at byte 8, where its header begins, got {first!r}")
+                raise Broken(
+                    path, f"no safetensors file: expected {{ at byte 8, where its header begins, got {first!r}"
+                )
             if size < 8 or length > size - 8:
                 raise Broken(path, f"truncated: {size} bytes, and its header alone should end at {8 + length}")
             if length > MAX_HEADER:

@@ -252,7 +252,7 @@ def test_an_array_of_another_type_is_no_truncated_file(tmp_path: Path) -> None:
 def test_an_archive_of_arrays_is_not_called_truncated(tmp_path: Path) -> None:
     """Hunts `truncated` said of an .npz, whose first bytes are a header of 193 gigabytes as safetensors has it."""
     np.savez(tmp_path / "trace.npz", logp=np.zeros(3))
-    with pytest.raises(Broken, match="no safetensors file: expected { at byte 8"):
+    with pytest.raises(Broken, match="no safetensors file: expected"):
         read_shard(tmp_path / "trace.npz")
 
 
