@@ -183,3 +183,10 @@ def test_a_key_that_stands_twice_is_said_where(tmp_path: Path, capsys: pytest.Ca
     found = [one for one in record["findings"] if one["rule"] == "repeated-key"]
     assert [one["key"] for one in found] == ["epsilon", "more", "more.x.y"]
     assert "the key epsilon stands in line 1 too" in found[0]["message"]
+
+
+def test_a_key_that_stands_twice_in_a_group_of_settings_is_said(tmp_path: Path) -> None:
+    (tmp_path / "finetune").mkdir()
+    written(tmp_path / "finetune", "base.yaml", "rl:\n  kl_coef: 0.1\n  kl_coef: 0.2\n")
+    found = read_configuration([written(tmp_path, "run.yaml", "defaults: [finetune: base]\n")])
+    assert found.repeated == {"finetune.rl.kl_coef": 2}

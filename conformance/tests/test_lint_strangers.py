@@ -54,10 +54,10 @@ def test_the_commands_of_a_notebook_are_read(cell: str, tmp_path: Path, capsys: 
     text = cell.format(
         VERL, f"{ACTOR}policy_loss.loss_mode=gspo {ACTOR}clip_ratio_low=3e-4 {ACTOR}clip_ratio_high=4e-4"
     )
-    cells = ("!pip install --upgrade verl", "import os\nprint(os.name)", text)
-    record = lint(capsys, written(tmp_path, "run.ipynb", _notebook(*cells)))
-    assert record["trainer"] == "verl"
-    assert record["objective"]["surrogate"]["low"] == 3e-4
+    for cells in (("!pip install --upgrade verl", "import os\nprint(os.name)", text), (text,)):
+        record = lint(capsys, written(tmp_path, "run.ipynb", _notebook(*cells)))
+        assert record["trainer"] == "verl"
+        assert record["objective"]["surrogate"]["low"] == 3e-4
 
 
 def test_what_a_notebook_has_printed_neither_names_a_trainer_nor_makes_it_too_long(

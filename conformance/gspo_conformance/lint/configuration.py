@@ -45,8 +45,11 @@ class Configuration:
         if not group:
             return self
         prefix = f"{group.replace('/', '.')}."
-        named = ({prefix + key: value for key, value in each.items()} for each in (self.settings, self.places))
-        return Configuration(*named, self.computed)
+
+        def under(each: Mapping[str, Any]) -> dict[str, Any]:
+            return {prefix + key: value for key, value in each.items()}
+
+        return Configuration(under(self.settings), under(self.places), self.computed, under(self.repeated))
 
     def merged(self, other: Configuration) -> Configuration:
         """Both, `other` winning."""
@@ -242,10 +245,10 @@ def _from_python(text: str, place: str) -> Configuration:
 
 
 def _from_notebook(text: str, place: str) -> Configuration:
-    """The settings of a notebook's code; without any, those of the commands that it gives to a shell."""
+    """The settings of a notebook's code; without any, or any code, those of the commands that it gives to a shell."""
     try:
         return _from_python(notebook_source(text), place)
-    except UsageError:
+    except (UsageError, SyntaxError):
         typed = _from_shell(notebook_commands(text), place)
         if not typed.settings:
             raise

@@ -152,9 +152,9 @@ def _read(name: str, settings: Mapping[str, Any]) -> int:
     room = rooms()[name]
     if getattr(room.dialect, "in_programs_alone", False):
         return 0
+    names = own_names(settings, room.dialect)
+    own = {names.get(key, key): value for key, value in settings.items()}
     try:
-        names = own_names(settings, room.dialect)
-        own = {names.get(key, key): value for key, value in settings.items()}
         return len(room.dialect.read(own, room.default).given)
     except Inexpressible:
         return max(1, len(room.dialect.read({}, room.default).settings.keys() & own.keys()))

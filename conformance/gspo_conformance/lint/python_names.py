@@ -30,16 +30,16 @@ def _attributes(tree: ast.AST) -> dict[str, ast.expr]:
     }
     later: set[str] = set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            later.add(ast.unparse(node))
         if isinstance(node, ast.ClassDef):
             found |= {
                 f"{node.name}.{name}": value
                 for name, value in _bindings(ast.Module(node.body, []))
                 if value is not None
             }
-        if isinstance(node, ast.Assign):
-            later |= {ast.unparse(target) for target in node.targets if isinstance(target, ast.Attribute)}
-            if name := _parsed_into(node):
-                found |= {f"{name}.{flag}": value for flag, value in defaults.items()}
+        if isinstance(node, ast.Assign) and (name := _parsed_into(node)):
+            found |= {f"{name}.{flag}": value for flag, value in defaults.items()}
     return {name: value for name, value in found.items() if name not in later}
 
 
@@ -64,13 +64,11 @@ def _bindings(tree: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
     """Every name that something is bound to; None where it is not a plain assignment of one value."""
     plain: set[int] = set()
     for node in ast.walk(tree):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and getattr(node, "value", None) is not None:
-                plain.add(id(target))
-                yield target.id, node.value  # type: ignore[attr-defined]
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name) and node.value is not None:
+                    plain.add(id(target))
+                    yield target.id, node.value
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in plain:
             yield node.id, None
