@@ -18,8 +18,10 @@ from gspo_core.aggregation import MODES
 from gspo_core.objective import PRESETS
 
 from ..mutants.registry import Mutant, mutants
+from ..noise.words import percent, plain
 from ..target import Case
 from ..tensors import NumPyArray
+from ..words import plural
 from .exact import NotComputable, exact, inputs_of, own_name
 from .nearby import by_groups, by_lengths, by_other_batches, by_ranges, by_responses, by_rounding
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_rough_factor, by_sampler, by_terms
@@ -52,6 +54,7 @@ LIKELY = ("clip.default-range", "mask.eos-dropped", "ratio.token-level")
 MOST_PARTS, MOST_TOKENS = 5, 400_000
 # A factor this close to 1 is none: a small term is added.
 NO_FACTOR = 1e-3
+_CLIPPED = "metrics.clip_fraction"
 # They change how parts are put together, of which a part alone shows nothing.
 _UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
 
@@ -186,7 +189,7 @@ def explain_metric(parts: Sequence[Recomputed], name: str, precision: float, onl
         return abs(float(answer[output]) - one.part.metrics[name]) <= 64 * precision * (1 + abs(float(answer[output])))
 
     known = _known(("metrics", *FAMILIES), only)
-    found = [from_mutant(one) for one in known if few and _all(few, one, (output,), right)]
+    found = [_told(one, few) for one in known if few and _all(few, one, (output,), right)]
     return found or list(by_definitions(few, name) if own == "clip_fraction" and only is None else ())
 
 
@@ -201,7 +204,7 @@ def explain_gradient(parts: Sequence[Recomputed], precision: float, only: Only =
         return told and same_direction(one, np.asarray(answer["gradient"]).ravel(), precision)
 
     known = _known(("gradient", *FAMILIES), only)
-    found = [from_mutant(one) for one in known if few and _all(few, one, outputs, right)]
+    found = [_told(one, few) for one in known if few and _all(few, one, outputs, right)]
     return found or (list(by_gradient_terms(few, precision)) if only is None else [])
 
 
@@ -250,7 +253,19 @@ def _few(parts: Sequence[Recomputed]) -> list[Recomputed]:
 def _by_mutants(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
     for mutant in _known(FAMILIES, None):
         if _all(few, mutant, ("loss",), lambda one, answer: _right_loss(one, float(answer["loss"]), precision)):
-            yield from_mutant(mutant)
+            yield _told(mutant, few)
+
+
+def _told(mutant: Mutant, few: Sequence[Recomputed]) -> Explanation:
+    """A mutant as an explanation; how often the default range clips depends on the run."""
+    found = from_mutant(mutant)
+    if mutant.name != "clip.default-range":
+        return found
+    known = [(_tokens(one), float(_answer(one, mutant, (_CLIPPED,), True)[_CLIPPED])) for one in few]
+    share = sum(count * clipped for count, clipped in known) / max(sum(count for count, _ in known), 1)
+    words = f"{plain(percent(share))} of the tokens are clipped" if share else "nothing is clipped"
+    told = f"{mutant.title}: {words} in the {plural(len(few), 'micro-batch', 'micro-batches')} looked at"
+    return replace(found, told=told, effect="" if share or few[0].objective.ratio == "token" else found.effect)
 
 
 def _right_loss(one: Recomputed, loss: float, precision: float) -> bool:

@@ -1,0 +1,90 @@
+"""Of several readings of the same numbers the simplest is told, and what is said is true of the run at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gspo_core as gspo
+from gspo_conformance.audit import audit_trace
+from gspo_conformance.audit.judgement import Audit
+from gspo_conformance.tensors import NumPyArray
+from gspo_conformance.trainers.dialect import Finding
+
+from .test_right_runs import Calls, batch, gradient_of, write
+
+Arrays = dict[str, NumPyArray]
+GSPO = gspo.Objective.gspo(gspo.Clip(3e-3, 4e-3))
+RESPONSES = 6
+
+
+def recorded(
+    folder: Path,
+    wrong: Callable[[Arrays, int, int], Arrays],
+    *,
+    claimed: gspo.Objective = GSPO,
+    used: gspo.Objective | None = None,
+    factor: Callable[[int, int], float] = lambda step, at: 1.0,
+    own: bool = False,
+    moved: float = 0.01,
+    parts: int = 2,
+    gradient: bool = False,
+    more: Callable[[Arrays, int, int], Arrays] = lambda arrays, step, at: {},
+    **run: Any,
+) -> Audit:
+    """The audit of five steps whose losses are of `wrong` arrays, under the objective `used`, times a factor; `own` where a micro-batch
+    divides by its own count though the step's is recorded.
+    """
+    used, steps = used or claimed, []
+    for step in range(5):
+        calls: Calls = []
+        for at in range(parts):
+            arrays = batch(RESPONSES, 10 * step + at, moved=moved)
+            arrays |= more(arrays, step, at)
+            given = wrong(dict(arrays), step, at)
+            total = float(RESPONSES * parts)
+            divided = {} if own else {"normalizer": np.float32(total)}
+            loss = _loss(used, given, **divided)
+            if gradient:
+                arrays["gradient"] = np.float32(factor(step, at)) * gradient_of(used, given, **divided)
+            calls.append((arrays, {"loss": loss * factor(step, at), "normalizer": total}))
+        steps.append(calls)
+    return audit_trace(write(folder, steps, objective=claimed.to_dict(), **run))
+
+
+def _loss(objective: gspo.Objective, given: Arrays, **more: Any) -> float:
+    names = ("logp", "old_logp", "advantages", "groups")
+    names += ("behavior_logp",) if objective.correction else ()
+    arrays = {name: given[name] for name in names if name in given}
+    return float(gspo.policy_loss(objective, **arrays, sequences=given["mask"], **more).loss)
+
+
+def error(found: Audit) -> Finding:
+    """The one error."""
+    (one,) = found.errors
+    return one
+
+
+def as_it_is(arrays: Arrays, step: int, at: int) -> Arrays:
+    """No fault in the arrays."""
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("preset", "moved", "words"),
+    [("gspo", 0.01, "nothing is clipped in the 5"), ("gspo", 0.5, "33 % of the tokens"), ("grpo", 0.2, "12 % of the")],
+)
+def test_a_default_range_that_clips_is_not_said_to_clip_nothing(
+    preset: str, moved: float, words: str, tmp_path: Path
+) -> None:
+    """Hunts "nothing is clipped" of a run with GRPO's 0.2 in which it clips."""
+    make = getattr(gspo.Objective, preset)
+    used, claimed = make(gspo.Clip(0.2, 0.2)), make(gspo.Clip(0.1, 0.1) if preset == "grpo" else gspo.Clip(3e-3, 4e-3))
+    told = error(recorded(tmp_path, as_it_is, claimed=claimed, used=used, moved=moved))
+    assert told.rule == "clip.default-range"
+    assert f"in place of the one asked for: {words}" in told.message
+    assert ("never fires" in told.consequence) is ("nothing" in words)
