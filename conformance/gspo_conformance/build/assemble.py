@@ -169,7 +169,7 @@ def decimal_text(number: Any, digits: int = VALUE_DIGITS) -> Any:
         return "0"
     # mpf(x) of an mpf would round it to the working precision, which here is that of float64
     exact = number if isinstance(number, mpmath.mpf) else mpmath.mpf(number)
-    text: str = mpmath.nstr(exact, digits, strip_zeros=True).removeprefix("+")
+    text = str(mpmath.nstr(exact, digits, strip_zeros=True)).removeprefix("+")
     return {"0.0": "0", "-0.0": "0"}.get(text, text.removesuffix(".0"))
 
 

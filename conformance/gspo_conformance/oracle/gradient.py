@@ -45,7 +45,8 @@ def response_gradient(problem: Problem, index: int, response: Response) -> Slope
     if kind in PER_TOKEN_SURROGATES or ratio in ("token", "gspo_token"):
         return products
     reach = mpf(1) if ratio == "product" or not slopes else 1 / mpf(len(slopes))
-    return tuple([reach * fsum(terms)] * len(slopes) for terms in products)
+    total, scale = (reach * fsum(terms) for terms in products)
+    return [total] * len(slopes), [scale] * len(slopes)
 
 
 def _unit_slopes(problem: Problem, response: Response) -> Slopes:

@@ -45,8 +45,9 @@ def surrogate_weighting(problem: Problem) -> Weighting:
 def penalty_weighting(problem: Problem) -> Weighting:
     """omega', M' of the penalty: the objective's, or its own with its own M where it names another (GSPO-KL-6, GSPO-AGG-8)."""
     own = problem.objective["penalty"]["aggregation"]
-    shared = own is None or own == problem.objective["aggregation"]
-    return surrogate_weighting(problem) if shared else _weighting(problem, own, None)
+    if own is None or own == problem.objective["aggregation"]:
+        return surrogate_weighting(problem)
+    return _weighting(problem, own, None)
 
 
 def _weighting(problem: Problem, aggregation: dict[str, Any], given: mpf | None) -> Weighting:

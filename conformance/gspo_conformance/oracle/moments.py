@@ -55,8 +55,7 @@ def divided(term: Term, spread: Spread, eps: mpf, placement: str = "std") -> Ter
     The scale is divided alike, and is |x| at least: a rounded std errs by u std, and by what its spread misses.
     """
     deviation, missed = spread
-    divisor = _divisor(deviation, eps, placement) if deviation is not None else 0
-    if not divisor:
+    if deviation is None or not (divisor := _divisor(deviation, eps, placement)):
         return term
     value, scale = term
     shadow = missed * (deviation / divisor if placement == "variance" else 1) / divisor

@@ -373,7 +373,7 @@ _add(
     "Rewards of 4 at every token: returns up to 20",
     "ADV-8",
     "gae-recursion",
-    lambda: call("reinforce_returns", padded(Responses({"rewards": [[4.0] * n for n in (4, 3, 5, 2)]})), "returns", gamma=1.0),
+    lambda: call("reinforce_returns", padded(Responses({"rewards": [np.full(n, 4.0) for n in (4, 3, 5, 2)]})), "returns", gamma=1.0),
 )  # fmt: skip
 
 
