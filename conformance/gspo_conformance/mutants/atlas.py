@@ -127,8 +127,8 @@ def agree(question: Question, got: Row, rows: Sequence[Row], room: Slack) -> lis
     if whole:
         numbers = np.stack([rows[i].numbers for i in whole])
         near = close(got.numbers, numbers, room, question.case.dtype) | ~got.present
-        for i, everywhere in zip(whole, near.all(axis=1), strict=True):
-            found[i] = bool(everywhere)
+        for i, everywhere in zip(whole, near, strict=True):
+            found[i] = bool(np.all(everywhere))
     return found
 
 

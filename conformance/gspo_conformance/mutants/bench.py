@@ -109,26 +109,22 @@ def attempt(kind: type[Reference], case: Case) -> Answer:
 
 def traced(case: Case) -> tuple[Answer, frozenset[str]]:
     """The reference's answer and the stages that it went through."""
-    kind = _tracer()
-    seen: set[str] = {"wide"}
-    kind._seen = seen
-    return attempt(kind, case), frozenset(seen)
+    seen = {"wide"}
+
+    def recorded(name: str, member: Callable[..., Any]) -> Callable[..., Any]:
+        def stage(*arguments: Any, **named: Any) -> Any:
+            seen.add(name)
+            return member(*arguments, **named)
+
+        return stage
+
+    members: dict[str, Any] = {name: recorded(name, member) for name, member in _stages().items()}
+    members["per_sequence"] = property(recorded("per_sequence", Reference.per_sequence.__get__))
+    return attempt(type("Traced", (Reference,), members), case), frozenset(seen)
 
 
 @cache
-def _tracer() -> type[Reference]:
-    members: dict[str, Any] = {}
-    for base in reversed(Reference.__mro__[:-1]):
-        for name, member in vars(base).items():
-            if not name.startswith("_") and callable(member):
-                members[name] = _recorded(name, member)
-    members["per_sequence"] = property(_recorded("per_sequence", Reference.per_sequence.fget))
-    return type("Traced", (Reference,), members)
-
-
-def _recorded(name: str, member: Callable[..., Any]) -> Callable[..., Any]:
-    def recorded(self: Any, *arguments: Any, **named: Any) -> Any:
-        self._seen.add(name)
-        return member(self, *arguments, **named)
-
-    return recorded
+def _stages() -> dict[str, Callable[..., Any]]:
+    """The methods of the reference by name."""
+    members = {name: member for base in reversed(Reference.__mro__[:-1]) for name, member in vars(base).items()}
+    return {name: member for name, member in members.items() if not name.startswith("_") and callable(member)}

@@ -36,6 +36,9 @@ class LossReference(Surrogates, Metrics):
     objective: dict[str, Any]
     sequences: Sequences
     given: NumPyArray
+    old_logp: Any
+    ref_logp: Any
+    behavior_logp: Any
     normalizer: Any = None
     groups: NumPyArray | None = None
 
