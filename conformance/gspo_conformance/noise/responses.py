@@ -141,9 +141,10 @@ def read_responses(trace: Trace, gate: Gate | None = None) -> Reading:
         if tokens is None:
             continue
         rounding.see(tokens)
-        if tokens.logp is not None and tokens.old_logp is not None and tokens.count:
+        logp, old = tokens.logp, tokens.old_logp
+        if logp is not None and old is not None and tokens.count:
             with np.errstate(all="ignore"):  # a NaN or an infinity is a finding, not an accident
-                rows.append(_rows(part, tokens, gate))
+                rows.append(_rows(part, tokens, logp, old, gate))
     names = [one.name for one in fields(Responses)]
     columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in names}
     counted = columns["length"] > 0
@@ -170,10 +171,10 @@ def _signal(part: Part) -> NumPyArray:
     return np.stack([np.full(len(rewards), float(source)), groups.astype(float), rewards.astype(float)])
 
 
-def _rows(part: Part, tokens: Tokens, gate: Gate | None) -> dict[str, NumPyArray]:
+def _rows(part: Part, tokens: Tokens, logp: NumPyArray, old: NumPyArray, gate: Gate | None) -> dict[str, NumPyArray]:
     number, length = tokens.number, tokens.lengths
     full = np.maximum(length, 1)
-    d = np.subtract(tokens.logp, tokens.old_logp, dtype=np.float64)
+    d = np.subtract(logp, old, dtype=np.float64)
     mean, square = tokens.sums(d) / full, tokens.sums(d * d) / full
     return {
         "step": np.full(number, part.step),
@@ -183,18 +184,18 @@ def _rows(part: Part, tokens: Tokens, gate: Gate | None) -> dict[str, NumPyArray
         "mean": mean,
         "square": square,
         "zeros": tokens.sums(d == 0),
-        **_engine(tokens, full),
+        **_engine(tokens, old, full),
         "advantage": _advantage(tokens),
         "group": np.full(number, UNKNOWN) if tokens.groups is None else tokens.groups,
         **_at_gate(tokens, d, gate),
     }
 
 
-def _engine(tokens: Tokens, full: NumPyArray) -> dict[str, NumPyArray]:
+def _engine(tokens: Tokens, old: NumPyArray, full: NumPyArray) -> dict[str, NumPyArray]:
     if tokens.behavior_logp is None:
         missing = np.full(tokens.number, math.nan)
         return {"engine_mean": missing, "engine_square": missing}
-    e = np.subtract(tokens.old_logp, tokens.behavior_logp, dtype=np.float64)
+    e = np.subtract(old, tokens.behavior_logp, dtype=np.float64)
     return {"engine_mean": tokens.sums(e) / full, "engine_square": tokens.sums(e * e) / full}
 
 
