@@ -21,7 +21,10 @@ Parameters = dict[str, Any]
 class Framework(Protocol):
     """What this file needs of a framework; one small class each in `numpy.py`, `torch.py`, `jax.py`."""
 
-    version: Mapping[str, str]
+    @property
+    def version(self) -> Mapping[str, str]:
+        """The framework's name and version."""
+        ...
 
     def array(self, values: NumPyArray, storage: str | None) -> Any:
         """A native array; `storage` names a narrower dtype for floating values."""

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import traceback
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -41,19 +42,19 @@ class Ranks:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._pipes: list[tuple[IO[bytes], IO[bytes]]] = []
         self._held = contextlib.ExitStack()
         weakref.finalize(self, self._held.close)
 
     def ask(self, case: Case) -> list[Answer]:
         """The answer of every rank; raises what one of them raised."""
-        if not self._processes:
+        if not self._pipes:
             self._start()
         try:
-            for process in self._processes:
-                process.stdin.write(encode(run_message(0, case)))
-                process.stdin.flush()
-            answers = [_decoded(process.stdout.readline()) for process in self._processes]
+            for into, _ in self._pipes:
+                into.write(encode(run_message(0, case)))
+                into.flush()
+            answers = [_decoded(out.readline()) for _, out in self._pipes]
         except (ProtocolError, OSError) as error:
             self.stop()
             raise RuntimeError(f"torch:{self.kind}: a rank ended before it answered") from error
@@ -70,16 +71,18 @@ class Ranks:
     def stop(self) -> None:
         """Ends the processes, which hold nothing worth keeping."""
         self._held.close()
-        self._processes = []
+        self._pipes = []
 
     def _start(self) -> None:
         folder = self._held.enter_context(tempfile.TemporaryDirectory())
         command = [sys.executable, "-m", __name__, self.kind, f"{folder}/store"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         for rank in range(RANKS):
-            process = subprocess.Popen([*command, str(rank)], **pipes)
-            self._held.callback(_end, process)
-            self._processes.append(process)
+            process = subprocess.Popen([*command, str(rank)], stdin=pipe, stdout=pipe, stderr=nowhere)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            self._held.callback(_end, process, process.stdin, process.stdout)
+            self._pipes.append((process.stdin, process.stdout))
 
 
 def _encoded(answer: Answer) -> Answer:
@@ -99,10 +102,10 @@ def _decoded(line: bytes) -> Answer:
     }
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], *pipes: IO[bytes]) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in pipes:
         with contextlib.suppress(OSError):
             pipe.close()
 
@@ -145,7 +148,7 @@ def _width(same: dict[str, Any]) -> int:
     return max((value.dtype.itemsize for value in same.values()), default=0)
 
 
-class _Rank:
+class _Rank(ABC):
     """One rank's side of a case; `alone` is the same on one process."""
 
     def __init__(self) -> None:
@@ -153,13 +156,11 @@ class _Rank:
 
     def contribution(self, case: Case) -> Answer:
         """What this rank contributes, in NumPy arrays."""
-        if case.operation == "step":
-            found = self._parts(
-                [self.alone._arguments(part, case) for part in case.inputs["parts"]], dict(case.parameters)
-            )
+        given, parameters = self.alone.arguments(case), dict(case.parameters)
+        if isinstance(given, list):
+            found = self.parts(given, parameters)
         else:
-            special = getattr(self, f"rank_{case.operation}")
-            found = special(self.alone._arguments(case.inputs, case), dict(case.parameters))
+            found = getattr(self, f"rank_{case.operation}")(given, parameters)
         return {
             how: {name: self.alone.framework.numpy(value) for name, value in values.items()}
             for how, values in found.items()
@@ -175,6 +176,18 @@ class _Rank:
         del arrays["rewards"]
         answer = self.rank_policy_loss(arrays | {"advantages": whole}, parameters)
         return answer | {"add": answer["add"] | found["add"]}
+
+    @abstractmethod
+    def rank_group_advantages(self, arrays: Arrays, parameters: Parameters) -> Answer:
+        """Advantages, of which every rank adds its own."""
+
+    @abstractmethod
+    def rank_policy_loss(self, arrays: Arrays, parameters: Parameters) -> Answer:
+        """The loss and its gradient."""
+
+    @abstractmethod
+    def parts(self, parts: list[Arrays], parameters: Parameters) -> Answer:
+        """The micro-batches of a step."""
 
 
 def _metrics(found: gspo.PolicyLoss) -> dict[str, Any]:
@@ -212,7 +225,7 @@ class _DataRank(_Rank):
         whole[mine] = found
         return {"same": {}, "add": {output: whole}}
 
-    def _parts(self, parts: list[Arrays], parameters: Parameters) -> Answer:
+    def parts(self, parts: list[Arrays], parameters: Parameters) -> Answer:
         """Micro-batches in turn to the ranks, which find the normaliser of the step among them."""
         objective = gspo.Objective.from_dict(parameters.pop("objective"))
         mine = {number: part for number, part in enumerate(parts) if self._owner(number) == dist.get_rank()}
@@ -260,7 +273,7 @@ class _ContextRank(_Rank):
         whole[..., split.positions] = found
         return {"same": {}, "times": {"ratio": whole}}
 
-    def _parts(self, parts: list[Arrays], parameters: Parameters) -> Answer:
+    def parts(self, parts: list[Arrays], parameters: Parameters) -> Answer:
         found = [self.rank_policy_loss(part, dict(parameters)) for part in parts]
         loss = torch.stack([one["same"]["loss"].detach() for one in found]).sum()
         gradients = {f"gradient.{number}": one["add"]["gradient"] for number, one in enumerate(found)}
