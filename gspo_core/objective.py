@@ -81,11 +81,10 @@ class Objective:
     def _check_types(self) -> None:
         if not isinstance(self.surrogate, tuple(_KINDS.values())):
             raise TypeError(f"surrogate: expected one of {', '.join(_KINDS)}, got {type(self.surrogate).__name__}")
-        if self.penalty is not None and not isinstance(self.penalty, Penalty):
-            raise TypeError(f"penalty: expected a Penalty or None, got {type(self.penalty).__name__}")
+        if self.penalty is not None:
+            check_kind("penalty", self.penalty, Penalty)
         for item in self.correction:
-            if not isinstance(item, Correction):
-                raise TypeError(f"correction: expected Correction entries, got {type(item).__name__}")
+            check_kind("correction", item, Correction)
 
     @property
     def per_sequence(self) -> bool:

@@ -134,7 +134,8 @@ class Recorder:
         first_step: int = 0,
         **run: Any,
     ) -> None:
-        for name, number in (("every", every), ("max_bytes", max_bytes)):
+        whole: dict[str, Any] = {"every": every, "max_bytes": max_bytes}
+        for name, number in whole.items():
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name}: expected a positive integer, got {number!r}")
         self.path, self.rank, self.every, self.max_bytes = Path(path) / f"rank-{rank}", rank, every, max_bytes

@@ -21,6 +21,7 @@ from .validation import (
     check_finite,
     check_flag,
     check_floating,
+    check_kind,
     check_no_nan,
     check_not_negative,
     check_number,
@@ -193,9 +194,10 @@ def _check_statistics(method: str | None, groups: Array | None, running: Running
             raise ValueError(f"{name}: expected with method={method!r}, got None")
         if value is not None and not needed:
             raise ValueError(f"{name}: expected None with method={method!r}, got {type(value).__name__}")
-    if running is not None and not isinstance(running, RunningMoments):
-        raise TypeError(f"running: expected RunningMoments, got {type(running).__name__}")
-    if running is not None and isinstance(running.count, int) and running.count == 0:
+    if running is None:
+        return
+    count = check_kind("running", running, RunningMoments).count
+    if isinstance(count, int) and count == 0:
         raise ValueError("running: expected moments that contain these rewards, got empty ones: update first")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from .formats import Vector
@@ -44,7 +44,7 @@ def _cast(value: Any, dtype: str) -> Any:
     return value.astype(dtype) if value.dtype.kind == "f" else value.copy()
 
 
-def _require(word: str, words: frozenset[str], noun: str) -> None:
+def _require(word: str, words: Set[str], noun: str) -> None:
     if word not in words:
         raise Unsupported(f"{noun} {word}")
 

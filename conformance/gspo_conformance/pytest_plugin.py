@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Adds the vectors behind what was collected, before -k and -m choose."""
-    if config.getoption("--gspo-target"):
+    if config.option.gspo_target:
         items.extend(Suite.from_parent(session, name="gspo", nodeid="gspo").collect())
 
 
@@ -91,10 +91,10 @@ class Suite(pytest.Collector):
         from .resolve import connect
         from .suite import known_failures
 
-        connection = connect(self.config.getoption("--gspo-target"))
+        connection = connect(self.config.option.gspo_target)
         self.config.add_cleanup(connection.stop)
-        self._known = known_failures(self.config.getoption("--gspo-known"))
-        self._asker = Asker(connection, connection.start(), self.config.getoption("--gspo-timeout"))
+        self._known = known_failures(self.config.option.gspo_known)
+        self._asker = Asker(connection, connection.start(), self.config.option.gspo_timeout)
 
 
 class VectorTest(pytest.Item):
@@ -111,7 +111,7 @@ class VectorTest(pytest.Item):
         results = self.parent.results(self.vector)
         for result in results:
             self.user_properties.append((f"K {result.dtype}", result.k))
-        _conclude(results, self.config.getoption("--gspo-level"))
+        _conclude(results, self.config.option.gspo_level)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """What was wrong, without the way there."""

@@ -14,7 +14,7 @@ for nothing else; expected answers never reach it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -121,16 +121,16 @@ class Capabilities:
     operations has; None means all of them.
     """
 
-    operations: frozenset[str] = frozenset({"policy_loss"})
-    dtypes: frozenset[str] = frozenset({"float32"})
-    layouts: frozenset[str] = frozenset({"padded"})
+    operations: Set[str] = frozenset({"policy_loss"})
+    dtypes: Set[str] = frozenset({"float32"})
+    layouts: Set[str] = frozenset({"padded"})
     gradient: bool = False
-    metrics: frozenset[str] = frozenset()
+    metrics: Set[str] = frozenset()
     token_advantages: bool = False
-    objectives: tuple[Mapping[str, Any], ...] | None = None
-    input_dtypes: frozenset[str] = frozenset()
-    inputs: frozenset[str] | None = None
-    parameters: frozenset[str] | None = None
+    objectives: Sequence[Mapping[str, Any]] | None = None
+    input_dtypes: Set[str] = frozenset()
+    inputs: Set[str] | None = None
+    parameters: Set[str] | None = None
 
     def __post_init__(self) -> None:
         known = {
@@ -191,9 +191,20 @@ class Capabilities:
 class Target(Protocol):
     """An implementation under test. `version` says of what: `{"torch": "2.13.0"}`."""
 
-    name: str
-    version: Mapping[str, str]
-    capabilities: Capabilities
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def version(self) -> Mapping[str, str]:
+        """What it is made of."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can be asked."""
+        ...
 
     def run(self, case: Case) -> Mapping[str, Any]:
         """The outputs that `case.outputs` names: NumPy arrays, or plain numbers where the output is a scalar."""

@@ -161,9 +161,9 @@ def _of_logp(gradient: Any) -> Any:
         return gradient
 
     def slope(logp: Any, *rest: Any) -> Any:
-        found = gradient(logp, *rest)
-        if found is None or tuple(np.shape(found)) != tuple(logp.shape):
-            got = type(found).__name__ if found is None else f"shape {list(np.shape(found))}"
+        found: Any = gradient(logp, *rest)
+        if found is None or np.shape(found) != tuple(logp.shape):
+            got = "NoneType" if found is None else f"shape {list(np.shape(found))}"
             raise ValueError(f"the gradient: expected {list(logp.shape)}, a number per token, got {got}")
         return found
 

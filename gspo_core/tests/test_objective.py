@@ -207,8 +207,8 @@ def test_an_axis_of_another_type_is_refused() -> None:
     gspo_ = gspo.Objective.gspo()
     for changes, message in (
         ({"surrogate": gspo.Penalty()}, "^surrogate: expected one of clip, unclipped, reinforce, .*, got Penalty$"),
-        ({"penalty": gspo.Clip(0.1, 0.1)}, "^penalty: expected a Penalty or None, got Clip$"),
-        ({"correction": (gspo.Correction(), gspo.Penalty())}, "^correction: expected Correction entries, got Penalty$"),
+        ({"penalty": gspo.Clip(0.1, 0.1)}, "^penalty: expected a Penalty, got Clip$"),
+        ({"correction": (gspo.Correction(), gspo.Penalty())}, "^correction: expected a Correction, got Penalty$"),
         ({"aggregation": 3}, "^aggregation: expected an Aggregation or the name of a mode, got int$"),
         ({"aggregation": None}, "^aggregation: expected an Aggregation or the name of a mode, got NoneType$"),
     ):

@@ -165,7 +165,7 @@ def test_a_group_whose_share_of_ones_is_the_bound_is_dropped(xp: Any) -> None:
         (lambda r, g: normalize_rewards(r, groups=g), ValueError, "groups: expected None with method='batch'"),
         (lambda r, g: normalize_rewards(r, method="running"), ValueError, "running: expected with method"),
         (lambda r, g: normalize_rewards(r, method="running", running=RunningMoments()), ValueError, "update first"),
-        (lambda r, g: normalize_rewards(r, method="running", running=3), TypeError, "running: expected RunningMoments"),
+        (lambda r, g: normalize_rewards(r, method="running", running=3), TypeError, "running: expected a Run"),
         (lambda r, g: normalize_rewards(r, ddof=-1), ValueError, "ddof: expected a number >= 0"),
         (lambda r, g: clip_rewards(r, 1.0, 0.0), ValueError, "high"),
         (lambda r, g: soft_overlong_penalty(g, 10, 0), ValueError, "cache: expected a number > 0"),
@@ -224,7 +224,7 @@ def test_statistics_that_the_method_does_not_read_are_refused() -> None:
         ({"running": running}, ValueError, "running: expected None with method='batch', got RunningMoments"),
         ({"method": "group"}, ValueError, "groups: expected with method='group', got None"),
         ({"method": "running"}, ValueError, "running: expected with method='running', got None"),
-        ({"method": "running", "running": 3.0}, TypeError, "running: expected RunningMoments, got float"),
+        ({"method": "running", "running": 3.0}, TypeError, "running: expected a RunningMoments, got float"),
     ):
         with pytest.raises(error, match=f"^{message}$"):
             normalize_rewards(rewards, **arguments)
