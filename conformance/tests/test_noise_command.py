@@ -88,6 +88,17 @@ def test_the_range_that_is_asked_for_does_what_it_promises(noise) -> None:
     assert again["lengths"][0]["positive"] == pytest.approx(0.02, rel=1e-6)
 
 
+@pytest.mark.parametrize(("bias", "clip", "side"), [("-0.0015", "0,4e-4", "ε_low"), ("0.0015", "4e-4,0", "ε_high")])
+def test_a_range_without_one_side_has_a_forecast(noise, bias: str, clip: str, side: str) -> None:
+    (reason, *_) = record(noise, "--std", "0.05", "--bias", bias, "--clip", clip)["reasons"]
+    assert reason.startswith(f"The bias is beyond the range, whose {side} is 0")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--std", "0.1"), ("--positive", "0.1"), ("--target", "0.2")])
+def test_what_a_forecast_alone_reads_is_not_ignored_beside_a_trace(noise, option: str, value: str) -> None:
+    assert f"{option}: " in noise("nowhere", option, value, code=2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

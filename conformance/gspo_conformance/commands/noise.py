@@ -35,17 +35,18 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gspo noise`."""
     parser.add_argument("trace", nargs="?", type=Path, metavar="TRACE", help="a recorded run: estimate from it instead")
-    parser.add_argument("--std", type=float, default=0.0, metavar="σ", help="spread of a token's log-ratio")
-    parser.add_argument("--bias", default="0", metavar="b", help="its mean, or `sampled` for -std²/2")
-    parser.add_argument("--correlation", type=float, default=0.0, metavar="φ", help="between neighbouring tokens")
-    parser.add_argument("--between", type=float, default=0.0, metavar="ω", help="spread between responses")
-    parser.add_argument("--dtype", default="float32", help="what the log-probabilities are stored in, such as bf16")
+    parser.add_argument("--std", type=float, metavar="σ", help="spread of a token's log-ratio")
+    parser.add_argument("--bias", metavar="b", help="its mean, or `sampled` for -std²/2")
+    parser.add_argument("--correlation", type=float, metavar="φ", help="between neighbouring tokens")
+    parser.add_argument("--between", type=float, metavar="ω", help="spread between responses")
+    parser.add_argument("--dtype", help="what the log-probabilities are stored in, such as bf16")
     parser.add_argument("--length", metavar="T,...", help="counted tokens of a response; 512,4096,32768 by default")
     parser.add_argument("--lengths", type=Path, metavar="FILE", help="lengths of a run: numbers, or a JSON list")
     parser.add_argument("--clip", metavar="LOW,HIGH", help="the clip range; the run's, or 3e-4,4e-4")
-    parser.add_argument("--positive", type=float, default=0.5, metavar="P", help="share of responses with A > 0; 0.5")
-    parser.add_argument("--target", type=float, default=0.01, metavar="P", help="clip share that a range is sought for")
+    parser.add_argument("--positive", type=float, metavar="P", help="share of responses with A > 0; 0.5")
+    parser.add_argument("--target", type=float, metavar="P", help="clip share that a range is sought for")
     parser.add_argument("--format", choices=FORMATS, default="text", help="how to report")
+    parser.set_defaults(**_FORECAST)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,9 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..noise.report import render_run
     from ..noise.responses import Gate
 
-    for name, default in _MODEL.items():
+    for name, default in _FORECAST.items():
         if getattr(arguments, name) != default:
-            raise UsageError(f"--{name}: estimated from the trace; leave one of the two out")
+            told = "of a forecast alone" if name == "target" else "estimated from the trace"
+            raise UsageError(f"--{name}: {told}; leave one of the two out")
     trace = read_trace(arguments.trace)
     run = analyse(trace, Gate("sequence", _clip(arguments.clip)) if arguments.clip else _claimed(trace))
     found = findings_of(run)
@@ -86,7 +88,8 @@ def _claimed(trace: Trace) -> Gate | None:
 
 _MOST = 64_000_000
 _SMALL, _LARGE = 1e-12, 100.0
-_MODEL = {
+# What a forecast is made of, and a trace says for itself.
+_FORECAST = {
     "std": 0.0,
     "bias": "0",
     "correlation": 0.0,
@@ -94,6 +97,8 @@ _MODEL = {
     "dtype": "float32",
     "length": None,
     "lengths": None,
+    "positive": 0.5,
+    "target": 0.01,
 }
 
 

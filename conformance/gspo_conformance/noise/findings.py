@@ -5,6 +5,7 @@ findings(trace)      the most severe first; of equal severity, what distorts the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -181,9 +182,10 @@ def _rounded(run: Analysis) -> list[Finding]:
         return [Finding("rounded-logp", "warning", names[0], told, "GSPO-NUM-1")]
     width = min(run.gate.clip.low, run.gate.clip.high)
     at = length if run.gate.ratio != "token" else 1.0
-    share = std / at**0.5 / width
+    share = std / at**0.5 / width if width else math.inf
     severity = "note" if not inside else ("error" if share > 0.25 else "warning")
-    costs = f"rounding adds {number(std)} to the spread of a token: {number(share)} of the nearer clip width at {thousands(length)} tokens"
+    part = f"{number(share)} of the nearer clip width" if width else "beyond a bound that is 1 itself"
+    costs = f"rounding adds {number(std)} to the spread of a token: {part} at {thousands(length)} tokens"
     return [
         Finding(
             "rounded-logp",

@@ -160,7 +160,8 @@ class Forecast:
             return None
         bias, implied = self.total.bias, number(self.total.implied_bias)
         side, width = ("ε_low", self.clip.low) if bias < 0 else ("ε_high", self.clip.high)
-        told = f"The bias is {number(abs(bias) / width)} times {side}, and no length averages it out."
+        size = f"is {number(abs(bias) / width)} times {side}" if width else f"is beyond the range, whose {side} is 0"
+        told = f"The bias {size}, and no length averages it out."
         if self.systematic:
             return f"{told} Noise of this spread explains {implied} of it (-σ²/2): look for other weights, another temperature, or a truncated distribution."
         if bias < self.total.implied_bias / 3:

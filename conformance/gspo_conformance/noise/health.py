@@ -56,6 +56,8 @@ def _dead_range(run: Analysis) -> list[Finding]:
     if gate is None or not any(one.index > 0 for one in run.minibatches) or float(np.sum(rows.high) + np.sum(rows.low)):
         return []
     (below, above), log_ratio = gate.bounds, gate.of_responses(rows)
+    if not (below and above):
+        return []
     reach = max(float(np.max(log_ratio)) / above, float(np.min(log_ratio)) / below)
     if not 0 < reach < 0.25:
         return []
@@ -207,11 +209,8 @@ def _pile_up(run: Analysis) -> list[Finding]:
     rows = run.finite.where(run.finite.minibatch != 0)
     (below, above), log_ratio = run.response_gate.bounds, run.response_gate.of_responses(rows)
     found: list[Finding] = []
-    for side, position in (
-        ("upper", log_ratio[rows.positive > 0] / above),
-        ("lower", log_ratio[rows.negative > 0] / below),
-    ):
-        here, beside = _counts(position)
+    for side, bound, signed in (("upper", above, rows.positive), ("lower", below, rows.negative)):
+        here, beside = _counts(log_ratio[signed > 0] / bound) if bound else (0, 0.0)
         if here - beside > BELIEVED * math.sqrt(1.5 * max(beside, 1.0)) and here > 16:
             told = f"{here} responses lie within an eighth of the range around the {side} bound, where their neighbours suggest {number(beside)}"
             costs = "the gate holds them there: the step size, not the reward, decides how far they go"

@@ -132,6 +132,15 @@ def test_planted_trouble_is_named(tmp_path: Path, name: str) -> None:
     assert words in one.message, one
 
 
+def test_a_range_without_one_side_is_neither_dead_nor_a_defect(tmp_path: Path) -> None:
+    """Hunts a division by the width of a side that is 0."""
+    for clip in (Clip(0.2, 0.0), Clip(0.0, 0.2)):
+        run = Run(drift=-3e-4, dtype="bfloat16", objective=Objective.gspo(clip).to_dict())
+        rules = found(run.write(tmp_path / f"{clip.high}"))
+        assert "rounded-logp" in rules
+        assert "dead-range" not in rules
+
+
 def test_tokens_that_weigh_alike_have_no_bias_of_length(tmp_path: Path) -> None:
     """Hunts `each response has weight 1/|y| per token` said of a token mean."""
     plain = gspo.Objective.gspo()
