@@ -93,6 +93,12 @@ def test_pairs_are_counted_from_one(pairs: str, capsys: pytest.CaptureFixture[st
     assert f"expected 1 or more pairs, got {pairs}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [["clip.mask"], ["ratio.cap-10", "ratio.cap-20"]])
+def test_no_pair_is_no_success(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mutants", *names, "--pairs", "2"]) == 2
+    assert "no pair in" in capsys.readouterr().err
+
+
 def test_globs_choose_by_name_family_and_clause() -> None:
     from gspo_conformance.commands.mutants import choose
 

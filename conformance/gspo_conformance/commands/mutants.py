@@ -82,7 +82,9 @@ def _pairs(arguments: argparse.Namespace, chosen: Sequence[Any]) -> int:
     from ..mutants.bench import bench
 
     vectors = load_vectors()
-    names = sample_pairs(Atlas(bench(vectors), chosen), arguments.pairs, arguments.seed)
+    names = sample_pairs(Atlas(bench(vectors), chosen), arguments.pairs, arguments.seed) if len(chosen) > 1 else []
+    if not names:
+        raise UsageError(f"no pair in {plural(len(chosen), 'mutant')}: expected two that are no variants of one")
     with _progress("pairs") as progress:
         found = census_of_pairs(vectors, names, workers=arguments.jobs, progress=progress)
     print(render_pairs(found, arguments.seed), end="")
