@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 KEPT = 64
 # Fewer differences than these are in one rank or micro-batch by chance.
 FEWEST = 3
+# An agreement tells something where the number is so much larger than its rounding.
+TELLING = 100
 MOST_REASONS = 200
 
 
@@ -52,8 +54,9 @@ class Series:
     kept: list[Difference] = field(default_factory=list)
     worst: Difference | None = None
     steps: set[int] = field(default_factory=set)
-    # Of all comparisons, and of those that differ: last step, ranks, micro-batches.
+    # Of all comparisons: the last step, and the last in which one that is not all but 0 was right; of them, and of those that differ: ranks, micro-batches.
     last: int = 0
+    last_right: int = -1
     seen: tuple[set[int | None], ...] = field(default_factory=lambda: (set(), set()))
     off: tuple[set[int | None], ...] = field(default_factory=lambda: (set(), set()))
 
@@ -64,6 +67,8 @@ class Series:
         for places, place in zip(self.seen, (one.rank, one.microbatch), strict=True):
             places.add(place)
         if one.size <= one.tolerance:
+            if abs(one.expected) > TELLING * one.tolerance:
+                self.last_right = max(self.last_right, one.step)
             return False
         self.different += 1
         for places, place in zip(self.off, (one.rank, one.microbatch), strict=True):
@@ -81,6 +86,11 @@ class Series:
         return min(self.steps)
 
     @property
+    def here_and_there(self) -> bool:
+        """Whether some are right from the first step on that differs: no setting of the whole run is wrong."""
+        return bool(self.steps) and self.last_right >= self.since
+
+    @property
     def only(self) -> str:
         """`, all at rank 1`: the one step, rank or micro-batch of all differences, where there are others without."""
         words = [f"step {self.since}"] if len(self.steps) == 1 < self.different and self.last > self.since else []
@@ -93,7 +103,7 @@ class Series:
 @dataclass
 class Ledger:
     """The series of a trace by quantity; what could not be compared, with the number of times; by what factor the
-    gradient of each micro-batch is larger than that of its recorded loss, with its step; and whether gradients show
+    gradient of each micro-batch is larger than that of the claim's loss, with its step and by what factor its own loss is; and whether gradients show
     that the loop weighs micro-batches by what they count, None where they do not tell. A step of fewer micro-batches
     than `usual`, or fewer than `ranks`, is not whole.
     """
@@ -101,7 +111,7 @@ class Ledger:
     series: dict[str, Series] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
     shares: Counter[str] = field(default_factory=Counter)
-    factors: list[tuple[int, float]] = field(default_factory=list)
+    factors: list[tuple[int, float, float]] = field(default_factory=list)
     weighed: bool | None = None
     usual: int = 0
     ranks: int = 0

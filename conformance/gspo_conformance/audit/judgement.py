@@ -17,7 +17,7 @@ from ..words import plural, uncapitalised
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local
 from .claim import Claim, findings_of_settings
 from .coverage import Coverage, coverage_findings, usual_parts
-from .differences import FEWEST, Difference, Ledger, Series
+from .differences import FEWEST, TELLING, Difference, Ledger, Series
 from .evidence import Evidence
 from .evidence_findings import evidence_findings
 from .exact import NotComputable
@@ -179,9 +179,9 @@ def _differences(found: Audit, of_advantages: Callable[[], list[Explanation]]) -
 
 def _factors(found: Audit) -> Iterator[Finding]:
     """Gradients that are another multiple of their loss's from step to step; and one multiple, as a note."""
-    known = [(step, factor) for step, factor in found.ledger.factors if np.isfinite(factor)]
+    known = [(step, factor) for step, factor, _ in found.ledger.factors if np.isfinite(factor)]
     factors = [factor for _, factor in known]
-    if not factors or any(one.what == "gradient" for one in found.ledger.bad()):
+    if not factors or any(one.what == "gradient" for one in found.ledger.bad()) or _go_with_losses(found.ledger):
         return
     low, high = min(factors), max(factors)
     if high > 1.001 * low:
@@ -198,6 +198,13 @@ def _factors(found: Audit) -> Iterator[Finding]:
     elif all(abs(low / expected - 1) > 1e-3 for expected in (1.0, 1.0 / (found.trace.run.get("ranks") or 1))):
         told = f"the gradient is {low:.6g} times that of the recorded loss: accumulation, ranks or a loss scaler"
         yield Finding("gradient-scale", "note", "gradient", told, "GSPO-GRAD-1")
+
+
+def _go_with_losses(ledger: Ledger) -> bool:
+    """Whether gradients are another multiple of what is due only where their losses are."""
+    off = any(one.what == "loss" for one in ledger.bad())
+    own = [factor / ratio for _, factor, ratio in ledger.factors if np.isfinite(factor)]
+    return off and max(own) <= 1.001 * min(own)
 
 
 def _ends(known: list[tuple[int, float]]) -> Iterator[tuple[int, float, float]]:
@@ -220,7 +227,10 @@ def _explain(found: Audit, series: Series, only: frozenset[str] | None = None) -
         return known or ([] if only else _multiple(series))
     if what == "gradient":
         return explain_gradient(_again(found, series), precision, only)
-    return explain_loss(_again(found, series), precision, found.trace) if what == "loss" else []
+    if what != "loss":
+        return []
+    right_ones = _again(found, series, right=True) if series.here_and_there else ()
+    return explain_loss(_again(found, series), precision, found.trace, right_ones)
 
 
 def _refined(found: Audit, series: dict[str, Series], explained: list[Explanation]) -> list[Explanation]:
@@ -250,14 +260,26 @@ def _folded(found: Audit, series: dict[str, Series], primary: Series, explained:
     return told
 
 
-def _again(found: Audit, series: Series) -> list[Recomputed]:
-    """The micro-batches that differ, read once more."""
+def _again(found: Audit, series: Series, *, right: bool = False) -> list[Recomputed]:
+    """The micro-batches that differ, read once more; or those whose losses are right, from the first step on that differs."""
     wanted = {(one.step, one.rank, one.microbatch) for one in series.kept}
     parts: list[Recomputed] = []
-    for index in sorted({one.step for one in series.kept})[:8]:
+    steps = (
+        [index for index in found.trace.indices if index >= series.since]
+        if right
+        else {one.step for one in series.kept}
+    )
+    for index in sorted(steps)[:8]:
         audited = audit_step(found.trace.step(index), found.claim, found.ledger.again())
-        parts += [one for one in audited.parts if (index, one.part.rank, one.part.microbatch) in wanted]
-    return parts
+        parts += [one for one in audited.parts if ((index, one.part.rank, one.part.microbatch) in wanted) is not right]
+    return [one for one in parts if one.part.loss is not None and _is_right(one, found)] if right else parts
+
+
+def _is_right(one: Recomputed, found: Audit) -> bool:
+    """Whether a loss is what is claimed and large enough to tell."""
+    assert one.part.loss is not None
+    off, tolerance = abs(one.part.loss - one.expected), one.truth.tolerance(found.claim.precision, one.normalizer)
+    return off <= tolerance and abs(one.expected) > TELLING * tolerance
 
 
 def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:

@@ -18,7 +18,6 @@ from .steps import Recomputed, exact_gradient
 from .variants import Explanation, Right
 
 SAME = 1e-4
-ROUGH = 1e-2
 BOUNDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 _COST = "the policy is rewarded for something else than the trace says"
 
@@ -105,17 +104,6 @@ _ADVANTAGES: tuple[tuple[str, str, Change], ...] = (
         lambda a, _: np.asarray(round_to(np.asarray(a), "bfloat16"), np.float64),
     ),
 )
-
-
-def by_rough_factor(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """One factor on losses that are too small for many digits of it."""
-    due, got = np.array([one.expected for one in few]), np.array([one.part.loss or 0.0 for one in few])
-    factor = float(due @ got / max(due @ due, 1e-300))
-    if len(few) > 2 and abs(factor - 1) > ROUGH and all(right(one, factor * one.expected) for one in few):
-        told = f"every loss is {factor:.3g} times what is claimed, as far as rounding lets losses this small tell"
-        yield Explanation(
-            "factor", "GSPO-AGG-8", told, "the advantages, or the learning rate, are others than those recorded"
-        )
 
 
 def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:

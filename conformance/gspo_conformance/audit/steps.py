@@ -79,12 +79,17 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
     for one, factor in zip(found.parts, factors, strict=True):
         if factor is not None and one.sure:
             share = found.count / one.truth.count if ledger.weighed and one.truth.count else 1.0
-            ledger.factors.append((step.index, factor * share))
+            ledger.factors.append((step.index, factor * share, _ratio(one)))
     if whole:
         _compare_step(found, claim, ledger)
     elif not found.whole:
         ledger.miss("step loss: micro-batches of the step are missing")
     return found
+
+
+def _ratio(one: Recomputed) -> float:
+    """By what factor the recorded loss is larger than what is due; 1 where one of them is 0."""
+    return (one.part.loss or 0.0) / (one.expected or 1.0) or 1.0
 
 
 def _left_out(one: Recomputed, found: StepAudit, claim: Claim, ledger: Ledger) -> bool:

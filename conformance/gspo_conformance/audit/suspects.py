@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,8 +22,9 @@ from ..target import Case
 from ..tensors import NumPyArray
 from ..words import plural
 from .exact import NotComputable, exact, inputs_of, own_name
+from .factors import by_factor, by_one_factor, by_rough_factor
 from .nearby import by_groups, by_lengths, by_other_batches, by_ranges, by_responses, by_rounding
-from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_rough_factor, by_sampler, by_terms
+from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_sampler, by_terms
 from .shards import LOGPS
 from .steps import Recomputed, exact_gradient
 from .trace import Trace
@@ -52,15 +52,35 @@ WEIGHTS = (0.1, 0.2, 0.28, 0.3, 1.0, 2.0, 3.0, 5.0)
 # Of several that give the same numbers, what people leave on comes before what they would have to write.
 LIKELY = ("clip.default-range", "mask.eos-dropped", "ratio.token-level")
 MOST_PARTS, MOST_TOKENS = 5, 400_000
-# A factor this close to 1 is none: a small term is added.
-NO_FACTOR = 1e-3
 _CLIPPED = "metrics.clip_fraction"
 # They change how parts are put together, of which a part alone shows nothing.
 _UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
 
 
-def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace) -> list[Explanation]:
-    """What gives the recorded losses of all these micro-batches, divided as the run says or as it may have been.
+def explain_loss(
+    parts: Sequence[Recomputed], precision: float, trace: Trace, others: Sequence[Recomputed] = ()
+) -> list[Explanation]:
+    """What gives the recorded losses of all these micro-batches; of the `others`, which are right, it should change none."""
+    found = _of_losses(parts, precision, trace)
+    if not others:
+        return found
+    right = partial(_right_loss, precision=precision)
+    spared = [one for one in found if _spares(one, _few(others), precision)]
+    return spared or (list(by_one_factor(parts, right)) if parts else []) or found
+
+
+def _spares(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool:
+    """Whether an explanation that tells the loss of any micro-batch gives what these recorded."""
+    if explained.axes is not None:
+        return all(_right_loss(one, _loss_of(explained.axes, one), precision) for one in few)
+    known = [one for one in mutants() if one.name == explained.name]
+    right = partial(_right_answer, precision=precision)
+    given = all(_right(part, one, ("loss",), right, True) for one in known for part in few)
+    return given and explained.name != "factor"
+
+
+def _of_losses(parts: Sequence[Recomputed], precision: float, trace: Trace) -> list[Explanation]:
+    """What gives these losses, divided as the run says or as it may have been.
 
     Where their gradients were recorded, what gives another gradient is an explanation only if nothing else is one.
     """
@@ -70,9 +90,9 @@ def explain_loss(parts: Sequence[Recomputed], precision: float, trace: Trace) ->
         return lost
     if not parts:
         return []
-    others, by_factor = _divided_otherwise(parts), partial(_by_factor, trace=trace)
-    base = [(explain, parts) for explain in (_known_ones, by_factor)]
-    rest = [(explain, chosen) for explain in (by_factor, _known_ones) for chosen in others]
+    others, one_factor = _divided_otherwise(parts), partial(by_factor, trace=trace)
+    base = [(explain, parts) for explain in (_known_ones, one_factor)]
+    rest = [(explain, chosen) for explain in (one_factor, _known_ones) for chosen in others]
     of_loss: list[Explanation] = []
     for explain, chosen in (*base, *rest, *((_variants, chosen) for chosen in (parts, *others))):
         explained = list(explain(chosen, precision))
@@ -252,7 +272,7 @@ def _few(parts: Sequence[Recomputed]) -> list[Recomputed]:
 
 def _by_mutants(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
     for mutant in _known(FAMILIES, None):
-        if _all(few, mutant, ("loss",), lambda one, answer: _right_loss(one, float(answer["loss"]), precision)):
+        if _all(few, mutant, ("loss",), partial(_right_answer, precision=precision)):
             yield _told(mutant, few)
 
 
@@ -271,6 +291,10 @@ def _told(mutant: Mutant, few: Sequence[Recomputed]) -> Explanation:
 def _right_loss(one: Recomputed, loss: float, precision: float) -> bool:
     assert one.part.loss is not None
     return abs(loss - one.part.loss) <= one.truth.tolerance(precision, one.normalizer) * _slack(one, loss)
+
+
+def _right_answer(one: Recomputed, answer: Mapping[str, Any], precision: float) -> bool:
+    return _right_loss(one, float(answer["loss"]), precision)
 
 
 def _slack(one: Recomputed, loss: float) -> float:
@@ -361,36 +385,3 @@ def neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
             other = claimed.replace(**change)
             if other != claimed:
                 yield told, other
-
-
-def _by_factor(parts: Sequence[Recomputed], precision: float, trace: Trace) -> Iterator[Explanation]:
-    """One factor on every loss, or one that follows the number of micro-batches: a missing division, or one too many."""
-    usable = [one for one in parts if abs(one.expected) > 1e3 * one.truth.tolerance(precision, one.normalizer)]
-    factors = [one.part.loss / one.expected for one in usable if one.part.loss is not None]
-    if len(factors) < 2:
-        return
-    words, (low, high) = _factor_words(factors, usable, trace), (min(factors), max(factors))
-    if high - low <= 1e-4 * abs(factors[0]):
-        if abs(factors[0] - 1) < NO_FACTOR:
-            return
-        told = f"every loss is {factors[0]:.6g} times what is claimed{words}"
-    elif words:
-        told = f"losses are {low:.6g} to {high:.6g} times what is claimed{words} of their step"
-    else:
-        return
-    yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")
-
-
-def _factor_words(factors: Sequence[float], parts: Sequence[Recomputed], trace: Trace) -> str:
-    """Which number of the run the factors are, at every one of these micro-batches."""
-    ranks = trace.run.get("ranks") or 1
-    steps = {
-        index: Counter(part.rank for part in trace.step(index).parts) for index in {one.part.step for one in parts}
-    }
-    numbers = {"ranks": [ranks] * len(parts), "micro-batches": [steps[one.part.step][one.part.rank] for one in parts]}
-    for name, counts in numbers.items():
-        if max(counts) > 1 and all(abs(f / n - 1) < 1e-3 for f, n in zip(factors, counts, strict=True)):
-            return f": the number of {name}"
-        if max(counts) > 1 and all(abs(f * n - 1) < 1e-3 for f, n in zip(factors, counts, strict=True)):
-            return f": divided by the number of {name}"
-    return ""

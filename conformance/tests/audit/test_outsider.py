@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from gspo_conformance.audit import audit_trace
+from gspo_conformance.audit.factors import by_rough_factor
 from gspo_conformance.audit.judgement import Audit
-from gspo_conformance.audit.replaced import by_rough_factor
 from gspo_conformance.cli import main
 from gspo_conformance.noise.estimate import estimate
 

@@ -88,3 +88,31 @@ def test_a_default_range_that_clips_is_not_said_to_clip_nothing(
     assert told.rule == "clip.default-range"
     assert f"in place of the one asked for: {words}" in told.message
     assert ("never fires" in told.consequence) is ("nothing" in words)
+
+
+PLACES: list[tuple[Callable[[int, int], bool], float, str]] = [
+    (lambda step, at: (step, at) == (2, 1), 2.0, "This one loss is 2 times what is claimed"),
+    (lambda step, at: at == 1, 2.0, "Every loss that differs is 2 times what is claimed"),
+    (lambda step, at: step == 2, 1.7, "Every loss that differs is 1.7 times what is claimed"),
+]
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(("wrong", "factor", "words"), PLACES)
+def test_a_factor_where_others_are_right_is_no_setting_of_the_run(
+    wrong: Callable[[int, int], bool], factor: float, words: str, gradient: bool, tmp_path: Path
+) -> None:
+    """Hunts `normalizer-ignored` of twice one loss, nothing of 1.7 times, and gradients told apart from the losses they are of."""
+
+    def times(step: int, at: int) -> float:
+        return factor if wrong(step, at) else 1.0
+
+    told = error(recorded(tmp_path, as_it_is, factor=times, gradient=gradient))
+    assert told.rule == "factor"
+    assert f"{words}, where others are right" in told.message
+
+
+def test_a_normalizer_that_is_ignored_from_a_step_on_is_still_named(tmp_path: Path) -> None:
+    """Hunts `factor` of a fault of the whole run that began with its third step."""
+    told = error(recorded(tmp_path, as_it_is, factor=lambda step, at: 1.0 + (step > 1)))
+    assert told.rule == "aggregation.normalizer-ignored"
