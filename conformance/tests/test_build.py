@@ -81,7 +81,7 @@ def test_draws_depend_on_their_name_alone():
 
 def test_layouts_hold_the_same_tokens():
     source = explicit([[0.5, -0.25], [0.125], []]).also(advantages=[1.0, 2.0, 3.0])
-    rows = padded(source, fill={"logp": 7.0}, masks=[[0, 1, 1], [1, 0, 0], [0, 0, 0]])
+    rows = padded(source, fill={"logp": 7.0}, masks="011 100 000")
     row = packed(source, trailing=1)
     np.testing.assert_array_equal(rows["logp"], [[7, -1.5, -2.25], [-1.875, 7, 7], [7, 7, 7]])
     np.testing.assert_array_equal(row["logp"], [-1.5, -2.25, -1.875, 0])

@@ -105,17 +105,16 @@ def explicit(log_ratios_: Sequence[Sequence[float]], old: float = -2.0) -> Respo
 
 
 def padded(
-    source: Responses, *, width: int | None = None, fill: Any = 0.0, masks: Sequence[Sequence[int]] | None = None
+    source: Responses, *, width: int | None = None, fill: Any = 0.0, masks: str | None = None
 ) -> dict[str, NumPyArray]:
-    """`[B, T]` arrays and their mask. `masks` places the counted tokens; `fill` goes everywhere else.
+    """`[B, T]` arrays and their mask. `masks` places the counted tokens, a word for each response; `fill` goes everywhere else.
 
     `fill` is a number, or one per array name. Where the width is no matter it is one of `WIDTHS`: few
     shapes spare a framework that compiles for each.
     """
     width = width or next(size for size in WIDTHS if size >= max(source.lengths))
-    if masks is None:
-        masks = [[1] * n + [0] * (width - n) for n in source.lengths]
-    mask = np.asarray(masks, dtype=bool)
+    words = masks.split() if masks else ["1" * n + "0" * (width - n) for n in source.lengths]
+    mask = np.array([[letter == "1" for letter in word] for word in words])
     arrays = {name: _lay(rows, mask, _fill(fill, name)) for name, rows in source.rows.items()}
     return _named(arrays) | {"mask": mask} | source.per_response
 

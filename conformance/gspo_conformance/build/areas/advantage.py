@@ -314,12 +314,7 @@ def tokens(name: str, lengths: Sequence[int], *rows: str) -> Responses:
     return Responses({row: [uniform(f"advantage/{name}/{row}/{i}", n, -1.0, 1.5, 2.0**-10) for i, n in enumerate(lengths)] for row in rows})  # fmt: skip
 
 
-HOLES = (
-    (1, 1, 0, 0, 1, 0, 1, 0, 0),
-    (0, 1, 1, 1, 0, 0, 0, 0, 0),
-    (1, 0, 1, 0, 1, 1, 1, 0, 0),
-    (0, 0, 0, 1, 0, 0, 0, 0, 1),
-)
+HOLES = "110010100 011100000 101011100 000100001"
 GARBAGE = {"rewards": 5.0, "values": -7.0, "token_rewards": 5.0}
 
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from ..cases import Responses, explicit, packed, padded, responses
 from ..recipe import Case, Shelf, aggregation, call, clip, correction, gspo, gspo_token, loss, objective, penalty
+from .mask import EMPTY
 
 RECIPES = Shelf("distribution")
 _add = RECIPES.add
 
-EMPTY = "The paper has no empty response. Convention: ratio 1, contribution 0, counted in G."
 Layout = Callable[[Responses], dict[str, Any]]
 
 

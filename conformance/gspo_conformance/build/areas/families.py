@@ -32,7 +32,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 LENGTHS = (5, 2, 7, 3)
 SIGNS = (1.0, -0.75, -1.25, 0.5)
-HOLES = ((1, 1, 0, 0, 1, 1, 0, 1, 0), (0, 0, 1, 0, 1, 0, 0, 0, 0), (1, 1, 1, 0, 1, 1, 0, 1, 1), (0, 0, 0, 1, 1, 1, 0, 0, 0))  # fmt: skip
+HOLES = "110011010 001010000 111011011 000111000"
 
 
 def _made(name: str, means: tuple[float, ...], spread: float, sign: float = 1.0) -> Responses:

@@ -7,8 +7,6 @@ from functools import partial
 from math import inf, nan
 from typing import Any
 
-import numpy as np
-
 from ..cases import Responses, explicit, padded, responses, uniform
 from ..recipe import Case, Shelf, aggregation, clip, correction, grpo, gspo, gspo_token, loss, objective, penalty
 
@@ -17,8 +15,8 @@ _add = RECIPES.add
 
 ADVANTAGES = (1.0, -0.75, 0.5, -1.25)
 MEANS = (2e-4, 6e-4, -1.5e-4, 1e-4)
-LEADING = ((0, 0, 0, 0, 1, 1, 1, 1, 1), (0, 0, 0, 0, 0, 0, 1, 1, 1), (0, 1, 1, 1, 1, 1, 1, 1, 1), (0, 0, 0, 0, 0, 0, 0, 1, 1))  # fmt: skip
-TURNS = ((1, 1, 0, 0, 1, 1, 0, 1, 0), (0, 1, 0, 1, 0, 0, 0, 1, 0), (1, 1, 1, 1, 0, 1, 1, 1, 1), (0, 0, 1, 0, 0, 0, 1, 0, 0))  # fmt: skip
+LEADING = "000011111 000000111 011111111 000000011"
+TURNS = "110011010 010100010 111101111 001000100"
 EMPTY = "The paper has no empty response. Convention: ratio 1, contribution 0, counted in G."
 
 
@@ -41,7 +39,7 @@ GARBAGE: dict[str, tuple[Any, Any, str]] = {
     "overflowing": (200.0, -200.0, "a log-ratio of 400: its exponential overflows, and 0 times infinity is NaN"),
     "mixed": ([nan, inf, -1e9, 7.5, -inf], [-3.0, inf, nan, -1e9, -inf, 2.0], "all of these at once"),
 }
-_PLACES: dict[str, tuple[Any, str, str]] = {
+_PLACES: dict[str, tuple[str | None, str, str]] = {
     "trailing": (None, "after the response", "DATA-2 NUM-5 GRAD-2"),
     "leading": (LEADING, "before the response", "DATA-2 NUM-5 GRAD-2"),
     "between": (TURNS, "between its turns", "DATA-1 DATA-2 NUM-5 GRAD-2 RATIO-4"),
@@ -120,7 +118,7 @@ def _shifted(which: str) -> Case:
         "first": [[0.5, -0.5, 2.0**-12], [0.25, -0.25], [2.0**-12], [0.375, 0.0, -0.375]],
         "last": [[2.0**-12, -0.5, 0.5], [-0.25, 0.25 - 2.0**-9], [-(2.0**-12)], [0.0, -0.375, 0.375]],
     }
-    masks = [[0, 0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0, 0]]  # fmt: skip
+    masks = "001110000 011000000 010000000 000111000"
     source = explicit(rows[which]).also(advantages=[1.0, -1.5, 0.5, -0.25])
     return loss(gspo(), padded(source, masks=masks, fill={"logp": -0.25, "old_logp": -3.25}))
 
@@ -137,8 +135,8 @@ for _which in ("first", "last"):
 
 def _singles() -> Case:
     source = explicit([[2.0**-12], [2.0**-10], [-(2.0**-10)], [0.0]]).also(advantages=[1.0, -0.5, 0.75, -1.0])
-    masks = np.eye(4, 9, 1, dtype=bool)
-    return loss(gspo(), padded(source, masks=masks.astype(int).tolist(), fill={"logp": -0.125, "old_logp": -1.5}))
+    masks = "010000000 001000000 000100000 000010000"
+    return loss(gspo(), padded(source, masks=masks, fill={"logp": -0.125, "old_logp": -1.5}))
 
 
 _add(
@@ -162,7 +160,7 @@ def _inner_pad() -> Case:
     source = responses("mask/turns", [6, 5, 3, 4], [2.5e-4, -1e-4, 6e-4, -5e-4], spread=0.06).also(
         advantages=[-1.0, 0.75, 0.5, -0.5]
     )
-    masks = [[1, 1, 1, 0, 0, 1, 0, 1, 1], [0, 1, 1, 0, 1, 0, 1, 0, 1], [1, 0, 0, 1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 1, 1, 0, 0]]  # fmt: skip
+    masks = "111001011 011010101 100100001 011001100"
     return loss(gspo(), padded(source, masks=masks, fill={"logp": -0.0625, "old_logp": -0.0625}))
 
 
@@ -207,10 +205,10 @@ _add(
 )
 
 
-def _token_advantages(fill: Any, masks: Any = None) -> Case:
+def _token_advantages(fill: Any) -> Case:
     source = responses("mask/token-advantages", [4, 2, 5, 1], [2e-4, -6e-4, 1e-4, 7e-4], spread=0.05)
     tokens = [uniform(f"mask/advantages/{i}", n, -1.5, 1.5, 2.0**-8) for i, n in enumerate(source.lengths)]
-    return loss(gspo_token(), padded(source.tokens(token_advantages=tokens), masks=masks, fill=fill))
+    return loss(gspo_token(), padded(source.tokens(token_advantages=tokens), fill=fill))
 
 
 _FILLS = {"finite": 50.0, "nan": nan, "infinite": inf}
@@ -230,11 +228,10 @@ def _family(kind: str) -> Case:
         "mask/family", [5, 3, 8, 2], [0.125, -0.25, 0.0625, -0.03125], spread=0.4, extra=("ref_logp", "behavior_logp")
     )
     source = source.also(advantages=ADVANTAGES)
-    masks = TURNS
     fills = {"logp": nan, "old_logp": inf, "ref_logp": nan, "behavior_logp": -inf}
     wanted = ("logp", "old_logp", *_READS[kind][1])
     chosen = Responses({name: rows for name, rows in source.rows.items() if name in wanted}, source.per_response)
-    return loss(_READS[kind][0], padded(chosen, masks=masks, fill=fills))
+    return loss(_READS[kind][0], padded(chosen, masks=TURNS, fill=fills))
 
 
 _READS: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {

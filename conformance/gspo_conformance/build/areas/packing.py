@@ -11,11 +11,10 @@ import numpy as np
 
 from ..cases import Responses, explicit, packed, padded, responses, uniform
 from ..recipe import Case, Shelf, aggregation, call, clip, correction, grpo, gspo, gspo_token, loss, objective, penalty
+from .mask import EMPTY
 
 RECIPES = Shelf("packing")
 _add = RECIPES.add
-
-EMPTY = "The paper has no empty response. Convention: ratio 1, contribution 0, counted in G."
 
 
 def batch(name: str = "batch", *extra: str) -> Responses:

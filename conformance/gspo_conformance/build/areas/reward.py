@@ -167,7 +167,7 @@ def _token_kl(estimator: str, layout: str = "padded", coefficient: float = 0.125
     source = responses("reward/kl", [4, 2, 7, 1], [0.0] * 4, spread=0.3, extra=("ref_logp",), extra_spread=1.5)
     rows = source.rows
     source = type(source)({"logp": rows["logp"], "ref_logp": rows["ref_logp"]}).also(rewards=[1.0, -0.5, 0.25, 2.0])
-    holes = [[1, 0, 1, 1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 1, 0, 0], [1, 1, 1, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 1, 0, 0, 0, 0]]  # fmt: skip
+    holes = "101101000 010000100 111011110 000010000"
     fill = {"logp": new, "ref_logp": -5.0}
     inputs = {
         "padded": lambda: padded(source, fill=fill),
