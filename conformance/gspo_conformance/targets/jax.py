@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -170,7 +171,8 @@ def _largest(case: Case) -> tuple[int, ...]:
 
 
 def target() -> CoreTarget:
-    """The built-in target `jax`."""
+    """The built-in target `jax`. What tracing makes lives as long as its program: looking for garbage all the time costs a tenth."""
+    gc.set_threshold(20_000, 20, 50)
     return JaxTarget("jax", Jax(), gspo_jax)
 
 
