@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
 from ..noise.precision import TELLING
 from ..tensors import NumPyArray
+from .exact import LEARNING_RATES
 from .shards import LOGPS, Broken
 from .trace import Part, Step, Tokens
 
@@ -101,8 +104,16 @@ class Evidence:
     unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
     misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
     minibatches_known: bool = False
-    # The last rollout with an advantage that is not 0: only such a step moves the policy.
+    # Later mini-batches with ratios of 1 behind a learning rate of 0; steps that score the responses of an earlier one: as it did, or not.
+    idle: list[int] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
+    rescored: set[int] = field(default_factory=set)
+    rate: float = 0.0
+    # The last rollout with an advantage that is not 0, and the last of these with a learning rate of 0: only the others move the policy.
     _pushed: int | None = -1
+    _halted: int | None = -1
+    _rates: list[float] = field(default_factory=list)
+    _scored: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
 
     def add(self, step: Step) -> None:
         """What a step shows."""
@@ -112,7 +123,7 @@ class Evidence:
         for part in step.parts:
             try:
                 tokens = part.tokens
-                shifted = _shifted(part)
+                self._add_part(part, tokens)
             except Broken:
                 continue
             pushes = pushes or _pushes(tokens)
@@ -120,24 +131,50 @@ class Evidence:
             own_of[part.rank].add(tokens.logp, tokens.old_logp)
             sampler.add(tokens.logp, tokens.behavior_logp)
             sampler_of_old.add(tokens.old_logp, tokens.behavior_logp)
-            self._add_rounding(step.index, tokens)
-            if _own_reference(tokens) and step.index not in self.own_reference[-1:]:
-                self.own_reference.append(step.index)
-            for apart in _misaligned(tokens):
-                self.misaligned.setdefault(apart, step.index)
-            self._add_signs(step.index, tokens)
-            self._add_unknown(part, tokens)
-            if shifted:
-                self.shifted.append(step.index)
-            if _prompts_counted(part):
-                self.prompts.append(step.index)
         _append(self.sampler_of_old, sampler_of_old.gap(step.index))
         self._add_ratios(step, own.gap(step.index), sampler.gap(step.index))
         if step.minibatch == 0 and len(own_of) > 1:
             for rank, moments in own_of.items():
                 _append(self.first_of[rank], moments.gap(step.index))
-        if pushes:
+        halted = self._is_halted(step)
+        if pushes and halted:
+            self._halted = step.rollout
+        elif pushes:
             self._pushed = step.rollout
+
+    def _add_part(self, part: Part, tokens: Tokens) -> None:
+        """What a micro-batch shows by itself."""
+        if _shifted(part):
+            self.shifted.append(part.step)
+        if _prompts_counted(part):
+            self.prompts.append(part.step)
+        if _own_reference(tokens) and part.step not in self.own_reference[-1:]:
+            self.own_reference.append(part.step)
+        for apart in _misaligned(tokens):
+            self.misaligned.setdefault(apart, part.step)
+        self._add_rounding(part.step, tokens)
+        self._add_scoring(part, tokens)
+        self._add_signs(part.step, tokens)
+        self._add_unknown(part, tokens)
+
+    def _is_halted(self, step: Step) -> bool:
+        """Whether its learning rate is 0, or that reported with the step before: many report the next one."""
+        rates = [part.metrics[name] for part in step.parts for name in LEARNING_RATES if name in part.metrics]
+        self._rates = [*self._rates[-1:], max(rates)] if rates else []
+        self.rate = max(self.rate, *rates) if rates else self.rate
+        return 0.0 in self._rates
+
+    def _add_scoring(self, part: Part, tokens: Tokens) -> None:
+        """Whether `old_logp` is what it was when these responses, known by what the sampler or the reference says of them, were seen last."""
+        known = [values for values in (tokens.behavior_logp, tokens.ref_logp) if values is not None]
+        if not known or tokens.old_logp is None or part.rollout is None:
+            return
+        if self._scored and next(iter(self._scored))[0] != part.rollout:
+            self._scored.clear()
+        digest, key = _digest(tokens.old_logp), (part.rollout, _digest(tokens.lengths), *map(_digest, known))
+        if key in self._scored:
+            (self.kept if self._scored[key] == digest else self.rescored).add(part.step)
+        self._scored[key] = digest
 
     def _add_ratios(self, step: Step, own: Gap | None, sampler: Gap | None) -> None:
         if step.minibatch is None or own is None:
@@ -150,6 +187,8 @@ class Evidence:
             self.moving.append(step.index)
         elif self._pushed == step.rollout:
             self.frozen.append(step.index)
+        elif self._halted == step.rollout:
+            self.idle.append(step.index)
 
     def _add_signs(self, step: int, tokens: Tokens) -> None:
         for name in LOGPS:
@@ -185,12 +224,16 @@ def _pushes(tokens: Tokens) -> bool:
     return tokens.count > 0 and (tokens.advantages is None or bool(np.any(tokens.advantages != 0)))
 
 
+def _digest(values: NumPyArray) -> bytes:
+    return blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).digest()
+
+
 def _own_reference(tokens: Tokens) -> bool:
     """Whether the reference policy scored every token as the new one does, which the old one did not."""
     new, old, reference = tokens.logp, tokens.old_logp, tokens.ref_logp
     if new is None or old is None or reference is None or not np.array_equal(new, reference):
         return False
-    return np.count_nonzero(new != old) >= ENOUGH
+    return bool(np.count_nonzero(new != old) >= ENOUGH)
 
 
 def _append(gaps: list[Gap], found: Gap | None) -> None:

@@ -140,23 +140,32 @@ def _unrelated(bad: list[Gap]) -> Finding:
 
 
 def _frozen(evidence: Evidence) -> Iterator[Finding]:
-    """Ratios of exactly 1 in every later mini-batch: the old policy is the detached new one."""
-    if len(evidence.frozen) < 2 or len(evidence.frozen) <= 4 * len(evidence.moving):
+    """Ratios of exactly 1 in every later mini-batch: the old policy is the detached new one, or nothing moves the policy."""
+    still = evidence.frozen or evidence.idle
+    if len(still) < 2 or len(still) <= 4 * len(evidence.moving):
         return
-    told = f"every ratio is exactly 1 in {plural(len(evidence.frozen), 'later mini-batch', 'later mini-batches')} since step {evidence.frozen[0]}"
-    told += (
-        ": old_logp is the detached new policy [ratio.always-one], or no step moves the policy (a learning rate of 0)"
-    )
+    told = f"every ratio is exactly 1 in {plural(len(still), 'later mini-batch', 'later mini-batches')} since step {still[0]}: "
     costs = "the clip never acts; GSPO, GRPO and REINFORCE coincide"
-    yield Finding(
-        "frozen-ratio",
-        "error",
-        "old_logp",
-        told,
-        "GSPO-METRIC-7",
-        costs,
-        "keep the old_logp of the start of the rollout; where it is kept, see what the optimiser does",
-    )
+    fix = "keep the old_logp of the start of the rollout; where it is kept, see what the optimiser does"
+    at_rate = f", though the learning rate is {evidence.rate:.3g}" if evidence.rate else ""
+    severity = "error"
+    if not evidence.frozen:
+        severity, told, fix = "note", f"{told}the learning rate is 0, and no step before them moves the policy", ""
+    elif evidence.rescored & set(still):
+        told += (
+            "old_logp is the detached new policy [ratio.always-one], another one whenever the same responses come again"
+        )
+    elif evidence.kept & set(still):
+        severity = "error" if at_rate else "warning"
+        told += f"no step moves the policy{at_rate}: old_logp is kept, and logp of the same responses is what it was"
+        costs, fix = (
+            "nothing is learnt",
+            "see which weights the optimiser holds, and whether their dtype holds its updates",
+        )
+        fix += "" if at_rate else "; a learning rate of 0, as at the start of a warm-up, is no fault"
+    else:
+        told += f"old_logp is the detached new policy [ratio.always-one], or no step moves the policy{at_rate or ' (a learning rate of 0)'}"
+    yield Finding("frozen-ratio", severity, "old_logp", told, "GSPO-METRIC-7", costs, fix)
 
 
 def _own_reference(evidence: Evidence) -> Iterator[Finding]:

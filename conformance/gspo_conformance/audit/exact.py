@@ -29,6 +29,8 @@ FOREIGN = {
     "clip_ratio/low_mean": "clipped_units_low",
     "clip_ratio/high_mean": "clipped_units_high",
 }
+# What the learning rate of a step is called.
+LEARNING_RATES = ("learning_rate", "lr", "actor/lr", "actor_lr", "train/learning_rate", "train/lr")
 
 
 def total(values: Iterable[float]) -> float:

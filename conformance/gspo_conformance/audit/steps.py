@@ -14,7 +14,7 @@ from ..words import cut
 from .claim import Claim
 from .coverage import absent_parts
 from .differences import Difference, Ledger
-from .exact import Exact, NotComputable, additive, exact, metric, needs_groups, total
+from .exact import LEARNING_RATES, Exact, NotComputable, additive, exact, metric, needs_groups, total
 from .shards import Broken
 from .trace import Part, Step, joined
 
@@ -227,6 +227,8 @@ def _compare_part(one: Recomputed, claim: Claim, ledger: Ledger) -> float | None
         ledger.compare(Difference("loss", got=part.loss, expected=one.expected, tolerance=tolerance, **place))
     several = (claim_ranks := part.shard.header.get("run", {}).get("ranks") or 1) > 1
     for name, got in part.metrics.items():
+        if name in LEARNING_RATES:
+            continue
         known = metric(one.truth, name, u, one.normalizer)
         if known is None or (several and name.startswith("clip_ratio/")):
             ledger.miss(

@@ -116,3 +116,42 @@ def test_a_normalizer_that_is_ignored_from_a_step_on_is_still_named(tmp_path: Pa
     """Hunts `factor` of a fault of the whole run that began with its third step."""
     told = error(recorded(tmp_path, as_it_is, factor=lambda step, at: 1.0 + (step > 1)))
     assert told.rule == "aggregation.normalizer-ignored"
+
+
+STILL: list[tuple[float | None, str, tuple[str, str]]] = [
+    (0.0, "", ("note", "the learning rate is 0, and no step before them moves the policy")),
+    (
+        None,
+        "",
+        ("error", "the detached new policy [ratio.always-one], or no step moves the policy (a learning rate of 0)"),
+    ),
+    (1e-6, "", ("error", "or no step moves the policy, though the learning rate is 1e-06")),
+    (
+        None,
+        "kept",
+        ("warning", "no step moves the policy: old_logp is kept, and logp of the same responses is what it was"),
+    ),
+    (1e-6, "kept", ("error", "no step moves the policy, though the learning rate is 1e-06: old_logp is kept")),
+    (1e-6, "rescored", ("error", "another one whenever the same responses come again")),
+]
+
+
+@pytest.mark.parametrize(("rate", "again", "said"), STILL)
+def test_ratios_of_1_are_no_fault_where_nothing_moves_the_policy(
+    rate: float | None, again: str, said: tuple[str, str], tmp_path: Path
+) -> None:
+    """Hunts `frozen-ratio` of a warm-up, and one reading told where the trace decides, or two where it does not."""
+    steps: list[Calls] = []
+    for step in range(6):
+        rollout, minibatch = divmod(step, 3)
+        arrays = batch(8, 10 * rollout if again else step) | {"rewards": np.ones(8, np.float32)}
+        arrays["logp"] = arrays["old_logp"] = arrays["old_logp"] - np.float32(0.01 * minibatch * (again == "rescored"))
+        arrays |= {"behavior_logp": arrays["ref_logp"]} if again else {}
+        metrics = {} if rate is None else {"learning_rate": rate}
+        fields = {"loss": _loss(GSPO, arrays), "rollout": rollout, "minibatch": minibatch, "metrics": metrics}
+        steps.append([(arrays, fields)])
+    found = audit_trace(write(tmp_path, steps, objective=GSPO.to_dict()))
+    (told,) = [one for one in found.findings if "ratio is exactly 1" in one.message]
+    assert (told.rule, told.severity) == ("frozen-ratio", said[0])
+    assert said[1] in told.message
+    assert not [reason for reason in found.ledger.missing if "learning_rate" in reason]
