@@ -224,5 +224,8 @@ class AdvantageReference:
 
     def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
         """Whether a group says anything."""
-        mean = self.mean(rewards)
-        return not self.flat(rewards) and (low is None or mean > low) and (high is None or mean < high)
+        return not self.flat(rewards) and self.inside(self.mean(rewards), low, high)
+
+    def inside(self, reward: Any, low: float | None, high: float | None) -> bool:
+        """Whether a mean reward lies between the bounds, which are open."""
+        return (low is None or reward > low) and (high is None or reward < high)

@@ -59,9 +59,13 @@ class Surrogates:
         """Strictly: the range is closed (GSPO-SURR-4)."""
         return smaller < larger
 
+    def gate(self, log_ratio: Any, advantages: Any, clip: Fields) -> Outside:
+        """What the value of each token is held by."""
+        return self.outside(self.ratio(stop(log_ratio)), advantages, clip)
+
     def clip_value(self, log_ratio: Any, advantages: Any, clip: Fields) -> Any:
         """min(x A, clip(x) A), for A < 0 at least dual A (GSPO-SURR-1)."""
-        outside = self.outside(self.ratio(stop(log_ratio)), advantages, clip)
+        outside = self.gate(log_ratio, advantages, clip)
         open_ = (stop(advantages) != 0) & ~outside.any
         return self.held(open_, self.ratio(where(open_, log_ratio, 0.0)), outside, clip) * advantages
 

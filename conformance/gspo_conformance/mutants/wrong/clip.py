@@ -182,16 +182,9 @@ class PerToken(Reference):
     The mask of a token-level loss kept when the ratio was replaced.
     """
 
-    def clip_value(self, log_ratio: Any, advantages: Any, clip: Fields) -> Any:
-        if "kind" in clip and self.objective["ratio"] in ("sequence", "gspo_token") and self.log_ratio_there():
-            outside = self.outside(self.ratio(stop(self.log_ratio())), advantages, clip)
-            open_ = (stop(advantages) != 0) & ~outside.any
-            return self.held(open_, self.ratio(where(open_, log_ratio, 0.0)), outside, clip) * advantages
-        return super().clip_value(log_ratio, advantages, clip)
-
-    def log_ratio_there(self) -> bool:
-        """Whether tokens are at hand, as they are not for given ratios."""
-        return hasattr(self, "leaf")
+    def gate(self, log_ratio: Any, advantages: Any, clip: Fields) -> Outside:
+        sequence = self.objective["ratio"] in ("sequence", "gspo_token")
+        return super().gate(self.log_ratio() if sequence else log_ratio, advantages, clip)
 
 
 @mutant(

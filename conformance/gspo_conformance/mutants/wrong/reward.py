@@ -261,17 +261,16 @@ class Inverted(Reference):
 class BoundsInclusive(Reference):
     """Bounds that include their ends."""
 
-    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
-        mean = self.mean(rewards)
-        return not self.flat(rewards) and (low is None or mean >= low) and (high is None or mean <= high)
+    def inside(self, reward: Any, low: float | None, high: float | None) -> bool:
+        return (low is None or reward >= low) and (high is None or reward <= high)
 
 
 @mutant("sampling.bounds-ignored", "GSPO-REWARD-6", effect="an option does nothing")
 class BoundsIgnored(Reference):
     """Groups of equals dropped, bounds never read."""
 
-    def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
-        return not self.flat(rewards)
+    def inside(self, reward: Any, low: float | None, high: float | None) -> bool:
+        return True
 
 
 @mutant(
@@ -287,8 +286,7 @@ class ByMean(Reference):
     """
 
     def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
-        mean = self.mean(rewards)
-        return (0 if low is None else low) < mean < (1 if high is None else high)
+        return self.inside(self.mean(rewards), 0 if low is None else low, 1 if high is None else high)
 
 
 @mutant(
@@ -335,8 +333,7 @@ class RowByRow(Reference):
     def informative_groups(self) -> dict[str, Any]:
         keep, rewards = super().informative_groups()["keep"], self.number(self.arrays()["rewards"])
         low, high = self.case.parameters.get("low"), self.case.parameters.get("high")
-        inside = (rewards > (-np.inf if low is None else low)) & (rewards < (np.inf if high is None else high))
-        return {"keep": keep & inside}
+        return {"keep": keep & [self.inside(reward, low, high) for reward in rewards]}
 
 
 @mutant("sampling.bounds-alone", "GSPO-REWARD-6", effect="groups of equals inside the bounds stay in and train nothing")
@@ -346,7 +343,7 @@ class BoundsAlone(Reference):
     def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
         if low is None and high is None:
             return super().informs(rewards, low, high)
-        return (-np.inf if low is None else low) < self.mean(rewards) < (np.inf if high is None else high)
+        return self.inside(self.mean(rewards), low, high)
 
 
 @mutant("sampling.pass-rate", "GSPO-REWARD-6", effect="with shaped rewards other groups train than were asked for")
@@ -355,8 +352,7 @@ class PassRate(Reference):
 
     def informs(self, rewards: NumPyArray, low: float | None, high: float | None) -> bool:
         passed = self.mean((rewards > 0).astype(rewards.dtype))
-        within = (-np.inf if low is None else low) < passed < (np.inf if high is None else high)
-        return not self.flat(rewards) and bool(within)
+        return not self.flat(rewards) and self.inside(passed, low, high)
 
 
 @mutant("reward.normalised-anyway", "GSPO-REWARD-2", effect="rewards that should be left alone are not")
