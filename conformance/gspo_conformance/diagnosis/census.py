@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ..formats import Vector, vector_from_json
 from ..mutants.atlas import Atlas, Row, row_of
@@ -21,6 +21,7 @@ from .verdict import diagnose_evidence
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 TRIES = 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def census(
     """Mutants examined by name. All give their account first, so that the diagnosis finds every answer in the atlas."""
     atlas = Atlas(bench(vectors), mutants())
     told: dict[str, Account] = {}
-    for account in _accounts(vectors, [mutant.name for mutant in mutants()], workers):
+    for account in _pooled(_account, vectors, [mutant.name for mutant in mutants()], workers):
         told[account.name] = account
         atlas.keep(account.name, account.rows)
         if progress is not None:
@@ -108,11 +109,7 @@ def census_of_pairs(
     return {name: found[name] for name in names}
 
 
-def _accounts(vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Account]:
-    return _pooled(_account, vectors, names, workers)
-
-
-def _pooled(work: Callable[[str], Any], vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[Any]:
+def _pooled(work: Callable[[str], T], vectors: Sequence[Vector], names: Sequence[str], workers: int) -> Iterator[T]:
     if workers < 2:
         _HERE[:] = [Atlas(bench(vectors), mutants())]
         yield from map(work, names)

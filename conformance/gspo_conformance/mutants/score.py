@@ -7,7 +7,7 @@ error is owed instead of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -15,7 +15,7 @@ from math import inf
 from ..formats import Vector
 from ..judge import error_units
 from ..words import uncapitalised
-from .bench import Answer, Bench, Question, Refused, bench, same
+from .bench import Answer, Question, Refused, same
 from .registry import Mutant
 
 ENOUGH = 10.0
@@ -99,45 +99,3 @@ def margin(question: Question, answer: Answer, right: Answer) -> float:
 
 def _over(k: float, limit: float) -> float:
     return k / limit if limit else (inf if k else 0.0)
-
-
-def score_mutant(asked: Bench, mutant: Mutant) -> dict[str, float]:
-    """The margin of every vector that kills it, in the narrowest dtype in which it does."""
-    margins: dict[str, float] = {}
-    for index, question in enumerate(asked.questions):
-        if question.vector.id in margins or not asked.reaches(mutant, index):
-            continue
-        found = margin(question, asked.ask(mutant, index), asked.right(index))
-        if found > 1:
-            margins[question.vector.id] = found
-    return margins
-
-
-def score(vectors: Iterable[Vector], mutants: Sequence[Mutant]) -> Score:
-    """Every mutant over every vector."""
-    vectors = list(vectors)
-    asked, by_id = bench(vectors), {vector.id: vector for vector in vectors}
-    return Score([Scored(mutant, score_mutant(asked, mutant), by_id) for mutant in mutants], vectors)
-
-
-def holes(vectors: Iterable[Vector], mutants: Sequence[Mutant]) -> tuple[list[Mutant], list[Vector]]:
-    """The mutants that survive and the vectors that kill nothing, without finding out who else kills whom."""
-    asked = bench(vectors)
-    busy: set[str] = set()
-    survivors: list[Mutant] = []
-    for mutant in mutants:
-        best = 0.0
-        for index in sorted(range(len(asked.questions)), key=lambda i: _distance(asked.questions[i], mutant)):
-            question = asked.questions[index]
-            owed = question.vector.level in OWED and best < ENOUGH
-            if (owed or question.vector.id not in busy) and asked.reaches(mutant, index):
-                found = margin(question, asked.ask(mutant, index), asked.right(index))
-                best = max(best, found if question.vector.level in OWED else 0.0)
-                busy |= {question.vector.id} if found > 1 else set()
-        survivors += [] if best >= ENOUGH else [mutant]
-    idle = {question.vector.id: question.vector for question in asked.questions if question.vector.id not in busy}
-    return survivors, list(idle.values())
-
-
-def _distance(question: Question, mutant: Mutant) -> bool:
-    return mutant.clause not in question.vector.clauses
