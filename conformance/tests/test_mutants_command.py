@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from gspo_conformance.cli import main
+from gspo_conformance.commands import counted
 from gspo_conformance.diagnosis.census import Examined
 from gspo_conformance.diagnosis.report import Report, render_pairs, show_margin
 from gspo_conformance.formats import load_vectors
@@ -97,6 +99,15 @@ def test_pairs_are_counted_from_one(pairs: str, capsys: pytest.CaptureFixture[st
 def test_no_pair_is_no_success(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mutants", *names, "--pairs", "2"]) == 2
     assert "no pair in" in capsys.readouterr().err
+
+
+def test_the_live_line_counts_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hunts `2/363 mutantss`."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with counted("mutant") as show:
+        assert show is not None
+        show(2, 363, "clip.mask")
+    assert "2/363 mutants  clip.mask" in capsys.readouterr().err
 
 
 def test_globs_choose_by_name_family_and_clause() -> None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..words import UsageError, near, plural
-from . import processes
+from . import counted, processes
 
 if TYPE_CHECKING:
-    from ..diagnosis.census import Progress
     from ..mutants import Mutant
 
 SEED = 20250724
@@ -50,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen, vectors, begin = choose(arguments.patterns), load_vectors(), time.perf_counter()
     if arguments.pairs:
         return _pairs(arguments, chosen)
-    with _progress("mutants") as progress:
+    with counted("mutant") as progress:
         found = census(vectors, [mutant.name for mutant in chosen], workers=arguments.jobs, progress=progress)
     seconds = time.perf_counter() - begin if epoch() is None else 0.0
     report = Report(chosen, vectors, found, whole=not arguments.patterns, seconds=seconds)
@@ -85,20 +83,7 @@ def _pairs(arguments: argparse.Namespace, chosen: Sequence[Any]) -> int:
     names = sample_pairs(Atlas(bench(vectors), chosen), arguments.pairs, arguments.seed) if len(chosen) > 1 else []
     if not names:
         raise UsageError(f"no pair in {plural(len(chosen), 'mutant')}: expected two that are no variants of one")
-    with _progress("pairs") as progress:
+    with counted("pair") as progress:
         found = census_of_pairs(vectors, names, workers=arguments.jobs, progress=progress)
     print(render_pairs(found, arguments.seed), end="")
     return 0 if sum(one.recognised for one in found.values()) >= 0.9 * len(found) else 1
-
-
-@contextmanager
-def _progress(noun: str) -> Iterator[Progress | None]:
-    from ..progress import live_line
-
-    with live_line() as write:
-
-        def show(done: int, total: int, name: str) -> None:
-            if write:
-                write(f"{done}/{plural(total, noun)}  {name}"[:95])
-
-        yield show if write else None

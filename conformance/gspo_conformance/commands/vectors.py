@@ -8,15 +8,14 @@ the table of clauses and vectors.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from ..formats import VECTORS, Vector, load_vectors
 from ..words import UsageError, choices, plural
-from . import processes
+from . import counted, processes
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -91,7 +90,7 @@ def regen(arguments: argparse.Namespace) -> int:
     """Writes the vectors, or with `--check` says which differ; 1 where any does."""
     from ..build.regenerate import check, regenerate
 
-    with _progress() as progress:
+    with counted("vector") as progress:
         changed = (check if arguments.check else regenerate)(progress=progress, jobs=arguments.jobs)
     for name in changed:
         print(f"{'differs' if arguments.check else 'wrote'}: {name}")
@@ -119,20 +118,3 @@ def trace(arguments: argparse.Namespace) -> int:
     PAGE.write_text(text, encoding="utf-8")
     print(f"wrote {PAGE.name}")
     return 0
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
-    """A live line on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-
-    def show_line(done: int, total: int, id_: str) -> None:
-        sys.stderr.write(f"\r\x1b[2K{done}/{total}  {id_}"[:100])
-        sys.stderr.flush()
-
-    try:
-        yield show_line
-    finally:
-        sys.stderr.write("\r\x1b[2K")
