@@ -96,6 +96,8 @@ class TrainerTarget:
 class PaddedBatch(dict[str, Any]):
     """What a loss asks of a TensorDict of nested tensors, for tensors that are padded already."""
 
+    batch_size: tuple[int, ...] = ()
+
     def select(self, *names: str) -> PaddedBatch:
         """These entries."""
         return PaddedBatch({name: self[name] for name in names})

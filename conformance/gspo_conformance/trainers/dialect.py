@@ -186,8 +186,15 @@ def _numbers(version: str) -> tuple[int, ...]:
 class Dialect(Protocol):
     """Both directions, and how the trainer's own documentation switches GSPO on."""
 
-    name: str
-    versions: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """That of its room."""
+        ...
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Those of the room that it was written for."""
+        ...
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """Flat settings, keys as the trainer spells them (dots for nesting), to what they optimise."""

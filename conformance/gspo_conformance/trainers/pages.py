@@ -217,10 +217,9 @@ def _version(room: Room, record: Record) -> Iterable[str]:
 
 def _configurations(record: Record) -> Iterable[str]:
     faithful, default = record["settings"]["faithful"], record["settings"]["default"]
-    keys = list(dict.fromkeys([*(faithful or {}), *(default or {})]))
     yield "| setting | the paper's objective | GSPO as it comes |"
     yield "|---|---|---|"
-    for key in keys:
+    for key in {**(faithful or {}), **(default or {})}:
         yield f"| `{key}` | {_value(faithful, key)} | {_value(default, key)} |"
     yield f"| **verdict** | {_faithful(record)} | {_verdict(record['default'])} |"
     yield ""

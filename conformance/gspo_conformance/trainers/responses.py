@@ -57,14 +57,16 @@ class ListLoss:
     spread: Callable[[Any, list[Any]], list[Any]]
 
     def __call__(self, settings: Settings, case: Case) -> Mapping[str, Any]:
-        """One micro-batch that is the whole step."""
+        """Of a step in parts, or of one micro-batch that is the whole step."""
+        if "parts" in case.inputs:
+            return self._step(settings, case)
         places, given = places_of(case), case.parameters.get("normalizer")
         if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
             raise Skip(f"{self.title} always has a count to divide by")
         rows = len(places) if given is None or settings.get("calculate_per_token_loss") else given
         return torch_loss(case, self._part(settings, case, places, 1, rows, given))
 
-    def step(self, settings: Settings, case: Case) -> Mapping[str, Any]:
+    def _step(self, settings: Settings, case: Case) -> Mapping[str, Any]:
         """Losses of micro-batches add; per token they are divided by the tokens of all of them."""
         cases = [replace(case, operation="policy_loss", inputs=part) for part in case.inputs["parts"]]
         places = [places_of(one) for one in cases]
@@ -123,14 +125,11 @@ def _tokens(cases: list[Case], places: list[Places]) -> int:
     return int(sum(torch.clamp_min(mask.sum(), 1) for mask in masks))
 
 
-@dataclass(frozen=True)
 class ListTarget(TrainerTarget):
     """The count of a step is handed to every micro-batch, as the actor does."""
 
-    loss: ListLoss
-
     def _step(self, case: Case) -> Mapping[str, Any]:
-        return self.loss.step(self.settings(case), case)
+        return self.loss(self.settings(case), case)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ..words import UsageError, choices
+from .dialect import Dialect
 
 ROOMS = Path(__file__).resolve().parent
 VARIANTS = {
@@ -55,7 +55,7 @@ class Room:
         return ROOMS / self.name
 
     @property
-    def dialect(self) -> Any:
+    def dialect(self) -> Dialect:
         """Its `DIALECT`; needs none of its packages."""
         return import_module(f"{__package__}.{self.name}.dialect").DIALECT
 

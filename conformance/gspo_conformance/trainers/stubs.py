@@ -7,7 +7,6 @@ that no mathematics can hide behind it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -32,15 +31,22 @@ def names_only(*modules: str, root: str = "") -> None:
         sys.modules[name] = module
 
 
+def holding(name: str, **attributes: Any) -> None:
+    """Puts these names into a module of the trainer, made for them where nothing has loaded it."""
+    vars(sys.modules.setdefault(name, ModuleType(name))).update(attributes)
+
+
 def without_init(*packages: str) -> None:
     """Packages of the trainer, the outermost first, without their `__init__`, which import all of it; what lies below them is real."""
     for name in packages:
         top, _, below = name.partition(".")
         loaded = sys.modules.get(top)
-        found = find_spec(top) if loaded is None else loaded.__spec__
-        root = loaded.__path__[0] if found is None else (found.submodule_search_locations or [""])[0]
+        found = None if loaded else find_spec(top)
+        places = loaded.__path__ if loaded else found.submodule_search_locations if found else None
+        if not places:
+            raise ModuleNotFoundError(f"No package named {top!r}", name=top)
         module = sys.modules[name] = ModuleType(name)
-        module.__path__ = ["/".join([root, *filter(None, below.split("."))])]
+        module.__path__ = ["/".join([places[0], *filter(None, below.split("."))])]
         parent, _, own = name.rpartition(".")
         if parent in sys.modules:
             setattr(sys.modules[parent], own, module)
@@ -69,8 +75,6 @@ class Placeholder(type):
 
 
 class _Stub(ModuleType):
-    __path__: Sequence[str] = ()
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gspo_conformance.trainers.stubs import compile_nothing, names_only, without_init
+from gspo_conformance.trainers.stubs import compile_nothing, holding, names_only, without_init
 
 
 @pytest.fixture
@@ -53,3 +53,20 @@ def test_nothing_is_compiled() -> None:
 
     assert compile_nothing(function) is function
     assert compile_nothing(dynamic=True)(function) is function
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_package_that_is_not_installed_is_named() -> None:
+    """Hunts an AttributeError of None in the place of the trainer's name."""
+    with pytest.raises(ModuleNotFoundError, match="No package named 'trainer_of_nobody'"):
+        without_init("trainer_of_nobody", "trainer_of_nobody.losses")
+
+
+@pytest.mark.usefixtures("modules")
+def test_names_are_put_into_a_module_that_is_there_or_made() -> None:
+    names_only("engine_of_nobody")
+    holding("engine_of_nobody", VALUE=3)
+    holding("module_of_nobody", VALUE=4)
+    assert import_module("engine_of_nobody").VALUE == 3
+    assert isinstance(import_module("engine_of_nobody").Client, type)
+    assert import_module("module_of_nobody").VALUE == 4

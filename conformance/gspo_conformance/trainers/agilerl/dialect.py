@@ -152,7 +152,8 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     if every["old_logprobs_source"] == "trainer" and every["vllm_importance_sampling_correction"]:
         found.append(_weight("token", "clamp", None, every["vllm_importance_sampling_cap"], "old"))
     if every["off_policy_token_mask_bounds"] is not None:
-        found.append(_weight("token", "reject", *every["off_policy_token_mask_bounds"], "current"))
+        low, high = every["off_policy_token_mask_bounds"]
+        found.append(_weight("token", "reject", low, high, "current"))
     if every["off_policy_sequence_mask_threshold"] is not None:
         low = math.exp(-every["off_policy_sequence_mask_threshold"])
         found.append({**_weight("geometric", "reject", low, None, "current"), "negative_only": True})

@@ -22,6 +22,7 @@ stub(
     *("numba", "pandas", "openai", "PIL", "orjson", "einops", "aiofiles", "psutil", "pybase64", "megatron", "mbridge"),
 )
 
+from areal.api import cli_args
 from areal.api.cli_args import NormConfig, PPOActorConfig
 from areal.utils import functional
 from areal.utils.data import KLEstimator, Normalization
@@ -35,7 +36,6 @@ RELEASE = os.environ["GSPO_VERSION"]
 if (RELEASE == MERGED) != hasattr(functional, "dynamic_sampling"):
     raise RuntimeError(f"GSPO_SOURCE {SOURCE!r}: expected AReaL {RELEASE}, got another one")
 if RELEASE == WHEEL:
-    from areal.api.cli_args import RejectionSamplingConfig
     from areal.trainer.ppo.actor import PPOActor
 else:
     from areal.engine.ppo.actor import PPOActor
@@ -69,7 +69,9 @@ def _config(settings: Settings) -> PPOActorConfig:
     own = {key.removeprefix(ACTOR): value for key, value in settings.items()}
     inner = {key: own.pop(key) for key in list(own) if key.startswith("rejection_sampling.")}
     if inner:
-        own["rejection_sampling"] = RejectionSamplingConfig(**{key.partition(".")[2]: inner[key] for key in inner})
+        own["rejection_sampling"] = cli_args.RejectionSamplingConfig(
+            **{key.partition(".")[2]: inner[key] for key in inner}
+        )
     return PPOActorConfig(experiment_name="", trial_name="", path="", **own)
 
 

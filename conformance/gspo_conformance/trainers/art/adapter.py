@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -16,13 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..stubs import stub, without_init
+from ..stubs import holding, stub, without_init
 
 stub("PIL", "transformers")
-
-
 without_init("art", "art.dev", "art.preprocessing", "art.utils")
-sys.modules["art.dev"].TrainConfig = import_module("art.dev.train").TrainConfig
+holding("art.dev", TrainConfig=import_module("art.dev.train").TrainConfig)
 
 from art._backend_training import build_rl_train_configs
 from art.loss import loss_fn, shift_tensor

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,17 +16,13 @@ import numpy as np
 from ...target import Capabilities, Case, Skip
 from ...tensors import NumPyArray
 from ..adapter import Settings, TrainerTarget
-from ..stubs import without_init
+from ..stubs import holding, without_init
 
 without_init(
-    "easydel",
-    "easydel.infra",
-    "easydel.trainers",
-    "easydel.trainers.group_relative_policy_optimization",
+    *("easydel", "easydel.infra", "easydel.trainers", "easydel.trainers.group_relative_policy_optimization"),
     "easydel.utils",
 )
-sys.modules["easydel.infra.base_state"] = ModuleType("easydel.infra.base_state")
-sys.modules["easydel.infra.base_state"].EasyDeLState = object  # type: ignore[attr-defined]
+holding("easydel.infra.base_state", EasyDeLState=object)
 
 from easydel.trainers.group_relative_policy_optimization import _fn
 

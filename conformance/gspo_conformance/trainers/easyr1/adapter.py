@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -98,12 +100,8 @@ def _config(settings: Settings) -> ActorConfig:
 def _recorded() -> Iterator[list[Any]]:
     """The losses that `backward` is called on, kept in place of a backward pass."""
     losses: list[Any] = []
-    own = torch.Tensor.backward
-    torch.Tensor.backward = lambda self: losses.append(self)
-    try:
+    with patch.object(torch.Tensor, "backward", lambda self: losses.append(self)):
         yield losses
-    finally:
-        torch.Tensor.backward = own
 
 
 def _part(case: Case, logp: Any) -> dict[str, Any]:
@@ -132,10 +130,10 @@ class EasyR1Target(TrainerTarget):
 
     def _step(self, case: Case) -> Mapping[str, Any]:
         settings = self.settings(case)
-        cases = [SimpleNamespace(inputs=part, dtype=case.dtype) for part in case.inputs["parts"]]
+        cases = [replace(case, operation="policy_loss", inputs=part) for part in case.inputs["parts"]]
         leaves = [tensor(one.inputs["logp"]).requires_grad_() for one in cases]
         parts = [_part(one, logp) for one, logp in zip(cases, leaves, strict=True)]
-        loss = sum(_losses(settings, parts, None))
+        loss = sum(_losses(settings, parts, None), torch.zeros(()))
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         found = {
             f"gradient.{i}": (torch.zeros_like(leaf) if one is None else one).numpy()

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..stubs import stub, without_init
+from ..stubs import holding, stub, without_init
 
 stub(
-    "deepspeed",
-    "ray",
-    "transformers",
-    "peft",
-    "vllm",
-    "flash_attn",
-    "aiohttp",
-    "datasets",
-    "pylatexenc",
-    "sympy",
-    "PIL",
+    *("deepspeed", "ray", "transformers", "peft", "vllm", "flash_attn", "aiohttp", "datasets", "pylatexenc"),
+    *("sympy", "PIL"),
 )
-
-
 without_init("openrlhf.models", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils")
 # The experience maker names this class in its annotations; the module starts engines.
-launcher = sys.modules["openrlhf.trainer.ray.launcher"] = ModuleType("openrlhf.trainer.ray.launcher")
-launcher.RayActorGroup = object
+holding("openrlhf.trainer.ray.launcher", RayActorGroup=object)
 
 from openrlhf.models.loss import PolicyLoss
 from openrlhf.models.utils import compute_approx_kl, compute_reward

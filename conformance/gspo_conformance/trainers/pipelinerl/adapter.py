@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..stubs import names_only, stub
+from ..stubs import holding, names_only, stub
 
 SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
 sys.path.insert(0, SOURCE)
@@ -21,10 +21,9 @@ stub(
     *("tenacity", "psutil", "fastapi", "uvicorn", "PIL", "jsonref", "vllm", "peft", "ring_flash_attn", "tapeagents"),
     *("joblib", "math_verify"),
 )
-names_only(
-    "pipelinerl.llm", "pipelinerl.async_llm", "pipelinerl.finetune_loop"
-)  # engines, and the loop around the step
-import_module("datasets").disable_caching = lambda: None
+names_only("pipelinerl.llm", "pipelinerl.async_llm", "pipelinerl.finetune_loop")  # engines, and the loop of steps
+import_module("datasets")
+holding("datasets", disable_caching=lambda: None)
 
 from pipelinerl.domains.math.rollouts import length_penalty
 from pipelinerl.finetune.data import MASKED_TOKEN_ID, collate_packed
@@ -48,7 +47,7 @@ class Normalised(torch.Tensor):
         """Lookups leave it, and the sum over the vocabulary is 1."""
         if function is torch.logsumexp:
             return torch.zeros(arguments[0].shape[:-1])
-        found = super().__torch_function__(function, types, arguments, options or {})
+        found: Any = super().__torch_function__(function, types, arguments, options or {})
         return found.as_subclass(torch.Tensor) if function is torch.gather else found
 
 

@@ -22,18 +22,8 @@ LOGS = TemporaryDirectory(prefix="gspo-roll-", ignore_cleanup_errors=True)
 os.chdir(LOGS.name)  # it writes its logs into the working directory
 stub(
     *("ray", "codetiming", "hydra", "omegaconf", "transfer_queue", "modelscope", "accelerate", "imageio", "tokenizers"),
-    *(
-        "transformers",
-        "peft",
-        "deepspeed",
-        "trl",
-        "vllm",
-        "sglang",
-        "mcore_adapter",
-        "megatron",
-        "datasets",
-        "pybase64",
-    ),
+    *("transformers", "peft", "deepspeed", "trl", "vllm", "sglang", "mcore_adapter", "megatron", "datasets"),
+    "pybase64",
     *("more_itertools", "PIL", "dacite", "tqdm", "grpc", "huggingface_hub", "google", "prometheus_client", "psutil"),
     *("opentelemetry.exporter", "opentelemetry.proto", "packaging", "requests"),
 )
@@ -96,9 +86,9 @@ def config(settings: Settings) -> SimpleNamespace:
 
 def _defaults() -> dict[str, Any]:
     """Values of plain fields, and the correction's own configuration."""
-    kept = {entry.name: entry.default for entry in fields(RLVRConfig) if entry.default is not MISSING}
-    factory = {entry.name: entry.default_factory for entry in fields(RLVRConfig)}.get("train_infer_correction")
-    return kept if factory is None else kept | {"train_infer_correction": factory()}
+    plain = {entry.name: entry.default for entry in fields(RLVRConfig) if entry.default is not MISSING}
+    made = {entry.name: entry.default_factory for entry in fields(RLVRConfig) if entry.default_factory is not MISSING}
+    return plain | {name: make() for name, make in made.items() if name == "train_infer_correction"}
 
 
 def _batch(case: Case, settings: Settings) -> Any:

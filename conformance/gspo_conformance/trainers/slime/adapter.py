@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +68,6 @@ def _loss(settings: Settings, batch: dict[str, Any], logp: Any, count: int, rows
     return backend.loss_function(arguments(DEFAULTS | settings, FIXED), batch, count, rows, logp)[:2]
 
 
-@dataclass(frozen=True)
 class SlimeTarget(ListTarget):
     """The arguments of a case, where slime is as precise as its dtype."""
 

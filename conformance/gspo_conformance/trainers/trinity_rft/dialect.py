@@ -140,10 +140,9 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def bounds(arguments: Mapping[str, Any]) -> tuple[float, float]:
     """The clip range of `ppo` and `gspo`: each side falls back on `clip_range`; 0 where neither is given, which is refused."""
-    both = arguments["clip_range"]
     low, high = (arguments[f"clip_range_{side}"] for side in ("low", "high"))
-    found = [both if one is None else one for one in (low, high)]
-    return tuple(0.0 if one is None else float(one) for one in found)  # type: ignore[return-value]
+    both = arguments["clip_range"] or 0.0
+    return float(both if low is None else low), float(both if high is None else high)
 
 
 def _loss(loss: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

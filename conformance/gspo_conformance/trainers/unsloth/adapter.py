@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from ..stubs import compile_nothing, stub, without_init
+from ..stubs import compile_nothing, holding, stub, without_init
 
 stub("datasets", "transformers", "tqdm", "trl", "huggingface_hub", "psutil", "requests", "peft", "triton", "tokenizers")
-
-
-def _uncompiled() -> None:
-    """Its decorator for `torch.compile` leaves functions alone."""
-    module = ModuleType("unsloth_zoo.temporary_patches.utils")
-    module.torch_compile_with_fallback = compile_nothing
-    sys.modules[module.__name__] = module
-
-
 # They look for a GPU and patch transformers.
 without_init("unsloth_zoo", "unsloth_zoo.temporary_patches")
-_uncompiled()
+holding("unsloth_zoo.temporary_patches.utils", torch_compile_with_fallback=compile_nothing)
 
 from unsloth_zoo.rl_replacements import grpo_compute_loss
 

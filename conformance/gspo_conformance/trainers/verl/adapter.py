@@ -12,19 +12,8 @@ import torch
 from ..stubs import stub
 
 stub(
-    "datasets",
-    "PIL",
-    "torchdata",
-    "wandb",
-    "peft",
-    "hydra",
-    "pyarrow",
-    "pandas",
-    "dill",
-    "accelerate",
-    "uvicorn",
-    "fastapi",
-    "cachetools",
+    *("datasets", "PIL", "torchdata", "wandb", "peft", "hydra", "pyarrow", "pandas", "dill", "accelerate"),
+    *("uvicorn", "fastapi", "cachetools"),
 )
 
 from verl.trainer.ppo import core_algos
