@@ -25,6 +25,7 @@ from typing import Any
 import array_api_compat
 
 from .arrays import Array, Namespace, gather, namespace_of
+from .scan import add, segmented_scan
 
 _ENTRY_POINT_GROUP = "gspo_core.backends"
 _NEEDS_AN_ENTRY = ("torch", "jax")
@@ -143,8 +144,6 @@ class _NumPy(Backend):
 
 
 def _scanned_sum(values: Array, offsets: Array, max_length: int) -> Array:
-    from .scan import add, segmented_scan  # which looks at values, and needs this module for that
-
     xp, last = namespace_of(values), offsets[1:] - 1
     place = xp.arange(values.shape[0], dtype=offsets.dtype, device=device_of(values))
     begins = gather(offsets, xp.searchsorted(offsets[1:], place, side="right"))

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from .arrays import Array, Namespace, compute_dtype, gather, namespace_of
 from .backend import backend_of, device_of
-from .scan import add, longest_segment, merge_moments, segmented_scan
+from .scan import add, merge_moments, segmented_scan
 from .validation import (
     as_boolean,
     check_array,
@@ -25,6 +25,7 @@ from .validation import (
     check_number,
     check_same_namespace,
     check_shape,
+    reads_values,
     seen,
 )
 
@@ -111,6 +112,14 @@ def index_groups(groups: Array) -> GroupIndex:
     before = place - first
     rank = None if order is None else xp.argsort(order)
     return GroupIndex(order, rank, before, last - place, last, longest_segment(before, size))
+
+
+def longest_segment(reach: Array, bound: int) -> int:
+    """One more than the greatest reach of a segmented scan where values may be read, else `bound`."""
+    if not reads_values(reach):
+        return bound
+    reach = seen(reach)
+    return int(namespace_of(reach).max(reach)) + 1
 
 
 def _is_sorted(groups: Array) -> bool:

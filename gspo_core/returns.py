@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from .arrays import Array, compute_dtype, namespace_of
 from .backend import backend_of, device_of
-from .groups import Whole, divide_by_spread, moments, spread_of
-from .scan import State, affine, longest_segment, segmented_scan
+from .groups import Whole, divide_by_spread, longest_segment, moments, spread_of
+from .scan import State, affine, segmented_scan
 from .sequences import Layout, Packed, Sequences, bind_sequences
 from .validation import (
     check_array,

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from .arrays import Array, namespace_of
-from .validation import reads_values, seen
 
 State: TypeAlias = tuple[Array, ...]
 Combine: TypeAlias = Callable[[State, State], State]
@@ -34,14 +33,6 @@ def segmented_scan(combine: Combine, state: State, reach: Array, longest: int, *
         state = tuple(xp.where(inside, new, old) for new, old in zip(merged, state, strict=True))
         step *= 2
     return state
-
-
-def longest_segment(reach: Array, bound: int) -> int:
-    """The length of the longest segment where values may be read, else `bound`."""
-    if not reads_values(reach):
-        return bound
-    reach = seen(reach)
-    return int(namespace_of(reach).max(reach)) + 1
 
 
 def add(first: State, second: State) -> State:

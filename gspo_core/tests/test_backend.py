@@ -19,8 +19,7 @@ import pytest
 import gspo_core as gspo
 from gspo_core import Backend, backend, backend_of
 from gspo_core.backend import register_backend
-from gspo_core.groups import index_groups
-from gspo_core.scan import longest_segment
+from gspo_core.groups import index_groups, longest_segment
 
 from .batches import Batch, axes
 
