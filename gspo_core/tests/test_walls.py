@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ OURS = {"gspo_core", "gspo_torch", "gspo_jax", "gspo_conformance"}
 CORE = modules("gspo_core")
 ORACLE = modules("conformance/gspo_conformance/oracle")
 BACKENDS = {name: modules(f"backends/{name}") for name in ("gspo_torch", "gspo_jax")}
+PACKAGES = ("gspo_core", "backends/gspo_torch", "backends/gspo_jax", "conformance/gspo_conformance")
 
 
 def _named(path: Path) -> str:
@@ -43,6 +45,23 @@ def test_the_oracle_imports_no_implementation(path: Path) -> None:
     assert not roots(path) & ((OURS | FRAMEWORKS) - {"gspo_conformance"})
     ours = {name for name in imports(path) if name.startswith("gspo_conformance")}
     assert all(name.startswith("gspo_conformance.oracle") for name in ours)
+
+
+def _rooms(package: str) -> dict[str, set[str]]:
+    """The modules of a package, each with those of the package that it imports, inside functions too."""
+    home = (ROOT / package).parent
+    rooms = {".".join(path.relative_to(home).with_suffix("").parts): path for path in modules(package)}
+    return {
+        room: {known for name in imports(path) for known in (name, name.rpartition(".")[0]) if known in rooms}
+        for room, path in rooms.items()
+    }
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_one_that_imports_it(package: str) -> None:
+    rooms = _rooms(package)
+    assert any(rooms.values())
+    assert list(TopologicalSorter(rooms).static_order())
 
 
 def test_every_room_was_looked_at() -> None:
