@@ -169,22 +169,28 @@ def _factor(found: Sequence[Response], wrong: Sequence[Response]) -> str:
         return _seldom(whole, wrong)
     if _fit(near, lambda one: 1.0) >= MOST:
         return _epsilon(near) or _seldom(whole, wrong)
-    middle = float(np.median([one.factor for one in near]))
-    laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(near)}
-    words = max(laws, key=lambda words: _fit(near, laws[words]))
-    if _fit(near, laws[words]) < MOST:
+    middle, words, law = _law(near)
+    if _fit(near, law) < MOST:
         return _advantages(near)
     far = [one for one in whole if abs(one.log_ratio) >= NEAR]
-    if words != next(iter(laws)):
+    if words != f"{middle:.3g}x":
         return f"near ratio 1 the gradient is {words}"
     if far and _fit(far, lambda one: 1.0) >= MOST:
         return f"inside the clip range the gradient is {words}, outside it is right"
-    if not far or _fit(far, laws[words]) >= MOST:
+    if not far or _fit(far, law) >= MOST:
         return ""
     if len(whole) >= MOST * len(wrong) and _by_batch(whole):
         return OTHERWISE
     scaled = _fit(far, lambda one: middle * exp((middle - 1) * one.log_ratio)) >= MOST
     return f"near ratio 1 the gradient is {words}, farther away another multiple{': the log-ratio is scaled' if scaled else ''}"
+
+
+def _law(found: Sequence[Response]) -> tuple[float, str, Law]:
+    """The middle of the factors, and the law that fits most of them, in words: that of one factor before all others."""
+    middle = float(np.median([one.factor for one in found]))
+    laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(found)}
+    words = max(laws, key=lambda words: _fit(found, laws[words]))
+    return middle, words, laws[words]
 
 
 def _by_batch(whole: Sequence[Response]) -> bool:
@@ -214,10 +220,8 @@ def _power(found: Sequence[Response], ratio: str) -> str:
     if sum(abs(one.factor) < CLOSE for one in powers) >= MOST * len(powers):
         return f"{ratio} is 0: the ratio is 1, however far the policy has moved"
     powers = [one for one in powers if abs(one.factor) >= CLOSE]
-    middle = float(np.median([one.factor for one in powers]))
-    laws: dict[str, Law] = {f"{middle:.3g}x": lambda one: middle, **FACTORS, **_constants(powers)}
-    words = max(laws, key=lambda words: _fit(powers, laws[words]))
-    fits = abs(middle - 1) > CLOSE and _fit(powers, laws[words]) >= MOST
+    middle, words, law = _law(powers)
+    fits = abs(middle - 1) > CLOSE and _fit(powers, law) >= MOST
     return f"{ratio} is {words}" if fits else ""
 
 
