@@ -18,6 +18,9 @@ Arrays = dict[str, Any]
 Parameters = dict[str, Any]
 
 
+LOSSES = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
+
+
 class Framework(Protocol):
     """What this file needs of a framework; one small class each in `numpy.py`, `torch.py`, `jax.py`."""
 

@@ -14,9 +14,9 @@ import numpy as np
 
 import gspo_jax
 
-from ..target import Capabilities, Case, Skip
+from ..target import Case, Skip
 from ..tensors import NumPyArray
-from .core import Arrays, CoreTarget
+from .core import LOSSES, Arrays, CoreTarget
 from .jax import Jax, JaxTarget
 
 _NEIGHBOURS = 8
@@ -98,5 +98,4 @@ def _of_the_same_policy(name: str, value: Any, given: jax.Array, logp: jax.Array
 
 def target() -> CoreTarget:
     """The built-in target `jax:fused`: the operations that have a loss."""
-    losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return EagerTarget("jax:fused", FusedJax(), gspo_jax, losses)
+    return EagerTarget("jax:fused", FusedJax(), gspo_jax, LOSSES)

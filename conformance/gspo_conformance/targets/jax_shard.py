@@ -18,9 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 import gspo_jax
 
-from ..target import Capabilities
 from ..words import HarnessError
-from .core import Arrays, CoreTarget
+from .core import LOSSES, Arrays, CoreTarget
 from .jax import Jax
 from .jax_fused import EagerTarget
 
@@ -111,5 +110,4 @@ def target() -> CoreTarget:
             f"target 'jax:shard': expected {_DEVICES} devices, got {len(jax.devices())}; "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={_DEVICES} makes that many of a CPU"
         )
-    losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return EagerTarget("jax:shard", ShardedJax(), gspo_jax, losses, traced=True)
+    return EagerTarget("jax:shard", ShardedJax(), gspo_jax, LOSSES, traced=True)

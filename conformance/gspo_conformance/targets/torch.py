@@ -9,9 +9,8 @@ import torch
 
 import gspo_torch
 
-from ..target import Capabilities
 from ..tensors import NumPyArray
-from .core import Arrays, CoreTarget
+from .core import LOSSES, Arrays, CoreTarget
 
 
 class Torch:
@@ -54,8 +53,7 @@ def target() -> CoreTarget:
 
 def compile_target() -> CoreTarget:
     """The built-in target `torch:compile`: the operations that have a loss."""
-    losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return CoreTarget("torch:compile", CompiledTorch(), gspo_torch, losses, traced=True)
+    return CoreTarget("torch:compile", CompiledTorch(), gspo_torch, LOSSES, traced=True)
 
 
 class CompiledTorch(Torch):

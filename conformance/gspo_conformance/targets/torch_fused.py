@@ -12,8 +12,7 @@ from torch import Tensor
 
 import gspo_torch
 
-from ..target import Capabilities
-from .core import Arrays, CoreTarget
+from .core import LOSSES, Arrays, CoreTarget
 from .torch import Torch
 from .two_tokens import candidates
 
@@ -79,5 +78,4 @@ def target() -> CoreTarget:
 
 def fused(name: str, device: str, **options: Any) -> CoreTarget:
     """The operations that have a loss, on `device`."""
-    losses = Capabilities.everything(operations=("policy_loss", "step", "pipeline"))
-    return CoreTarget(name, FusedTorch(device), gspo_torch, losses, **options)
+    return CoreTarget(name, FusedTorch(device), gspo_torch, LOSSES, **options)
