@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+
 # The objectives of the family, as their JSON; written out here because truth imports nothing of the core.
-PAPER = {"low": 3e-4, "high": 4e-4}
-
-
 def clip(low: float = 3e-4, high: float = 4e-4, dual: float | None = None) -> dict[str, Any]:
     """The surrogate of PPO, GRPO and GSPO."""
     return {"kind": "clip", "low": low, "high": high, "dual": dual}

@@ -18,7 +18,7 @@ from . import correction as corrections
 from . import penalty as penalties
 from .advantage import CONVENTION, HOLES, TENTHS, UNEVEN, group, tokens
 from .metrics import CLIPS, COUNTS
-from .relatives import UNCLIPPED, VESPO
+from .relatives import GMPO, REINFORCE, UNCLIPPED, VESPO
 
 _SHELVES = {name: Shelf(name) for name in ("advantage", "aggregation", "correction", "metrics", "numerics", "penalty", "ratio", "reward", "surrogate")}  # fmt: skip
 _LOSS = ("loss", "gradient")
@@ -115,7 +115,7 @@ for _slug, (_clauses, _what, _ratio, _surrogate, _cap) in _WEIGHTED.items():
 
 def _gmpo_capped() -> Case:
     rows = [[0.5, 0.125, -0.3125], [0.375, -0.5], [0.3125], [-0.75, 0.5, 0.0625]]
-    held = objective("token", {"kind": "gmpo", "low": 0.4, "high": 0.4}, log_ratio_cap=0.25)
+    held = objective("token", GMPO, log_ratio_cap=0.25)
     return loss(held, padded(explicit(rows).also(advantages=_SIGNS)), (*_LOSS, "metrics.clip_fraction"))
 
 
@@ -358,7 +358,7 @@ _add(
     "REINFORCE without a gate has no use for the ratio, and reports it all the same",
     "METRIC-2 SURR-7",
     "metric-units",
-    lambda: loss(objective("token", {"kind": "reinforce", "gate": None}), padded(explicit(_ROWS).also(advantages=_SIGNS)), ("metrics.ratio_mean",)),
+    lambda: loss(objective("token", REINFORCE), padded(explicit(_ROWS).also(advantages=_SIGNS)), ("metrics.ratio_mean",)),
 )  # fmt: skip
 
 

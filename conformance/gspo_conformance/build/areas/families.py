@@ -10,6 +10,7 @@ from typing import Any
 
 from ..cases import Responses, explicit, padded, responses
 from ..recipe import Case, Shelf, clip, loss, objective
+from .relatives import CISPO, GMPO, SAPO
 
 RECIPES = Shelf("surrogate")
 _add = RECIPES.add
@@ -20,10 +21,10 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "grpo-token-sums": ("GRPO, range 0.2/0.2, mean of token sums", "RATIO-1 SURR-1 AGG-4", objective("token", clip(0.2, 0.2), "sequence_mean_token_sum")),
     "dapo-token-mean": ("DAPO's range 0.2/0.28 under a token mean of the batch", "RATIO-1 SURR-3 AGG-3", objective("token", clip(0.2, 0.28), "token_mean")),
     "dapo-dual": ("DAPO's range 0.2/0.28, dual clip 3, token mean", "RATIO-1 SURR-5 AGG-3", objective("token", clip(0.2, 0.28, 3.0), "token_mean")),
-    "cispo-token-mean": ("CISPO, weights up to 5, under a token mean of the batch", "RATIO-1 SURR-8 AGG-3", objective("token", {"kind": "cispo", "low": None, "high": 4.0}, "token_mean")),
+    "cispo-token-mean": ("CISPO, weights up to 5, under a token mean of the batch", "RATIO-1 SURR-8 AGG-3", objective("token", CISPO, "token_mean")),
     "ppo-dual": ("PPO, range 0.2/0.2, dual clip 3, token mean", "RATIO-1 SURR-5 AGG-3", objective("token", clip(0.2, 0.2, 3.0), "token_mean")),
-    "sapo": ("SAPO, temperatures 1 and 1.05", "RATIO-1 SURR-10 AGG-1", objective("token", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05})),
-    "gmpo": ("GMPO, held at 0.4 on either side of the logarithm", "RATIO-1 SURR-9 AGG-1", objective("token", {"kind": "gmpo", "low": 0.4, "high": 0.4})),
+    "sapo": ("SAPO, temperatures 1 and 1.05", "RATIO-1 SURR-10 AGG-1", objective("token", SAPO)),
+    "gmpo": ("GMPO, held at 0.4 on either side of the logarithm", "RATIO-1 SURR-9 AGG-1", objective("token", GMPO)),
     "gspo-token": ("GSPO-token, range 0.2/0.2", "RATIO-3 SURR-1 AGG-1", objective("gspo_token", clip(0.2, 0.2))),
     "gspo-wide": ("GSPO under the range 0.2/0.2 that trainers inherit", "RATIO-2 SURR-1 AGG-1", objective("sequence", clip(0.2, 0.2))),
     "gspo-dual": ("GSPO, range 0.2/0.2, dual clip 3", "RATIO-2 SURR-5 AGG-1", objective("sequence", clip(0.2, 0.2, 3.0))),

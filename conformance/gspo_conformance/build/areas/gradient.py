@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cases import Responses, explicit, padded, responses, uniform
 from ..recipe import Case, Shelf, clip, correction, gspo, gspo_token, loss, objective
+from .relatives import GMPO, SAPO, UNCLIPPED, VESPO
 
 RECIPES = Shelf("gradient")
 _add = RECIPES.add
@@ -118,12 +119,12 @@ for _name, _objective in {"gspo": gspo(), "gspo-token": gspo_token()}.items():
 # The rows of the closed form that no other area has: a surrogate of a whole response under token weights.
 _WEIGHTED: dict[str, tuple[str, dict[str, Any]]] = {
     "product-clip": ("RATIO-7 CORR-1", objective("product", clip(0.2, 0.27))),
-    "sequence-unclipped": ("SURR-6 CORR-1", objective("sequence", {"kind": "unclipped"})),
-    "sequence-sapo": ("SURR-10 CORR-1", objective("sequence", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05})),
+    "sequence-unclipped": ("SURR-6 CORR-1", objective("sequence", UNCLIPPED)),
+    "sequence-sapo": ("SURR-10 CORR-1", objective("sequence", SAPO)),
     "product-sapo": ("SURR-10 RATIO-7", objective("product", {"kind": "sapo", "tau_pos": 2.0, "tau_neg": 3.0})),
     "gmpo": ("SURR-9 CORR-1", objective("token", {"kind": "gmpo", "low": 0.25, "high": 0.375})),
     "sequence-cispo": ("SURR-8 CORR-1", objective("sequence", {"kind": "cispo", "low": 0.25, "high": 0.25})),
-    "sequence-vespo": ("SURR-11", objective("sequence", {"kind": "vespo", "k_pos": 2.0, "lam_pos": 3.0, "k_neg": 3.0, "lam_neg": 2.0})),
+    "sequence-vespo": ("SURR-11", objective("sequence", VESPO)),
     "gspo-token-reinforce": ("SURR-7", objective("gspo_token", {"kind": "reinforce", "gate": {"low": 0.125, "high": 0.25, "dual": 2.0}})),
 }  # fmt: skip
 
@@ -151,9 +152,9 @@ def _refused(objective_: dict[str, Any]) -> Case:
 _REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "sequence": ("the sequence ratio", gspo()),
     "product": ("the product ratio", objective("product", clip(0.2, 0.2))),
-    "sequence-unclipped": ("an unclipped sequence ratio", objective("sequence", {"kind": "unclipped"})),
-    "sequence-sapo": ("SAPO on the sequence ratio", objective("sequence", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05})),
-    "gmpo": ("GMPO", objective("token", {"kind": "gmpo", "low": 0.4, "high": 0.4})),
+    "sequence-unclipped": ("an unclipped sequence ratio", objective("sequence", UNCLIPPED)),
+    "sequence-sapo": ("SAPO on the sequence ratio", objective("sequence", SAPO)),
+    "gmpo": ("GMPO", objective("token", GMPO)),
 }  # fmt: skip
 for _slug, (_what, _objective) in _REFUSED.items():
     _add(

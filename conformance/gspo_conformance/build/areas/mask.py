@@ -9,6 +9,7 @@ from typing import Any
 
 from ..cases import Responses, explicit, padded, responses, uniform
 from ..recipe import Case, Shelf, aggregation, clip, correction, grpo, gspo, gspo_token, loss, objective, penalty
+from .relatives import CISPO_TIGHT, GMPO, REINFORCE, SAPO, VESPO
 
 RECIPES = Shelf("mask")
 _add = RECIPES.add
@@ -239,11 +240,11 @@ _READS: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "penalty-importance": (objective("token", clip(0.2, 0.2), penalty=penalty("k3", importance="token")), ("ref_logp",), "DATA-2 KL-5"),
     "correction": (objective("token", clip(0.2, 0.2), correction=[correction("token", "clamp", high=2.0)]), ("behavior_logp",), "DATA-2 CORR-1"),
     "correction-sequence": (objective("sequence", clip(0.2, 0.2), correction=[correction("sequence", "clamp", high=8.0)]), ("behavior_logp",), "DATA-2 CORR-1"),
-    "gmpo": (objective("token", {"kind": "gmpo", "low": 0.4, "high": 0.4}), (), "DATA-2 SURR-9"),
-    "cispo": (objective("token", {"kind": "cispo", "low": None, "high": 0.5}, "group_token_mean"), (), "DATA-2 SURR-8"),
-    "sapo": (objective("token", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05}), (), "DATA-2 SURR-10"),
-    "reinforce": (objective("token", {"kind": "reinforce", "gate": None}, "token_mean"), (), "DATA-2 SURR-7"),
-    "vespo": (objective("product", {"kind": "vespo", "k_pos": 2.0, "lam_pos": 3.0, "k_neg": 3.0, "lam_neg": 2.0}, "token_mean"), (), "DATA-2 SURR-11"),
+    "gmpo": (objective("token", GMPO), (), "DATA-2 SURR-9"),
+    "cispo": (objective("token", CISPO_TIGHT, "group_token_mean"), (), "DATA-2 SURR-8"),
+    "sapo": (objective("token", SAPO), (), "DATA-2 SURR-10"),
+    "reinforce": (objective("token", REINFORCE, "token_mean"), (), "DATA-2 SURR-7"),
+    "vespo": (objective("product", VESPO, "token_mean"), (), "DATA-2 SURR-11"),
 }  # fmt: skip
 for _kind, (_, _reads, _clauses) in _READS.items():
     _add(

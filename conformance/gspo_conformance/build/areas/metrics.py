@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cases import Responses, explicit, packed, padded, responses
 from ..recipe import Case, Shelf, aggregation, clip, correction, gspo, gspo_token, loss, objective, penalty
+from .relatives import SAPO, UNCLIPPED
 
 RECIPES = Shelf("metrics")
 _add = RECIPES.add
@@ -50,8 +51,8 @@ _FRACTIONS: dict[str, tuple[str, dict[str, Any], Responses]] = {
     "cispo": ("CISPO: the share of tokens whose weight is held, whatever the sign of A", objective("token", {"kind": "cispo", "low": 0.25, "high": 0.25}), wide()),
     "gmpo": ("GMPO: the share of tokens held at their bound", objective("token", {"kind": "gmpo", "low": 0.25, "high": 0.3125}), wide()),
     "reinforce-gate": ("REINFORCE with a gate", objective("token", {"kind": "reinforce", "gate": {"low": 0.2, "high": 0.27, "dual": 1.5}}), wide()),
-    "sapo": ("SAPO has no clip: 0", objective("token", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05}), wide()),
-    "unclipped": ("nothing to clip: 0", objective("token", {"kind": "unclipped"}), wide()),
+    "sapo": ("SAPO has no clip: 0", objective("token", SAPO), wide()),
+    "unclipped": ("nothing to clip: 0", objective("token", UNCLIPPED), wide()),
     "token-mean": ("the aggregation of the loss does not change it", objective("sequence", clip(0.2, 0.2), "token_mean"), wide()),
 }  # fmt: skip
 _BUGS = "metric-out-of-range metric-units metric-over-padding"

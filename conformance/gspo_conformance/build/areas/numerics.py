@@ -11,6 +11,7 @@ import numpy as np
 
 from ..cases import Responses, explicit, packed, padded, responses, uniform
 from ..recipe import Case, Shelf, aggregation, call, clip, grpo, gspo, gspo_token, loss, objective
+from .relatives import CISPO, SAPO, VESPO
 
 RECIPES = Shelf("numerics")
 _add = RECIPES.add
@@ -215,11 +216,11 @@ _FAR: dict[str, tuple[str, str, str, dict[str, Any], Responses]] = {
                             far([[100.0, 100.0, 100.0], [2.0**-12, 0.0], [-(2.0**-12)], [0.0]], [1.0, -0.5, 0.75, -0.25])),
     "overflow-dual": ("NUM-3 SURR-5", "A ratio that overflows with A < 0 under a dual clip: 3 A, no gradient", "overflow-nan dual-clip-inert", objective("sequence", clip(0.2, 0.27, 3.0)),
                       far([[100.0, 100.0], [0.0625, -0.125], [0.25], [0.0]], [-1.0, 0.5, -0.75, 1.0])),
-    "overflow-sapo": ("NUM-3 SURR-10", "SAPO where the ratio overflows: the gate is 1, its slope 0, not NaN", "overflow-nan", objective("token", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05}),
+    "overflow-sapo": ("NUM-3 SURR-10", "SAPO where the ratio overflows: the gate is 1, its slope 0, not NaN", "overflow-nan", objective("token", SAPO),
                       far([[100.0, 0.25], [-0.5, 120.0], [0.125, -0.25], [0.5]], [1.0, -0.5, 0.75, -0.25])),
-    "overflow-vespo": ("NUM-3 SURR-11", "VESPO where the product ratio overflows: the weight is 0", "overflow-nan weight-not-detached", objective("product", {"kind": "vespo", "k_pos": 2.0, "lam_pos": 3.0, "k_neg": 3.0, "lam_neg": 2.0}, "token_mean"),
+    "overflow-vespo": ("NUM-3 SURR-11", "VESPO where the product ratio overflows: the weight is 0", "overflow-nan weight-not-detached", objective("product", VESPO, "token_mean"),
                        far([[60.0, 60.0], [-0.25, 0.125], [70.0, 50.0, 10.0], [0.25]], [1.0, -0.5, -0.75, 0.25])),
-    "overflow-cispo": ("NUM-3 SURR-8", "CISPO where the ratio overflows: the weight is its bound", "overflow-nan", objective("token", {"kind": "cispo", "low": None, "high": 4.0}, "token_mean"),
+    "overflow-cispo": ("NUM-3 SURR-8", "CISPO where the ratio overflows: the weight is its bound", "overflow-nan", objective("token", CISPO, "token_mean"),
                        far([[100.0, 0.25], [-0.5, 120.0], [0.125, -0.25], [0.5]], [1.0, -0.5, 0.75, -0.25])),
     "underflow": ("NUM-3 SURR-2", "Mean log-ratios of -60 and -80: with A > 0 next to nothing, with A < 0 the bound", "overflow-nan two-sided-gate", gspo(),
                   far([[-60.0, -60.0], [-80.0, -80.0, -80.0], [2.0**-12], [0.0]], [1.0, -0.5, 0.75, -0.25])),

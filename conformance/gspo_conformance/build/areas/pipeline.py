@@ -11,6 +11,7 @@ import numpy as np
 
 from ..cases import Responses, packed, padded, responses
 from ..recipe import Case, Shelf, clip, gspo, gspo_token, objective, penalty
+from .relatives import REINFORCE
 
 RECIPES = Shelf("pipeline")
 _add = RECIPES.add
@@ -69,7 +70,7 @@ _FREE: dict[str, tuple[str, str, str, dict[str, Any], Responses, dict[str, Any]]
     "mean-only": ("ADV-7 GRAD-1", "Rewards minus the mean of their group, the paper's GSPO", "switch-ignored batch-statistics group-order", gspo(), _PAPER, {"scale": "none"}),
     "mean-only-grpo": ("ADV-7 SURR-1", "Rewards minus the mean of their group, token ratios", "switch-ignored batch-statistics", objective("token", clip(0.2, 0.2)), _WIDE, {"scale": "none"}),
     "dr-grpo": ("ADV-7 AGG-4", "Dr. GRPO: mean only, token sums over a constant", "switch-ignored token-mean", objective("token", clip(0.2, 0.2), {"mode": "sequence_mean_token_sum", "count": "all", "constant": 16.0}), _WIDE, {"scale": "none"}),
-    "rloo": ("ADV-6 SURR-7 AGG-4", "RLOO: leave-one-out advantages, REINFORCE, token sums", "self-in-baseline", objective("token", {"kind": "reinforce", "gate": None}, "sequence_mean_token_sum"), _WIDE, {"center": "leave_one_out", "scale": "none"}),
+    "rloo": ("ADV-6 SURR-7 AGG-4", "RLOO: leave-one-out advantages, REINFORCE, token sums", "self-in-baseline", objective("token", REINFORCE, "sequence_mean_token_sum"), _WIDE, {"center": "leave_one_out", "scale": "none"}),
     "minirl": ("ADV-7 SURR-7", "Mean-only advantages under gated REINFORCE", "switch-ignored weight-not-detached", objective("token", {"kind": "reinforce", "gate": {"low": 0.2, "high": 0.27, "dual": None}}, "sequence_mean_token_sum"), _WIDE, {"scale": "none"}),
     "penalty": ("ADV-7 KL-6", "Mean-only advantages and a KL term: it survives where the advantage is 0", "kl-gated", objective("sequence", clip(0.2, 0.2), penalty=penalty("k3")), batch("penalty", REWARDS, GROUPS, 0.3, 400.0, "ref_logp"), {"scale": "none"}),
     "equal-rewards": ("ADV-3 SURR-12 GRAD-2", "Groups with equal rewards of 0.1 and of 1: no advantage, no loss, no gradient", "phantom-advantage batch-statistics", gspo(), batch("equal", [float(np.float32(0.1))] * 5 + [1.0] * 3, [4, 4, 4, 4, 4, 0, 0, 0]), {}),

@@ -15,7 +15,8 @@ UNCLIPPED: dict[str, Any] = {"kind": "unclipped"}
 REINFORCE: dict[str, Any] = {"kind": "reinforce", "gate": None}
 GATE = {key: value for key, value in clip(0.2, 0.27).items() if key != "kind"}
 GATED: dict[str, Any] = {"kind": "reinforce", "gate": GATE}
-CISPO: dict[str, Any] = {"kind": "cispo", "low": None, "high": 0.5}
+CISPO: dict[str, Any] = {"kind": "cispo", "low": None, "high": 4.0}
+CISPO_TIGHT: dict[str, Any] = {"kind": "cispo", "low": None, "high": 0.5}
 CISPO_BOTH: dict[str, Any] = {"kind": "cispo", "low": 0.25, "high": 0.5}
 GMPO: dict[str, Any] = {"kind": "gmpo", "low": 0.4, "high": 0.4}
 GMPO_UNEVEN: dict[str, Any] = {"kind": "gmpo", "low": 0.25, "high": 0.625}
@@ -45,7 +46,7 @@ _CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
     "reinforce": ("SURR-7", "REINFORCE: the log-probability times A, whatever the ratio", "ratio-leak", "token", REINFORCE),
     "reinforce-gated": ("SURR-7 GRAD-5", "REINFORCE with PPO's gate: inside or outside, never in between", "weight-not-detached two-sided-gate", "token", GATED),
     "reinforce-gated-sequence": ("SURR-7", "REINFORCE gated by the sequence ratio: one decision for all tokens", "weight-not-detached token-clip", "sequence", GATED),
-    "cispo": ("SURR-8 GRAD-5", "CISPO: the weight is clipped above, every token keeps a gradient", "weight-not-detached clip-kills-gradient", "token", CISPO),
+    "cispo": ("SURR-8 GRAD-5", "CISPO: the weight is clipped above, every token keeps a gradient", "weight-not-detached clip-kills-gradient", "token", CISPO_TIGHT),
     "cispo-both": ("SURR-8 GRAD-5", "CISPO with a lower bound too", "weight-not-detached clip-kills-gradient range-swapped", "token", CISPO_BOTH),
     "cispo-sequence": ("SURR-8", "CISPO's weight from the sequence ratio", "weight-not-detached token-clip", "sequence", CISPO_BOTH),
     "gmpo": ("SURR-9", "GMPO: tokens clipped by the sign of A in log space, then the geometric mean", "gmpo-clip-after-mean two-sided-gate log-space-clip", "token", GMPO),
@@ -96,7 +97,7 @@ _PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "dapo": ("AGG-6", objective("token", clip(0.2, 0.28), "group_token_mean")),
     "rloo": ("SURR-7 AGG-4", objective("token", REINFORCE, "sequence_mean_token_sum")),
     "reinforce-pp": ("AGG-3", objective("token", clip(0.2, 0.2), "token_mean")),
-    "cispo": ("SURR-8 AGG-6", objective("token", {"kind": "cispo", "low": None, "high": 4.0}, "group_token_mean")),
+    "cispo": ("SURR-8 AGG-6", objective("token", CISPO, "group_token_mean")),
     "luspo": ("AGG-4", objective("sequence", clip(), "sequence_mean_token_sum")),
     "vespo": ("SURR-11 AGG-3", objective("product", VESPO, "token_mean")),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..cases import Responses, explicit, padded, responses
 from ..recipe import Case, Shelf, clip, correction, gspo, gspo_token, loss, objective, penalty
+from .relatives import CISPO_BOTH, GMPO, REINFORCE, SAPO, UNCLIPPED, VESPO
 
 RECIPES = Shelf("stop-gradient")
 _add = RECIPES.add
@@ -69,9 +70,9 @@ _add(
 _WEIGHTS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "reinforce-gate": ("SURR-7", "The gate of REINFORCE has no slope", objective("token", {"kind": "reinforce", "gate": {"low": 0.2, "high": 0.27, "dual": None}}), ()),
     "reinforce-gate-sequence": ("SURR-7", "The gate of REINFORCE by the sequence ratio has no slope", objective("sequence", {"kind": "reinforce", "gate": {"low": 0.2, "high": 0.27, "dual": 1.375}}), ()),
-    "cispo-weight": ("SURR-8", "The weight of CISPO has no slope", objective("token", {"kind": "cispo", "low": 0.25, "high": 0.5}), ()),
+    "cispo-weight": ("SURR-8", "The weight of CISPO has no slope", objective("token", CISPO_BOTH), ()),
     "cispo-weight-gspo-token": ("SURR-8 RATIO-3", "The weight of CISPO from the GSPO-token ratio has no slope", objective("gspo_token", {"kind": "cispo", "low": None, "high": 0.375}), ()),
-    "vespo-weight": ("SURR-11", "The kernel of VESPO has no slope", objective("product", {"kind": "vespo", "k_pos": 2.0, "lam_pos": 3.0, "k_neg": 3.0, "lam_neg": 2.0}), ()),
+    "vespo-weight": ("SURR-11", "The kernel of VESPO has no slope", objective("product", VESPO), ()),
     "correction-old": ("CORR-4", "A correction weight scales the gradient and adds nothing", objective("token", clip(0.2, 0.27), correction=[correction("token", "clamp", high=2.0)]), ("behavior_logp",)),
     "correction-current": ("CORR-4", "A correction weight of the current policy has no slope either", objective("token", clip(0.2, 0.27), correction=[correction("token", "clamp", high=2.0, numerator="current")]), ("behavior_logp",)),
     "correction-current-sequence": ("CORR-4 CORR-1", "A sequence weight of the current policy has no slope", objective("sequence", clip(0.5, 1.0), correction=[correction("sequence", "clamp", high=4.0, numerator="current")]), ("behavior_logp",)),
@@ -79,7 +80,7 @@ _WEIGHTS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "penalty-importance-token": ("KL-5", "The token importance factor of a KL term does have a slope", objective("token", clip(0.2, 0.27), penalty=penalty("k3", importance="token")), ("ref_logp",)),
     "penalty-importance-sequence": ("KL-5", "The sequence importance factor of a KL term does have a slope", objective("sequence", clip(0.2, 0.27), penalty=penalty("k2", importance="sequence")), ("ref_logp",)),
     "penalty-straight-through": ("KL-4", "k3_plus: the value's slope is stopped, k2's stands in", objective("token", clip(0.2, 0.27), penalty=penalty("k3_plus", 1.0)), ("ref_logp",)),
-    "old-policy-fixed": ("DATA-6", "A current policy far from the old one: what passes through the old log-probabilities would cancel the whole gradient", objective("token", {"kind": "unclipped"}), ()),
+    "old-policy-fixed": ("DATA-6", "A current policy far from the old one: what passes through the old log-probabilities would cancel the whole gradient", objective("token", UNCLIPPED), ()),
     "reference-fixed": ("DATA-6 KL-2", "What passes through the reference would cancel the gradient of the KL term", objective("sequence", clip(0.2, 0.27), penalty=penalty("k2", 1.0)), ("ref_logp",)),
 }  # fmt: skip
 _BUGS = {
@@ -106,9 +107,9 @@ _ON_POLICY: dict[str, dict[str, Any]] = {
     "gspo": gspo(),
     "gspo-token": gspo_token(),
     "grpo": objective("token", clip(0.2, 0.27)),
-    "sapo": objective("token", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05}),
-    "gmpo": objective("token", {"kind": "gmpo", "low": 0.4, "high": 0.4}),
-    "reinforce": objective("token", {"kind": "reinforce", "gate": None}),
+    "sapo": objective("token", SAPO),
+    "gmpo": objective("token", GMPO),
+    "reinforce": objective("token", REINFORCE),
 }
 for _name, _objective in _ON_POLICY.items():
     _add(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..cases import Responses, explicit, padded, responses
 from ..recipe import Case, Shelf, call, clip, grpo, gspo, gspo_token, loss, objective
+from .relatives import CISPO, GMPO, SAPO
 
 RECIPES = Shelf("surrogate")
 _add = RECIPES.add
@@ -262,9 +263,9 @@ _FAMILY: dict[str, dict[str, Any]] = {
     "gspo": gspo(),
     "gspo-token": gspo_token(),
     "grpo": grpo(),
-    "sapo": objective("token", {"kind": "sapo", "tau_pos": 1.0, "tau_neg": 1.05}),
-    "gmpo": objective("token", {"kind": "gmpo", "low": 0.4, "high": 0.4}),
-    "cispo": objective("token", {"kind": "cispo", "low": None, "high": 4.0}, "group_token_mean"),
+    "sapo": objective("token", SAPO),
+    "gmpo": objective("token", GMPO),
+    "cispo": objective("token", CISPO, "group_token_mean"),
 }
 for _name, _objective in _FAMILY.items():
     _add(
