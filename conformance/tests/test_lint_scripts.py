@@ -196,6 +196,8 @@ ARGUMENTS = "import argparse\nfrom trl import GRPOConfig\np = argparse.ArgumentP
         (f"{ARGUMENTS % '4e-4'}args = p.parse_args()\nargs.eps_high *= 2\nGRPOConfig({GSPO.replace('4e-4', 'args.eps_high')})", None),
         (f"class C:\n    HIGH = 4e-4\nC.HIGH, LOW = f()\nGRPOConfig({GSPO.replace('4e-4', 'C.HIGH')})", None),
         (f"a = GRPOConfig({GSPO})\na.epsilon_high *= 2", None),
+        (f"a = GRPOConfig({GSPO})\na.beta, a.epsilon_high = f()", None),
+        (f"a = GRPOConfig({GSPO})\nif wide:\n    a.epsilon_high = 0.2\na.epsilon_high = 4e-4", 4e-4),
         (f"class C:\n    HIGH = 4e-4\nGRPOConfig({GSPO.replace('4e-4', 'C.HIGH')})", 4e-4),
         (f"HIGH = 4e-4\nprint(newer than this Python)\nGRPOConfig({GSPO.replace('4e-4', 'HIGH')})  # (", 4e-4),
     ],

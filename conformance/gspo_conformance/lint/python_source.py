@@ -260,19 +260,21 @@ def _is_section(key: ast.expr | None, value: ast.expr) -> bool:
 def _later(tree: ast.AST, reader: _Reader) -> None:
     """`args.beta = 0.0` after `args = GRPOConfig(...)`; `config["algorithm"]["gamma"] = 1.0`."""
     bound: set[str] = set()
-    written: list[tuple[ast.expr, ast.expr]] = []
+    values: dict[int, ast.expr] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
-            written += [(target, node.value) for target in node.targets]
+            values |= {id(target): node.value for target in node.targets}
             if isinstance(node.value, ast.Call) and _is_configuration(node.value):
                 bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.AugAssign):
-            written.append((node.target, node.target))  # what it was is not known
-    for target, value in written:
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in bound:
+    places = [node for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Subscript))]
+    for target in sorted((one for one in places if isinstance(one.ctx, ast.Store)), key=lambda one: one.lineno):
+        value = values.get(id(target), target)  # what is not assigned but added, say, cannot be told
+        if isinstance(target, ast.Subscript):
+            path = _subscripts(target)
+            if path and path[0] in ROOTS:
+                reader.setting(".".join(path), value)
+        elif isinstance(target.value, ast.Name) and target.value.id in bound:
             reader.setting(target.attr, value)
-        elif isinstance(target, ast.Subscript) and (path := _subscripts(target))[:1] and path[0] in ROOTS:
-            reader.setting(".".join(path), value)
 
 
 def _subscripts(node: ast.expr) -> list[str]:
