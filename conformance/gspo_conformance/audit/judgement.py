@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -17,12 +16,13 @@ from ..words import plural, uncapitalised
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local
 from .claim import Claim, findings_of_settings
 from .coverage import Coverage, coverage_findings, usual_parts
-from .differences import FEWEST, TELLING, Difference, Ledger, Series
+from .differences import TELLING, Difference, Ledger, Series
 from .evidence import Evidence
 from .evidence_findings import evidence_findings
 from .exact import NotComputable
 from .handed import audit_handed, explain_handed
 from .rearranged import rearranged
+from .reported import by_call_before, by_multiple
 from .steps import Recomputed, StepAudit, audit_step
 from .suspects import explain_gradient, explain_loss, explain_metric
 from .together import explain_step
@@ -224,7 +224,9 @@ def _explain(found: Audit, series: Series, only: frozenset[str] | None = None) -
     what, precision = series.what, found.claim.precision
     if what.startswith("metrics."):
         known = explain_metric(_again(found, series), what.removeprefix("metrics."), precision, only)
-        return known or ([] if only else _multiple(series))
+        known = known or list(by_call_before(series, found.trace, found.claim, found.ledger))
+        known = [one for one in known if only is None or one.name in only]
+        return known or ([] if only else list(by_multiple(series)))
     if what == "gradient":
         return explain_gradient(_again(found, series), precision, only)
     if what != "loss":
@@ -299,24 +301,6 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
     return list(rearranged(bad[:6], claimed, found.claim.precision))
 
 
-def _multiple(series: Series) -> list[Explanation]:
-    """The one number that a metric is multiplied by wherever it differs."""
-    telling = [one for one in series.kept if abs(one.expected) > 100 * one.tolerance]
-    if len(telling) < FEWEST or not math.isfinite(sum(one.got for one in series.kept)):
-        return []
-    factor = telling[0].got / telling[0].expected
-    if any(abs(one.got - factor * one.expected) > 2 * max(1.0, abs(factor)) * one.tolerance for one in series.kept):
-        return []
-    return [
-        Explanation(
-            "metric-factor",
-            "",
-            f"each of them is {factor:.4g} times what is due",
-            "the metric misleads; the loss does not follow it",
-        )
-    ]
-
-
 def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> Finding:
     """The first series in numbers, the others by name."""
     first, *rest = series
@@ -374,6 +358,7 @@ def _fix(one: Explanation) -> str:
 FIXES = {
     "added-term": "set its coefficient to 0, or claim it: Objective.replace(penalty=...)",
     "advantage.clamped": "advantages as they are: the clip range bounds the step",
+    "advantage.length": "advantages as they are: the loss divides by the length once, in the ratio and in its mean over the response",
     "advantage.negated": "rewards are maximised: no minus sign, no costs in place of rewards",
     "advantage.one-sign": "responses of both signs go into the loss",
     "advantage.rewards": "give the loss the advantages, not the rewards",
@@ -381,6 +366,9 @@ FIXES = {
     "clip-two-sided-by-response": "count where the gradient is 0: s too large with A > 0, too small with A < 0",
     "coarse-record": "record what the loss saw, in float32; or say dtype in run, where the loss too has no more bits",
     "factor": "one division, by the number of responses of the whole step, and the advantages as they were recorded",
+    "mask-flipped": "build the mask on the side on which the tokens are padded",
+    "metric-of-before": "log what the call returned, after the call",
+    "ratio-clamped": "log-ratios as they are, or the bound in the claim",
     "sampler-as-old": "score old_logp with the trainer at the start of the rollout; what the sampler says belongs in a correction",
     "token-before-counted": "a mask from the first sampled token on",
     "token-behind-counted": "a mask up to the end-of-sequence token and no further",

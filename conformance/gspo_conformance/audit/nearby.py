@@ -1,15 +1,12 @@
-"""Losses with something near the claim: another clip range, a response more or fewer, advantages of another micro-batch, rounded ratios."""
+"""Losses with something near the claim: a length or a response more or fewer, advantages of another micro-batch, rounded ratios."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-
-from gspo_core import Objective
 
 from ..spec_numbers import round_to
 from ..tensors import NumPyArray
@@ -20,53 +17,6 @@ from .trace import Part, Tokens, Trace
 from .variants import Explanation, Right
 
 MOST_TOKENS, MOST_RESPONSES, MOST_GROUPS = 20_000, 64, 64
-HALVINGS, NARROWEST, WIDEST = 26, 1e-6, 1.0
-
-
-def by_ranges(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """Another width of the range above, below, or on both sides, alike or in proportion: the loss falls with it, so that halving finds it."""
-    objective = few[0].objective
-    clip: Any = objective.surrogate
-    if objective.to_dict()["surrogate"]["kind"] != "clip" or any(one.part.tokens.count > MOST_TOKENS for one in few):
-        return
-    sides: tuple[tuple[str, Callable[[float], dict[str, float]]], ...] = (
-        ("ε_high = {:.4g} where {:g} is claimed", lambda width: {"high": width}),
-        ("ε_low = {:.4g} where {:g} is claimed", lambda width: {"low": width}),
-        ("ε = {:.4g} on both sides", lambda width: {"low": width, "high": width}),
-        (
-            "ε_high = {:.4g} where {:g} is claimed, ε_low in proportion",
-            lambda width: {"low": width * clip.low / (clip.high or 1.0), "high": width},
-        ),
-    )
-    for told, changed in sides:
-
-        def other(width: float, changed: Callable[[float], dict[str, float]] = changed) -> Objective:
-            return objective.replace(surrogate=replace(clip, **changed(width)))
-
-        with suppress(NotComputable, ValueError):
-            width = _width(few, other)
-            if all(right(one, exact(other(width), one.part.tokens).loss(one.normalizer)) for one in few):
-                claimed = clip.high if "high" in changed(0.0) else clip.low
-                yield Explanation(
-                    "objective", "GSPO-SURR-2", f"it is the loss with the range {told.format(width, claimed)}"
-                )
-                return
-
-
-def _width(few: Sequence[Recomputed], other: Callable[[float], Objective]) -> float:
-    """The width that gives the sum of the recorded losses; raises `NotComputable` where none does."""
-    due = sum(one.part.loss or 0.0 for one in few)
-
-    def above(width: float) -> bool:
-        return sum(exact(other(width), one.part.tokens).loss(one.normalizer) for one in few) > due
-
-    low, high = NARROWEST, WIDEST
-    if not above(low) or above(high):
-        raise NotComputable("no width")
-    for _ in range(HALVINGS):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if above(middle) else (low, middle)
-    return float(f"{high:.5g}")
 
 
 def by_responses(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:

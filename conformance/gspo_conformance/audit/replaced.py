@@ -34,27 +34,45 @@ def by_no_loss(recorded: Sequence[Recomputed]) -> Iterator[Explanation]:
 
 
 def by_sampler(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
-    """Losses of the ratio to the policy that sampled, as the sampler scored it; or of what its weights, held at a bound, make of it."""
-    for bound in (np.inf, *BOUNDS):
+    """Losses of the ratio to the policy that sampled, as the sampler scored it; or of what its weights, held between bounds, make of it."""
+    with suppress(NotComputable):
+        if few[0].objective.correction and all(right(one, _loss_corrected_twice(one)) for one in few):
+            told = "the ratio is to the sampler, behavior_logp in place of old_logp, and the weights of the correction are in the loss as well"
+            yield Explanation("sampler-as-old", "GSPO-CORR-5", told, "the mismatch is in the loss twice")
+            return
+    for low, high in ((0.0, np.inf), (1.0, np.inf), *((0.0, bound) for bound in BOUNDS)):
         with suppress(NotComputable, ValueError):
-            if all(right(one, _loss_to_sampler(one, bound)) for one in few):
+            if all(right(one, _loss_to_sampler(one, low, high)) for one in few):
                 told = "the ratio is to the sampler: the loss is that of behavior_logp in place of old_logp"
-                if bound < np.inf:
-                    told = f"the ratio has the weights of the sampler in it, π_old / μ of a token held at {bound:g}"
+                if low:
+                    told = "the ratio is to the smaller of old_logp and behavior_logp, token by token"
+                elif high < np.inf:
+                    told = f"the ratio has the weights of the sampler in it, π_old / μ of a token held at {high:g}"
                 yield Explanation("sampler-as-old", "GSPO-DATA-5", told, "s is not 1 where nothing was learnt")
                 return
 
 
-def _loss_to_sampler(one: Recomputed, bound: float) -> float:
+def _loss_corrected_twice(one: Recomputed) -> float:
+    """The loss of the ratio to the sampler, with the weights that the old policy has."""
+    tokens = one.part.tokens
+    if (
+        tokens.behavior_logp is None
+        or tokens.old_logp is None
+        or any(c.numerator != "old" for c in one.objective.correction)
+    ):
+        raise NotComputable("old_logp, behavior_logp not recorded, or weights of the current policy")
+    sampler = np.asarray(tokens.behavior_logp, np.float64)
+    moved = replace(tokens, old_logp=sampler, behavior_logp=2 * sampler - tokens.old_logp)
+    return exact(one.objective, moved).loss(one.normalizer)
+
+
+def _loss_to_sampler(one: Recomputed, low: float, high: float) -> float:
     tokens = one.part.tokens
     if tokens.behavior_logp is None or tokens.old_logp is None:
         raise NotComputable("old_logp, behavior_logp not recorded")
     weights = np.asarray(tokens.old_logp, np.float64) - tokens.behavior_logp
-    other = (
-        tokens.old_logp - np.minimum(weights, np.log(bound))
-        if (weights > np.log(bound)).any()
-        else tokens.behavior_logp
-    )
+    with np.errstate(divide="ignore"):
+        other = tokens.old_logp - np.clip(weights, np.log(low), np.log(high))
     return exact(one.objective, replace(tokens, old_logp=other)).loss(one.normalizer)
 
 
@@ -84,8 +102,8 @@ def _rewards(recorded: NumPyArray, one: Recomputed) -> NumPyArray:
     return rewards
 
 
-def _clamped(bound: float) -> Change:
-    return lambda recorded, _: np.clip(recorded, -bound, bound)
+def _rounded(name: str) -> Change:
+    return lambda recorded, _: np.asarray(round_to(np.asarray(recorded), name), np.float64)
 
 
 _ADVANTAGES: tuple[tuple[str, str, Change], ...] = (
@@ -97,11 +115,9 @@ _ADVANTAGES: tuple[tuple[str, str, Change], ...] = (
     ("advantage.order", "the recorded advantages in reverse order", lambda a, _: a[::-1]),
     ("advantage.order", "the recorded advantages, one response further", lambda a, _: np.roll(a, 1)),
     ("advantage.order", "the recorded advantages, one response back", lambda a, _: np.roll(a, -1)),
-    *(("advantage.clamped", f"the recorded advantages, clamped to ±{b:g}", _clamped(b)) for b in BOUNDS),
-    (
-        "low-precision",
-        "the recorded advantages, rounded to bfloat16",
-        lambda a, _: np.asarray(round_to(np.asarray(a), "bfloat16"), np.float64),
+    *(
+        ("low-precision", f"the recorded advantages, rounded to {name}", _rounded(name))
+        for name in ("bfloat16", "float16")
     ),
 )
 

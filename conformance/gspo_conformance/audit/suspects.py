@@ -23,7 +23,8 @@ from ..tensors import NumPyArray
 from ..words import plural
 from .exact import NotComputable, exact, inputs_of, own_name
 from .factors import by_factor, by_one_factor, by_rough_factor
-from .nearby import by_groups, by_lengths, by_other_batches, by_ranges, by_responses, by_rounding
+from .fitted import by_numbers
+from .nearby import by_groups, by_lengths, by_other_batches, by_responses, by_rounding
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_sampler, by_terms
 from .shards import LOGPS
 from .steps import Recomputed, exact_gradient
@@ -192,7 +193,7 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
         return []
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
     found = found or [*by_sampler(few, right), *by_advantages(few, right), *by_rounding(few, right)]
-    found = found or [*by_lengths(few, right), *by_ranges(few, right), *by_responses(few, right)]
+    found = found or [*by_lengths(few, right), *by_numbers(few, right), *by_responses(few, right)]
     terms = [*by_rough_factor(few, right), *by_terms(few, right)] if not found else []
     return found or [*terms, *by_divisors(parts, neighbours(few[0].objective), precision)]
 

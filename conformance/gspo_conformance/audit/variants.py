@@ -158,6 +158,10 @@ def _behind(mask: NumPyArray) -> NumPyArray:
     return np.maximum.accumulate(mask, axis=1)
 
 
+def _at_the_end(mask: NumPyArray) -> NumPyArray:
+    return np.arange(mask.shape[1]) >= mask.shape[1] - mask.sum(axis=1, keepdims=True)
+
+
 def _as_it_is(part: Part) -> Tokens:
     if not (part.tokens.lengths == 0).any():
         raise NotComputable("no empty response")
@@ -186,6 +190,16 @@ _MASKS: tuple[tuple[str, str, Callable[[Part], Tokens]], ...] = (
         "token-before-counted",
         "one token before the first one of every response is counted too",
         lambda part: _masked(part, lambda mask: mask | _left(mask)),
+    ),
+    (
+        "mask-flipped",
+        "the mask is that of rows read from their other end, as of padding on the other side",
+        lambda part: _masked(part, lambda mask: mask[:, ::-1]),
+    ),
+    (
+        "mask-flipped",
+        "as many tokens as a response has are counted at the end of its row, as of padding on the other side",
+        lambda part: _masked(part, _at_the_end),
     ),
     (
         "truncated-dropped",
