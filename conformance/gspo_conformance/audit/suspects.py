@@ -52,6 +52,8 @@ BOUNDS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)
 WEIGHTS = (0.1, 0.2, 0.28, 0.3, 1.0, 2.0, 3.0, 5.0)
 # Of several that give the same numbers, what people leave on comes before what they would have to write.
 LIKELY = ("clip.default-range", "mask.eos-dropped", "ratio.token-level")
+# They differ from a simpler mistake where a weight is outside its band, or a batch has several groups.
+NARROW = ("aggregation.by-group", "correction.mask-unweighted")
 MOST_PARTS, MOST_TOKENS = 5, 400_000
 _CLIPPED = "metrics.clip_fraction"
 # They change how parts are put together, of which a part alone shows nothing.
@@ -165,7 +167,7 @@ def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
 def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
     few, right = _few(parts), partial(_right_loss, precision=precision)
     found = [*by_groups(few, right), *_by_mutants(few, precision)] if few else []
-    return sorted(found, key=lambda one: (one.name == _less_likely(parts), one.name not in LIKELY))
+    return sorted(found, key=lambda one: (one.name in NARROW, one.name == _less_likely(parts), one.name not in LIKELY))
 
 
 def _less_likely(parts: Sequence[Recomputed]) -> str:

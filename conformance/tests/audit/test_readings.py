@@ -155,3 +155,26 @@ def test_ratios_of_1_are_no_fault_where_nothing_moves_the_policy(
     assert (told.rule, told.severity) == ("frozen-ratio", said[0])
     assert said[1] in told.message
     assert not [reason for reason in found.ledger.missing if "learning_rate" in reason]
+
+
+def _sampled(arrays: Arrays, step: int, at: int) -> Arrays:
+    noise = np.random.default_rng(100 * step + at).normal(size=arrays["logp"].shape)
+    return {"behavior_logp": np.minimum(arrays["old_logp"] + 0.02 * noise, 0).astype(np.float32)}
+
+
+MASKED = GSPO.replace(correction=(gspo.Correction("token", action="mask", low=0.5, high=2.0),))
+
+
+def test_a_correction_that_no_weight_tells_from_none_is_called_ignored(tmp_path: Path) -> None:
+    """Hunts `mask-unweighted` of a loop without any correction, whose band holds every weight."""
+    told = error(recorded(tmp_path, as_it_is, claimed=MASKED, used=GSPO, more=_sampled))
+    assert told.rule == "correction.ignored"
+    assert "the same as correction.mask-unweighted" in told.message
+
+
+def test_a_token_mean_is_told_before_one_of_each_group(tmp_path: Path) -> None:
+    """Hunts `by-group` of a token mean over a batch of one group, because its normaliser is nearer the responses."""
+    used = GSPO.replace(aggregation="token_mean")
+    told = error(recorded(tmp_path, as_it_is, used=used, own=True, parts=1))
+    assert told.rule == "aggregation.token-mean"
+    assert "the same as aggregation.by-group" in told.message
