@@ -7,7 +7,7 @@ the trainer's adapter writes with it; neither needs the trainer installed.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -91,10 +91,21 @@ class Reading:
         return replace(self, findings=(*self.findings, *findings))
 
 
-def given_keys(settings: Mapping[str, Any], known: Container[str], prefix: str) -> dict[str, Any]:
-    """The settings whose key is known, as it is or behind `prefix`."""
-    whole = {key: key if key in known else prefix + key for key in settings}
-    return {whole[key]: value for key, value in settings.items() if whole[key] in known}
+def completed(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], *prefixes: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that have a default, as they are or behind one of `prefixes`, and the defaults with these over them."""
+    given = {}
+    for key, value in settings.items():
+        whole = next((one for one in (key, *(prefix + key for prefix in prefixes)) if one in defaults), None)
+        if whole is not None:
+            given[whole] = value
+    return given, {**defaults, **given}
+
+
+def bare(key: str, sections: Iterable[str]) -> str:
+    """A key without the section that stands before it."""
+    return next((key.removeprefix(section) for section in sections if key.startswith(section)), key)
 
 
 def asides(every: Mapping[str, Any], keys: Mapping[str, str]) -> list[Finding]:
@@ -106,10 +117,21 @@ def asides(every: Mapping[str, Any], keys: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def lone(key: str, cost: str, fix: str) -> Finding:
+def lone(key: str, cost: str, fix: str, why: str = "every response is a group of its own") -> Finding:
     """An error where a prompt has one response, which then has nothing to be compared with."""
-    told = "one response per prompt: every response is a group of its own"
-    return Finding("group-size", "error", key, told, "GSPO-ADV-4", cost, fix)
+    return Finding("group-size", "error", key, f"one response per prompt: {why}", "GSPO-ADV-4", cost, fix)
+
+
+def entropy_bonus(key: str, coefficient: float, fix: str, more: str = "", clause: str = "GSPO-AGG-1") -> Finding:
+    """A warning of a term that the paper does not have."""
+    told = f"an entropy bonus with the coefficient {coefficient:g}{more}"
+    return Finding("entropy-bonus", "warning", key, told, clause, fix=fix)
+
+
+def kl_in_reward(key: str, coefficient: float, fix: str) -> Finding:
+    """A warning of a KL term that makes the advantages of a response differ from token to token."""
+    told = f"a KL term of {coefficient:g} enters the rewards, token by token, and with it the advantages"
+    return Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=fix)
 
 
 def clamped(key: str, bounds: str, bound: float, group: int, scaled: bool, fix: str) -> Finding:
@@ -127,40 +149,23 @@ def updates(parts: int, accumulation: int) -> int:
     return 1 if accumulation % parts == 0 else max(2, -(-parts // accumulation))
 
 
-def held_clip(low: float, high: float, bound: float | None) -> dict[str, Any]:
-    """A clip whose ratio is held at `bound` whatever the sign of the advantage: a dual clip above the range, else its upper end."""
-    if bound is None or bound >= 1 + high:
-        return {"kind": "clip", "low": low, "high": high, "dual": bound}
-    if bound < 1:
-        raise Inexpressible(f"a bound of {bound:g} on every ratio, which ends it below 1, is not of this family")
-    return {"kind": "clip", "low": low, "high": round(bound - 1, 12), "dual": 1 + high}
+def bound_inside(
+    kind: str, cap: tuple[str, float], dual: tuple[str, float | None], high: float | None = None
+) -> Iterator[Finding]:
+    """Where a bound of CISPO's weight is a clip range, or one that is meant as a dual clip ends the range.
 
-
-def held_below(key: str, high: float, bound: float | None) -> list[Finding]:
-    """A warning where the bound that is meant as a dual clip ends the clip range."""
-    if bound is None or bound >= 1 + high:
-        return []
-    told = f"{key} = {bound:g} is inside the clip range, and ends it for positive advantages"
-    return [Finding("bound-inside-range", "warning", key, told, "GSPO-SURR-5", fix=f"{key} above {1 + high:g}")]
-
-
-def check_dual(surrogate: Mapping[str, Any], told: str) -> None:
-    """Refuses a dual clip inside the range where one bound holds the ratios of both signs."""
-    if surrogate["dual"] is not None and surrogate["dual"] < 1 + surrogate["high"]:
-        raise Inexpressible(f"{told} bounds positive advantages too: it has to be above the clip range")
-
-
-def cispo_range(cap: float) -> dict[str, Any]:
-    """CISPO with its weight held at `cap`; one below 1 is told by `cispo_cap`."""
-    return {"kind": "cispo", "low": None, "high": max(cap - 1, 0.0)}
-
-
-def cispo_cap(loss: str, key: str, cap: float) -> list[Finding]:
-    """An error where the bound of CISPO's weight is a clip range: it holds the weight of nearly every token below 1."""
-    if loss != "cispo" or cap >= 1:
-        return []
-    told = f"cispo bounds the weight itself by {key}: nearly every token has the weight {cap:g}, for which the formula says 1"
-    return [Finding("cispo-bound", "error", key, told, "GSPO-SURR-8", fix=f"{key}=5.0, which is 1 + 4")]
+    `cap` and `dual` are keys with their values; `high` is the upper width of the clip, where `cap` is not its key too.
+    """
+    key, bound = cap if kind == "cispo" else dual
+    high = cap[1] if high is None else high
+    if bound is None:
+        return
+    if kind == "cispo" and bound < 1:
+        told = f"cispo bounds the weight itself by {key}: nearly every token has the weight {bound:g}, for which the formula says 1"
+        yield Finding("cispo-bound", "error", key, told, "GSPO-SURR-8", fix=f"{key}=5.0, which is 1 + 4")
+    if kind == "clip" and bound < 1 + high:
+        told = f"{key} = {bound:g} is inside the clip range, and ends it for positive advantages"
+        yield Finding("bound-inside-range", "warning", key, told, "GSPO-SURR-5", fix=f"{key} above {1 + high:g}")
 
 
 def nearest(release: str, versions: Sequence[str]) -> str:

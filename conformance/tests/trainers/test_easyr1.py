@@ -13,7 +13,7 @@ from gspo_conformance.lint.rules import findings
 from gspo_conformance.lint.spelling import misspelt
 from gspo_conformance.target import Case
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
-from gspo_conformance.trainers.easyr1.dialect import ACTOR, ALGORITHM, BATCH, CAP, CLAMPS, DIALECT, GROUP, NEIGHBOURS
+from gspo_conformance.trainers.easyr1.dialect import ACTOR, ALGORITHM, BATCH, CAP, DIALECT, GROUP, NEIGHBOURS
 from gspo_conformance.trainers.room import choose
 
 from .real import ADVANTAGES, LENGTHS, RATIOS, answers, expressible, row_factors, wide
@@ -117,7 +117,7 @@ def test_what_it_cannot_express() -> None:
         ALGORITHM + "kl_penalty": "low_var_kl",
     }
     penalty = DIALECT.read(kept, VERSION).objective["penalty"]
-    assert (penalty["log_ratio_clamp"], penalty["value_clamp"]) == CLAMPS["k3"]
+    assert (penalty["log_ratio_clamp"], penalty["value_clamp"]) == (20.0, 10.0)
 
 
 def test_its_files_are_told_from_those_of_verl(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -38,7 +39,6 @@ AGGREGATIONS = {
     "accumulation_window": "token_mean",
     "episode": "sequence_mean_token_mean",
 }
-TOKEN_MEAN = {"mode": "token_mean", "count": "all", "constant": 1.0}
 NO_MASKS = {"off_policy_token_mask_bounds": None, "off_policy_sequence_mask_threshold": None}
 
 
@@ -60,11 +60,8 @@ class AgileRl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What an agent optimises; `INIT_HP.` may stand before its keys."""
-        plain = dict(map(_plain, settings.items()))
-        given = {key: value for key, value in plain.items() if key in DEFAULTS}
-        if plain.get("algo") == "GSPO":
-            given["loss_type"] = "gspo"
-        every = DEFAULTS | given
+        named = dict(map(_plain, settings.items()))
+        given, every = completed(named | ({"loss_type": "gspo"} if named.get("algo") == "GSPO" else {}), DEFAULTS)
         level = "trajectory" if every["loss_type"] == "gspo" else every["importance_sampling_level"] or "token"
         if level not in LEVELS or every["loss_type"] not in ("grpo", "gspo", "cispo"):
             raise Inexpressible(f"loss_type {every['loss_type']!r} per {level} is not an objective of this family")
@@ -124,45 +121,39 @@ def _bounds(coefficient: Any) -> tuple[float, float]:
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     low, high = _bounds(every["clip_coef"])
     if every["loss_type"] == "cispo":
-        return {"kind": "cispo", "low": None, "high": high}
-    return {"kind": "clip", "low": low, "high": high, "dual": None}
+        return parts.cispo(None, high)
+    return parts.clip(low, high)
 
 
 def _aggregation(every: Mapping[str, Any]) -> dict[str, Any]:
     norm = every["loss_norm"]
-    return {"mode": AGGREGATIONS[norm], "count": "non_empty" if norm == "episode" else "all", "constant": 1.0}
+    return parts.aggregation(AGGREGATIONS[norm], count="non_empty" if norm == "episode" else "all")
 
 
 def _penalty(every: Mapping[str, Any], ratio: str) -> dict[str, Any] | None:
     if not every["beta"] or every["use_kl_advantage_shaping"]:
         return None
-    return {
-        "estimator": "k3",
-        "coefficient": every["beta"],
-        "importance": ratio if every["use_bias_correction_kl"] else None,
-        "aggregation": TOKEN_MEAN if every["loss_norm"] == "episode" else None,
-        "log_ratio_clamp": None,
-        "value_clamp": every["kl_clamp"],
-    }
+    return parts.kl_term(
+        "k3",
+        every["beta"],
+        importance=ratio if every["use_bias_correction_kl"] else None,
+        aggregation=parts.aggregation("token_mean") if every["loss_norm"] == "episode" else None,
+        value_clamp=every["kl_clamp"],
+    )
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The weight of a colocated sampler, where the old policy is said to be the trainer's, and the masks against drift."""
     found = []
     if every["old_logprobs_source"] == "trainer" and every["vllm_importance_sampling_correction"]:
-        found.append(_weight("token", "clamp", None, every["vllm_importance_sampling_cap"], "old"))
+        found.append(parts.weight("token", "clamp", high=every["vllm_importance_sampling_cap"]))
     if every["off_policy_token_mask_bounds"] is not None:
         low, high = every["off_policy_token_mask_bounds"]
-        found.append(_weight("token", "reject", low, high, "current"))
+        found.append(parts.weight("token", "reject", low, high, numerator="current"))
     if every["off_policy_sequence_mask_threshold"] is not None:
         low = math.exp(-every["off_policy_sequence_mask_threshold"])
-        found.append({**_weight("geometric", "reject", low, None, "current"), "negative_only": True})
+        found.append(parts.weight("geometric", "reject", low, numerator="current", negative_only=True))
     return found
-
-
-def _weight(level: str, action: str, low: float | None, high: float | None, numerator: str) -> dict[str, Any]:
-    bounds = {"low": low, "high": high}
-    return {"level": level, "action": action, **bounds, "numerator": numerator, "negative_only": False}
 
 
 def _updates(every: Mapping[str, Any]) -> int:
@@ -198,7 +189,7 @@ def _written_penalty(objective: Mapping[str, Any]) -> dict[str, Any]:
     penalty = objective["penalty"]
     if penalty is None or not penalty["coefficient"]:
         return {"beta": 0.0}
-    plain = penalty["estimator"] == "k3" and penalty["log_ratio_clamp"] is None and penalty["value_clamp"] is None
+    plain = parts.plain_k3(penalty, "importance", "aggregation")
     if not plain or penalty["importance"] not in (None, objective["ratio"]):
         raise Inexpressible(
             "AgileRL's KL term is k3, plain or weighted by the ratio of its own level; its clamp drops tokens"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from .. import parts
 from ..dialect import PAPER, Inexpressible, Reading, asides
 from .findings import findings
 
@@ -96,7 +97,7 @@ class Areal:
             **PAPER,
             "ratio": level,
             "surrogate": _surrogate(every),
-            "aggregation": {"mode": "token_mean", "count": "all", "constant": 1.0},
+            "aggregation": parts.aggregation("token_mean"),
             "correction": _correction(every, version),
         }
         reading = Reading(
@@ -163,28 +164,25 @@ def _of(every: Mapping[str, Any], outer: str, inner: str) -> Any:
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     if every.get(f"{ACTOR}use_sapo_loss"):
         return {"kind": "sapo", "tau_pos": every[f"{ACTOR}sapo_tau_pos"], "tau_neg": every[f"{ACTOR}sapo_tau_neg"]}
-    low, high = every[f"{ACTOR}eps_clip"], every[f"{ACTOR}eps_clip_higher"]
-    return {"kind": "clip", "low": low, "high": low if high is None else high, "dual": every[f"{ACTOR}c_clip"]}
+    high = parts.upper(every, f"{ACTOR}eps_clip", f"{ACTOR}eps_clip_higher")
+    return parts.clip(every[f"{ACTOR}eps_clip"], high, every[f"{ACTOR}c_clip"])
 
 
 def _correction(every: Mapping[str, Any], version: str) -> list[dict[str, Any]]:
     """The weight of the proximal policy over the sampler, where the loss is decoupled."""
     if not every[f"{ACTOR}use_decoupled_loss"]:
         return []
-    plain = {"numerator": "old", "negative_only": False}
     if version == MERGED:
-        return [{"level": "token", "action": "mask", "low": None, "high": every[CAP], **plain}]
+        return [parts.weight("token", "mask", high=every[CAP])]
     if not every[REJECTION]:
         return []
     level, action, low, high = (every[f"{REJECTION}.{name}"] for name in ("level", "action", "lower", "upper"))
     if every[f"{REJECTION}.metric"] != "ratio":
-        return [{"level": "token", "action": "clamp", "low": None, "high": None, **plain}]
-    whole = {"level": LEVELS[level], "action": action, "low": low, "high": high, **plain}
+        return [parts.weight("token", "clamp")]
     if level == "token" or action == "clamp" or every[f"{REJECTION}.agg"] == "mean":
-        return [whole]
-    free = {**whole, "action": "clamp", "low": None, "high": None}
-    rejected = {**whole, "level": "sequence", "action": "reject"}
-    return [free, rejected] if every[f"{REJECTION}.agg"] == "sum" else [free]
+        return [parts.weight(LEVELS[level], action, low, high)]
+    free = parts.weight(LEVELS[level], "clamp")
+    return [free, parts.weight("sequence", "reject", low, high)] if every[f"{REJECTION}.agg"] == "sum" else [free]
 
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:

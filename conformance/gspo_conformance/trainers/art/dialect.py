@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, cispo_range
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -26,7 +27,6 @@ DEFAULTS: dict[str, Any] = {
 }
 CAP = "max_negative_advantage_importance_sampling_weight"
 RATIOS = ("token", "sequence")
-WEIGHT = {"level": "token", "action": "clamp", "low": None, "numerator": "old", "negative_only": False}
 
 
 class Art:
@@ -47,8 +47,7 @@ class Art:
         """What these arguments optimise; those of `art.dev.TrainConfig` may stand below `_config`, where alone None is a value."""
         said = {key: value for key, value in settings.items() if value is not None or key.startswith("_config.")}
         plain = {key.removeprefix("_config."): value for key, value in said.items()}
-        given = {key: value for key, value in plain.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        given, every = completed(plain, DEFAULTS)
         if every["importance_sampling_level"] not in RATIOS:
             level = every["importance_sampling_level"]
             raise Inexpressible(
@@ -107,15 +106,14 @@ def surrogate(every: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     if ppo and cap is not None and cap <= 1:
         raise Inexpressible(f"with {CAP}={cap:g} no ratio is above 1")
     if ppo:
-        return {"kind": "clip", "low": low, "high": high if cap is None else min(high, round(cap - 1, 12)), "dual": cap}
-    high = high if cap is None else min(high, cispo_range(cap)["high"])
-    return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
+        return parts.clip(low, high if cap is None else min(high, round(cap - 1, 12)), cap)
+    return parts.cispo(low, high if cap is None else min(high, parts.cispo_below(cap)["high"]))
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The weight of the sampler, where its log-probabilities are kept beside the recomputed ones."""
     high = every["truncated_importance_sampling"]
-    return [{**WEIGHT, "high": high}] if high and every["precalculate_logprobs"] else []
+    return [parts.weight("token", "clamp", high=high)] if high and every["precalculate_logprobs"] else []
 
 
 def _written_surrogate(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,17 +126,15 @@ def _written_surrogate(wanted: Mapping[str, Any]) -> dict[str, Any]:
             )
         return {"loss_fn": "ppo", "epsilon": low, "epsilon_high": high} | ({} if dual is None else {CAP: dual})
     if kind == "cispo":
-        low = 1.0 if wanted["low"] is None else wanted["low"]
-        return {"loss_fn": "cispo", "epsilon": low, "epsilon_high": wanted["high"]}
+        return {"loss_fn": "cispo", "epsilon": parts.cispo_low(wanted), "epsilon_high": wanted["high"]}
     raise Inexpressible(f"no loss_fn of ART is {kind}")
 
 
 def _written_correction(corrections: Any) -> dict[str, Any]:
     if not corrections:
         return {}
-    one = dict(corrections[0])
-    high = one.pop("high")
-    if len(corrections) > 1 or one != WEIGHT or high is None:
+    high = corrections[0]["high"]
+    if list(corrections) != [parts.weight("token", "clamp", high=high)] or high is None:
         raise Inexpressible("ART's weights are those of tokens under the old policy, truncated above")
     return {"truncated_importance_sampling": high, "precalculate_logprobs": True}
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import (
-    PAPER,
-    Finding,
-    Inexpressible,
-    Reading,
-    check_dual,
-    cispo_cap,
-    cispo_range,
-    held_below,
-    held_clip,
-)
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, bare, bound_inside, completed
 from .findings import findings
 
 SECTIONS = ("config.trainer.", "trainer.")
@@ -73,18 +64,18 @@ class EasyDel:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What a config optimises; the sections of the YAML runner may stand before its keys."""
-        plain = {_bare(key): value for key, value in settings.items()}
-        given = {key: value for key, value in plain.items() if key in GSPO}
-        every = (GRPO if given.get("trainer_type") == "grpo" else GSPO) | given
+        named = {bare(key, SECTIONS): value for key, value in settings.items()}
+        given, every = completed(named, GRPO if named.get("trainer_type") == "grpo" else GSPO)
         loss, level = every["loss_type"], every["importance_sampling_level"]
         if loss not in AGGREGATIONS or level not in ("token", "sequence"):
             raise Inexpressible(f"EasyDeL refuses loss_type {loss!r} with importance_sampling_level {level!r}")
+        high = parts.upper(every)
         objective = {
             **PAPER,
             "ratio": level,
-            "surrogate": _surrogate(loss, every),
+            "surrogate": parts.held(loss, every["epsilon"], high, every["delta"]),
             "aggregation": _aggregation(loss, every),
-            "penalty": _penalty(every),
+            "penalty": parts.kl_term("k3", every["beta"]) if every["beta"] else None,
         }
         return Reading(
             trainer=self.name,
@@ -94,7 +85,12 @@ class EasyDel:
             updates_per_rollout=1,
             settings=every,
             given=frozenset(given),
-            findings=(*findings(every), *_bounds(loss, every)),
+            findings=(
+                *findings(every),
+                *bound_inside(
+                    "cispo" if loss == "cispo" else "clip", ("epsilon_high", high), ("delta", every["delta"])
+                ),
+            ),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -110,43 +106,15 @@ class EasyDel:
         return {**_loss_settings(GSPO), "epsilon": clip["low"], "epsilon_high": clip["high"]}
 
 
-def _bare(key: str) -> str:
-    return next((key.removeprefix(section) for section in SECTIONS if key.startswith(section)), key)
-
-
 def _loss_settings(every: Mapping[str, Any]) -> dict[str, Any]:
     return {key: every[key] for key in ("importance_sampling_level", "loss_type", "beta")}
-
-
-def _high(every: Mapping[str, Any]) -> float:
-    return every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
-
-
-def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
-    if loss == "cispo":
-        return cispo_range(_high(every))
-    return held_clip(every["epsilon"], _high(every), every["delta"])
-
-
-def _bounds(loss: str, every: Mapping[str, Any]) -> list[Finding]:
-    """What a bound of the weight, or a second one of the ratio, does beyond its name."""
-    if loss == "cispo":
-        return cispo_cap(loss, "epsilon_high", _high(every))
-    return held_below("delta", _high(every), every["delta"])
 
 
 def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     """dr_grpo divides by the columns of the loss, and a sequence ratio without a KL term has one column."""
     one = every["importance_sampling_level"] == "sequence" and not every["beta"]
     constant = 1.0 if loss != "dr_grpo" or one else float(every["max_completion_length"])
-    return {"mode": AGGREGATIONS[loss], "count": "all", "constant": constant}
-
-
-def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not every["beta"]:
-        return None
-    plain = {"importance": None, "aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
-    return {"estimator": "k3", "coefficient": every["beta"], **plain}
+    return parts.aggregation(AGGREGATIONS[loss], constant)
 
 
 def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -158,7 +126,7 @@ def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return kind, {"epsilon_high": surrogate["high"] + 1}
     if kind != "clip":
         raise Inexpressible(f"no loss_type of EasyDeL has the surrogate {kind} with {mode}")
-    check_dual(surrogate, "EasyDeL's delta")
+    parts.check_dual(surrogate, "EasyDeL's delta")
     keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
     names = {"sequence_mean_token_mean": "grpo", "token_mean": "dapo"}
     return _written_sum(objective, keys) if mode not in names else (names[mode], keys)
@@ -176,8 +144,7 @@ def _written_sum(objective: Mapping[str, Any], keys: dict[str, Any]) -> tuple[st
 def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
     if penalty is None:
         return {"beta": 0.0}
-    plain = not any(penalty[name] for name in ("importance", "aggregation", "log_ratio_clamp", "value_clamp"))
-    if penalty["estimator"] != "k3" or not plain:
+    if not parts.plain_k3(penalty):
         raise Inexpressible("EasyDeL's KL term is k3, aggregated as the loss is, without weight and clamps")
     return {"beta": penalty["coefficient"]}
 

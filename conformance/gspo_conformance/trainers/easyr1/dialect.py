@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, asides, given_keys
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, asides, completed
 from .findings import ACTOR, ALGORITHM, BESIDE, GROUP, LOSSES, OVERLONG, REWARD, findings_of
 
 BATCH = "data.rollout_batch_size"
@@ -40,7 +41,6 @@ CAP = 20.0
 AGGREGATIONS = {"token": "token_mean", "seq": "sequence_mean_token_mean"}
 RATIOS = {"gspo": "sequence", "gspo_token": "gspo_token", "default": "token"}
 ESTIMATORS = {"kl": "k1", "abs": "abs", "mse": "k2", "low_var_kl": "k3"}
-CLAMPS = {"k3": (20.0, 10.0)}
 # Who else than the mean of a group makes advantages, and which of them are whitened over the tokens of the batch.
 ELSEWHERE = {
     "gae": "a value head",
@@ -73,8 +73,7 @@ class EasyR1:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys without the prefix of the actor are accepted too."""
-        given = given_keys(settings, DEFAULTS, ACTOR)
-        every = DEFAULTS | given
+        given, every = completed(settings, DEFAULTS, ACTOR)
         # The arguments of its reward function for DAPO come as one word, or one by one.
         if "overlong_penalty_factor" in str(every[REWARD]):
             every[OVERLONG] = every[REWARD]
@@ -83,11 +82,7 @@ class EasyR1:
             **PAPER,
             "ratio": RATIOS.get(every[ACTOR + "loss_type"], "token"),
             "surrogate": _surrogate(every),
-            "aggregation": {
-                "mode": _named(AGGREGATIONS, every, ACTOR + "loss_avg_mode"),
-                "count": "all",
-                "constant": 1.0,
-            },
+            "aggregation": parts.aggregation(_named(AGGREGATIONS, every, ACTOR + "loss_avg_mode")),
             "penalty": _penalty(every),
             "log_ratio_cap": None if every[ACTOR + "loss_type"] == "cispo" else CAP,
         }
@@ -137,23 +132,15 @@ def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     if loss == "sapo":
         return {"kind": "sapo", "tau_pos": every[ACTOR + "tau_positive"], "tau_neg": every[ACTOR + "tau_negative"]}
     if loss == "cispo":
-        return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
-    return {"kind": "clip", "low": low, "high": high, "dual": None if dual >= NO_DUAL else dual}
+        return parts.cispo(low, high)
+    return parts.clip(low, high, None if dual >= NO_DUAL else dual)
 
 
 def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     if every[ALGORITHM + "disable_kl"] or not every[ALGORITHM + "use_kl_loss"]:
         return None
     estimator = _named(ESTIMATORS, every, ALGORITHM + "kl_penalty")
-    ratio_clamp, value_clamp = CLAMPS.get(estimator, (None, None))
-    return {
-        "estimator": estimator,
-        "coefficient": every[ALGORITHM + "kl_coef"],
-        "importance": None,
-        "aggregation": None,
-        "log_ratio_clamp": ratio_clamp,
-        "value_clamp": value_clamp,
-    }
+    return parts.kl_term(estimator, every[ALGORITHM + "kl_coef"], **parts.clamps(estimator))
 
 
 def _advantages(estimator: str) -> dict[str, Any] | None:
@@ -180,8 +167,7 @@ def _written_surrogate(surrogate: Mapping[str, Any], ratio: str) -> dict[str, An
     if kind == "sapo" and ratio == "token":
         return {loss: kind, ACTOR + "tau_positive": surrogate["tau_pos"], ACTOR + "tau_negative": surrogate["tau_neg"]}
     if kind == "cispo" and ratio == "token":
-        low = 1.0 if surrogate["low"] is None else surrogate["low"]
-        return {loss: kind, **_bounds({"low": low, "high": surrogate["high"]})}
+        return {loss: kind, **_bounds({"low": parts.cispo_low(surrogate), "high": surrogate["high"]})}
     raise Inexpressible(f"no {LOSSES} of EasyR1 has the surrogate {kind} on the {ratio} ratio")
 
 
@@ -198,9 +184,7 @@ def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
     if penalty is None:
         return {ALGORITHM + "disable_kl": True}
     estimator = penalty["estimator"]
-    clamps, none = (penalty["log_ratio_clamp"], penalty["value_clamp"]), (None, None)
-    if penalty["importance"] or penalty["aggregation"] or clamps not in (none, CLAMPS.get(estimator)):
-        raise Inexpressible("EasyR1's KL term has no importance weight, no aggregation and no clamps of its own choice")
+    parts.check_kl(penalty, "EasyR1")
     if estimator not in ESTIMATORS.values():
         raise Inexpressible(f"EasyR1 has no KL estimator {estimator}")
     kind = next(key for key, value in ESTIMATORS.items() if value == estimator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..dialect import Finding
+from ..dialect import Finding, kl_in_reward
 
 ACTOR, ALGORITHM, GROUP = "worker.actor.", "algorithm.", "worker.rollout.n"
 LOSSES = "loss_type"
@@ -61,8 +61,7 @@ def _penalty(every: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("key-ignored", "note", key, told, "GSPO-KL-1", fix=f"{key}=false")
     if not disabled and not as_loss and coefficient:
         key = ALGORITHM + "disable_kl"
-        told = f"a KL term of {coefficient:g} enters the rewards, token by token, and with it the advantages"
-        yield Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"{key}=true")
+        yield kl_in_reward(key, coefficient, f"{key}=true")
     if not disabled and as_loss and every[ALGORITHM + "kl_type"] == "adaptive":
         key = ALGORITHM + "kl_type"
         told = "the controller moves the KL term of the rewards alone; that of the loss keeps kl_coef"

@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import (
-    PAPER,
-    Finding,
-    Inexpressible,
-    Reading,
-    check_dual,
-    cispo_cap,
-    cispo_range,
-    held_below,
-    held_clip,
-)
-from ..trl.dialect import written_aggregation, written_penalty
+from .. import parts
+from ..dialect import PAPER, Finding, Inexpressible, Reading, bound_inside, completed
+from ..trl.dialect import SAPO, VESPO, kl_term, written_aggregation, written_penalty
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -48,8 +39,6 @@ AGGREGATIONS = {
     "vespo": "token_mean",
 }
 TOKEN_ONLY = ("sapo", "cispo", "vespo")
-SAPO = {"tau_pos": "sapo_temperature_pos", "tau_neg": "sapo_temperature_neg"}
-VESPO = {"k_pos": "vespo_k_pos", "lam_pos": "vespo_lambda_pos", "k_neg": "vespo_k_neg", "lam_neg": "vespo_lambda_neg"}
 
 
 class Liger:
@@ -67,23 +56,20 @@ class Liger:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What the loss optimises; advantages come from whoever calls it."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        given, every = completed(settings, DEFAULTS)
         loss, level = every["loss_type"], every["importance_sampling_level"]
-        if (
-            loss not in AGGREGATIONS
-            or level not in ("token", "sequence")
-            or (level == "sequence" and loss in TOKEN_ONLY)
-        ):
+        levels = ("token",) if loss in TOKEN_ONLY else ("token", "sequence")
+        if loss not in AGGREGATIONS or level not in levels:
             raise Inexpressible(f"Liger refuses loss_type {loss!r} with importance_sampling_level {level!r}")
         objective = {
             **PAPER,
             "ratio": "product" if loss == "vespo" else level,
             "surrogate": _surrogate(loss, every),
             "aggregation": _aggregation(loss, every),
-            "penalty": _penalty(level, every),
+            "penalty": kl_term(level, every),
             "log_ratio_cap": 20.0 if loss == "vespo" else None,
         }
+        bounds = ("epsilon_high", every["epsilon_high"]), ("delta", every["delta"])
         return Reading(
             trainer=self.name,
             version=version,
@@ -91,7 +77,7 @@ class Liger:
             estimator="unknown",
             settings=every,
             given=frozenset(given),
-            findings=(*_findings(every), *cispo_cap(every["loss_type"], "epsilon_high", every["epsilon_high"])),
+            findings=(*bound_inside(objective["surrogate"]["kind"], *bounds), *_findings(every)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -110,30 +96,19 @@ class Liger:
 
 
 def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
-    if loss == "cispo":
-        return cispo_range(every["epsilon_high"])
     if loss in ("sapo", "vespo"):
         names = SAPO if loss == "sapo" else VESPO
         return {"kind": loss, **{name: every[key] for name, key in names.items()}}
-    return held_clip(every["epsilon_low"], every["epsilon_high"], every["delta"])
+    return parts.held(loss, every["epsilon_low"], every["epsilon_high"], every["delta"])
 
 
 def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     constant = float(every["max_completion_length"] or 1) if loss == "dr_grpo" else 1.0
-    return {"mode": AGGREGATIONS[loss], "count": "all", "constant": constant}
-
-
-def _penalty(level: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not every["beta"]:
-        return None
-    clamps = {"aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
-    weight = level if every["use_bias_correction_kl"] else None
-    return {"estimator": "k3", "coefficient": every["beta"], "importance": weight, **clamps}
+    return parts.aggregation(AGGREGATIONS[loss], constant)
 
 
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    loss = every["loss_type"]
-    found = [] if loss in TOKEN_ONLY else held_below("delta", every["epsilon_high"], every["delta"])
+    loss, found = every["loss_type"], []
     if loss == "luspo" and (every["importance_sampling_level"] == "token" or every["beta"]):
         told = "the weighted loss is a mean over the columns of the batch, not over counted tokens: padding enters it"
         found.append(
@@ -155,7 +130,7 @@ def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     surrogate, ratio, mode = objective["surrogate"], objective["ratio"], objective["aggregation"]["mode"]
     kind, cap = surrogate["kind"], objective["log_ratio_cap"]
     if kind == "clip" and ratio in ("token", "sequence") and cap is None:
-        check_dual(surrogate, "Liger's delta")
+        parts.check_dual(surrogate, "Liger's delta")
         keys = {"epsilon_low": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
         return _written_clip(objective, keys)
     if kind == "sapo" and ratio == "token" and cap is None and mode == AGGREGATIONS[kind]:

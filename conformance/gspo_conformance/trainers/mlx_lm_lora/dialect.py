@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -50,21 +51,19 @@ class MlxLmLora:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What a run optimises, were its ratio not 1."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = DEFAULTS | SAMPLING | {key: value for key, value in settings.items() if key in DEFAULTS | SAMPLING}
+        given, every = completed(settings, DEFAULTS | SAMPLING)
         level, loss, mode = (every[key] for key in ("importance_sampling_level", "grpo_loss_type", "train_mode"))
         if mode != "grpo":
             raise Inexpressible(f"train_mode {mode!r} is not of this family")
         if loss not in AGGREGATIONS or level not in ("token", "sequence"):
             raise Inexpressible(f"mlx-lm-lora refuses grpo_loss_type {loss!r} with importance_sampling_level {level!r}")
-        high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
         constant = float(every["max_completion_length"]) if loss == "dr_grpo" else 1.0
         objective = {
             **PAPER,
             "ratio": level,
-            "surrogate": {"kind": "clip", "low": every["epsilon"], "high": high, "dual": None},
-            "aggregation": {"mode": AGGREGATIONS[loss], "count": "all", "constant": constant},
-            "penalty": _penalty(every["beta"]),
+            "surrogate": parts.clip(every["epsilon"], parts.upper(every)),
+            "aggregation": parts.aggregation(AGGREGATIONS[loss], constant),
+            "penalty": parts.kl_term("k3", every["beta"]) if every["beta"] else None,
         }
         return Reading(
             trainer=self.name,
@@ -73,7 +72,7 @@ class MlxLmLora:
             advantages={"center": "mean", "scale": "std", "ddof": 0, "eps": 1e-4},
             updates_per_rollout=1,
             settings=every,
-            given=frozenset(given),
+            given=frozenset(given.keys() - SAMPLING.keys()),
             findings=tuple(findings(every)),
         )
 
@@ -106,18 +105,10 @@ class MlxLmLora:
         return {"importance_sampling_level": "sequence", "epsilon": clip["low"], "epsilon_high": clip["high"]}
 
 
-def _penalty(beta: float) -> dict[str, Any] | None:
-    if not beta:
-        return None
-    plain = {"importance": None, "aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
-    return {"estimator": "k3", "coefficient": beta, **plain}
-
-
 def _written_penalty(penalty: Mapping[str, Any] | None) -> float:
     if penalty is None:
         return 0.0
-    plain = not any(penalty[name] for name in ("importance", "aggregation", "log_ratio_clamp", "value_clamp"))
-    if penalty["estimator"] != "k3" or not plain:
+    if not parts.plain_k3(penalty):
         raise Inexpressible("mlx-lm-lora's KL term is k3, aggregated as the loss is, without weight")
     return penalty["coefficient"]
 

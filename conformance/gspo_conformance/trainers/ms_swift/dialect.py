@@ -6,19 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..dialect import (
-    PAPER,
-    Finding,
-    Inexpressible,
-    Reading,
-    asides,
-    check_dual,
-    cispo_cap,
-    cispo_range,
-    held_below,
-    held_clip,
-    updates,
-)
+from .. import parts
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, bound_inside, completed, updates
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -62,14 +51,13 @@ CLIPPED = {
 }
 OTHERS = {"sapo": "sequence_mean_token_mean", "cispo": "token_mean"}
 SCALES = {"group": "std", "batch": "batch_std", "none": "none"}
-PLAIN = {"low": None, "numerator": "old", "negative_only": False}
-MODES: dict[str, list[dict[str, Any]]] = {
-    "token_truncate": [{"level": "token", "action": "clamp"}],
-    "token_mask": [{"level": "token", "action": "mask"}],
-    "sequence_truncate": [{"level": "geometric", "action": "clamp"}],
-    "sequence_mask": [{"level": "token", "action": "clamp", "high": None}, {"level": "geometric", "action": "reject"}],
+# Level and action of the weight that has the bound; where it rejects, the tokens keep weights without one.
+MODES = {
+    "token_truncate": ("token", "clamp"),
+    "token_mask": ("token", "mask"),
+    "sequence_truncate": ("geometric", "clamp"),
+    "sequence_mask": ("geometric", "reject"),
 }
-CLAMPS = {"log_ratio_clamp": 20.0, "value_clamp": 10.0}
 
 
 class MsSwift:
@@ -95,8 +83,8 @@ class MsSwift:
         kind = settings.get("rlhf_type") or "grpo"
         if str(kind).lower() != "grpo":
             raise Inexpressible(f"rlhf_type {kind!r} is not of this family, rlhf_type grpo is")
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = _derived(DEFAULTS | given)
+        given, every = completed(settings, DEFAULTS)
+        every = _derived(every)
         loss, level = every["loss_type"], every["importance_sampling_level"]
         if loss not in CLIPPED | OTHERS or level not in RATIOS:
             raise Inexpressible(f"loss_type {loss!r} with importance_sampling_level {level!r} is not of this family")
@@ -107,11 +95,12 @@ class MsSwift:
             **PAPER,
             "ratio": RATIOS[level],
             "surrogate": _surrogate(every),
-            "aggregation": {"mode": (CLIPPED | OTHERS)[loss], "count": "all", "constant": constant},
+            "aggregation": parts.aggregation((CLIPPED | OTHERS)[loss], constant),
             "penalty": _penalty(every),
             "correction": _correction(every),
         }
-        reading = Reading(
+        bounds = ("epsilon_high", parts.upper(every)), ("delta", every["delta"])
+        return Reading(
             trainer=self.name,
             version=version,
             objective=objective,
@@ -119,8 +108,12 @@ class MsSwift:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
+            findings=(
+                *bound_inside(objective["surrogate"]["kind"], *bounds),
+                *_findings(every),
+                *asides(every, {"dynamic_sample": "equal"}),
+            ),
         )
-        return reading.with_findings(*_findings(every), *asides(every, {"dynamic_sample": "equal"}))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The arguments for an objective."""
@@ -151,28 +144,32 @@ def _derived(every: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
-    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
-    if every["loss_type"] == "cispo":
-        return cispo_range(high)
     if every["loss_type"] == "sapo":
         return {"kind": "sapo", "tau_pos": every["tau_pos"], "tau_neg": every["tau_neg"]}
-    return held_clip(every["epsilon"], high, every["delta"])
+    return parts.held(every["loss_type"], every["epsilon"], parts.upper(every), every["delta"])
 
 
 def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     if not every["beta"] or every["kl_in_reward"]:
         return None
-    return {"estimator": "k3", "coefficient": every["beta"], "importance": None, "aggregation": None, **CLAMPS}
+    return parts.kl_term("k3", every["beta"], **parts.CLAMPS)
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
-    mode, high = every["rollout_importance_sampling_mode"], every["rollout_importance_sampling_threshold"]
-    found = [{**PLAIN, "high": high, **one} for one in MODES[mode]] if mode else []
-    drift = every["off_policy_sequence_mask_delta"]
-    if drift is not None:
-        plain = {"level": "geometric", "action": "reject", "high": None, "numerator": "current", "negative_only": True}
-        found.append({**plain, "low": math.exp(-drift)})
-    return found
+    mode, drift = every["rollout_importance_sampling_mode"], every["off_policy_sequence_mask_delta"]
+    found = _weights(mode, every["rollout_importance_sampling_threshold"]) if mode else []
+    return found if drift is None else [*found, _drifted(math.exp(-drift))]
+
+
+def _weights(mode: str, high: float) -> list[dict[str, Any]]:
+    level, action = MODES[mode]
+    bounded = parts.weight(level, action, high=high)
+    return [parts.weight("token", "clamp"), bounded] if action == "reject" else [bounded]
+
+
+def _drifted(low: float) -> dict[str, Any]:
+    """The mask of responses with a negative advantage that drifted below."""
+    return parts.weight("geometric", "reject", low, numerator="current", negative_only=True)
 
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,10 +203,7 @@ def _updates(every: Mapping[str, Any]) -> int | None:
 
 
 def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
-    found = cispo_cap(every["loss_type"], "epsilon_high", high)
-    if every["loss_type"] in CLIPPED:
-        found += held_below("delta", high, every["delta"])
+    found = []
     if every["kl_in_reward"] and every["beta"]:
         told = f"a KL penalty (k1, coefficient {every['beta']:g}) is taken from the rewards before they are normalised"
         found.append(Finding("kl-in-reward", "warning", "beta", told, "GSPO-REWARD-4", "", "beta: 0.0"))
@@ -247,7 +241,7 @@ def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:
         raise Inexpressible("ms-swift counts every response, empty ones too")
     if kind == "clip":
         keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
-        check_dual(surrogate, "ms-swift's delta")
+        parts.check_dual(surrogate, "ms-swift's delta")
         return keys | _written_aggregation(aggregation)
     if kind == "sapo" and mode == OTHERS[kind]:
         return {"loss_type": kind, "tau_pos": surrogate["tau_pos"], "tau_neg": surrogate["tau_neg"]}
@@ -270,7 +264,7 @@ def _written_penalty(objective: Mapping[str, Any]) -> dict[str, Any]:
     penalty = objective["penalty"]
     if penalty is None:
         return {"beta": 0.0}
-    clamped = all(penalty[name] in (None, bound) for name, bound in CLAMPS.items())
+    clamped = all(penalty[name] in (None, bound) for name, bound in parts.CLAMPS.items())
     if penalty["estimator"] != "k3" or penalty["importance"] or penalty["aggregation"] or not clamped:
         raise Inexpressible("ms-swift's KL term is k3 with its log-ratio clamped to 20 and its value to 10")
     if objective["correction"]:
@@ -283,8 +277,7 @@ def _written_correction(corrections: Any) -> dict[str, Any]:
     rest = [dict(one) for one in corrections]
     if rest and rest[-1]["negative_only"]:
         last = rest.pop()
-        drift = {"level": "geometric", "action": "reject", "high": None, "numerator": "current", "negative_only": True}
-        if last | drift != last or not last["low"]:
+        if not last["low"] or last != _drifted(last["low"]):
             raise Inexpressible("ms-swift masks responses with a negative advantage by their geometric mean alone")
         keys["off_policy_sequence_mask_delta"] = -math.log(last["low"])
     return keys | _written_mode(rest)
@@ -293,9 +286,9 @@ def _written_correction(corrections: Any) -> dict[str, Any]:
 def _written_mode(rest: list[dict[str, Any]]) -> dict[str, Any]:
     if not rest:
         return {}
-    for mode, parts in MODES.items():
-        high = rest[-1]["high"]
-        if high is not None and rest == [{**PLAIN, "high": high, **one} for one in parts]:
+    high = rest[-1]["high"]
+    for mode in MODES:
+        if high is not None and rest == _weights(mode, high):
             return {"rollout_importance_sampling_mode": mode, "rollout_importance_sampling_threshold": high}
     raise Inexpressible("no rollout_importance_sampling_mode of ms-swift has these weights")
 

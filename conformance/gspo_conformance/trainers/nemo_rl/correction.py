@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .. import parts
 from ..dialect import Inexpressible
 
 TYPE, HIGH, LOW = (f"truncated_importance_sampling_{name}" for name in ("type", "ratio", "ratio_min"))
 PLAIN = {"numerator": "old", "negative_only": False}
-OPEN = {"action": "clamp", "low": None, "high": None}
 
 
 def read_correction(own: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -20,31 +20,30 @@ def read_correction(own: Mapping[str, Any]) -> list[dict[str, Any]]:
     level = "sequence" if own["sequence_level_importance_ratios"] else "token"
     kind = own[TYPE]
     if kind is None:
-        return [{"level": level, **OPEN, **PLAIN}]
-    bounds = {"low": own[LOW] or None, "high": None if own[HIGH] is None or math.isinf(own[HIGH]) else own[HIGH]}
+        return [parts.weight(level, "clamp")]
+    bounds = own[LOW] or None, None if own[HIGH] is None or math.isinf(own[HIGH]) else own[HIGH]
     if kind == "seq-mask-tis":
-        rejected = {"level": "geometric", "action": "reject", **bounds, **PLAIN}
-        return [{"level": "token", **OPEN, **PLAIN}, rejected]
-    return [{"level": level, "action": {"tis": "clamp", "icepop": "mask"}[kind], **bounds, **PLAIN}]
+        return [parts.weight("token", "clamp"), parts.weight("geometric", "reject", *bounds)]
+    return [parts.weight(level, {"tis": "clamp", "icepop": "mask"}[kind], *bounds)]
 
 
 def write_correction(corrections: Any, *, sequence: bool) -> dict[str, Any]:
     """The settings for these weights."""
     if not corrections:
         return {"use_importance_sampling_correction": False}
-    parts = [dict(one) for one in corrections]
-    if any({name: one[name] for name in PLAIN} != PLAIN for one in parts):
+    weights = [dict(one) for one in corrections]
+    if any({name: one[name] for name in PLAIN} != PLAIN for one in weights):
         raise Inexpressible("NeMo-RL's weights are those of the old policy, whatever the sign of the advantage")
-    return {"use_importance_sampling_correction": True, **_written(parts, "sequence" if sequence else "token")}
+    return {"use_importance_sampling_correction": True, **_written(weights, "sequence" if sequence else "token")}
 
 
-def _written(parts: list[dict[str, Any]], level: str) -> dict[str, Any]:
-    one = parts[-1]
+def _written(weights: list[dict[str, Any]], level: str) -> dict[str, Any]:
+    one = weights[-1]
     bounds = {LOW: one["low"] or 0.0, HIGH: math.inf if one["high"] is None else one["high"]}
     masked = level == "token" and (one["level"], one["action"]) == ("geometric", "reject")
-    if len(parts) == 2 and parts[0] == {"level": "token", **OPEN, **PLAIN} and masked:
+    if len(weights) == 2 and weights[0] == parts.weight("token", "clamp") and masked:
         return {TYPE: "seq-mask-tis", **bounds}
-    if len(parts) == 1 and one["level"] == level and one["action"] in ("clamp", "mask"):
+    if len(weights) == 1 and one["level"] == level and one["action"] in ("clamp", "mask"):
         whole = one["action"] == "clamp" and one["low"] is None and one["high"] is None
         return {TYPE: None} if whole else {TYPE: {"clamp": "tis", "mask": "icepop"}[one["action"]], **bounds}
     raise Inexpressible(f"with the ratio of a {level} NeMo-RL's weights are those of a {level}, clamped or masked")

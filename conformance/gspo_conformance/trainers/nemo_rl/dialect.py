@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, asides, given_keys
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, asides, completed
 from .correction import read_correction, write_correction
 from .findings import findings_of
 
@@ -69,15 +70,15 @@ class NemoRl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys of the loss without their prefix are accepted too."""
-        given = given_keys(settings, DEFAULTS, LOSS)
-        every = _derived(DEFAULTS | given)
+        given, every = completed(settings, DEFAULTS, LOSS)
+        every = _derived(every)
         own = {key.removeprefix(LOSS): value for key, value in every.items()}
         mode = "token_mean" if own["token_level_loss"] else "sequence_mean_token_mean"
         objective = {
             **PAPER,
             "ratio": "sequence" if own["sequence_level_importance_ratios"] else "token",
             "surrogate": _surrogate(own),
-            "aggregation": {"mode": mode, "count": "all", "constant": 1.0},
+            "aggregation": parts.aggregation(mode),
             "penalty": _penalty(own),
             "correction": read_correction(own),
         }
@@ -124,21 +125,20 @@ def _surrogate(own: Mapping[str, Any]) -> dict[str, Any]:
     if own["disable_ppo_ratio"]:
         return {"kind": "reinforce", "gate": None}
     if own["use_cispo"]:
-        return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
-    return {"kind": "clip", "low": low, "high": high, "dual": own["ratio_clip_c"]}
+        return parts.cispo(low, high)
+    return parts.clip(low, high, own["ratio_clip_c"])
 
 
 def _penalty(own: Mapping[str, Any]) -> dict[str, Any] | None:
     if own["use_kl_in_reward"] or not own["reference_policy_kl_penalty"]:
         return None
-    return {
-        "estimator": own["reference_policy_kl_type"],
-        "coefficient": own["reference_policy_kl_penalty"],
-        "importance": "token" if own["use_on_policy_kl_approximation"] else None,
-        "aggregation": None,
-        "log_ratio_clamp": own["kl_input_clamp_value"],
-        "value_clamp": own["kl_output_clamp_value"],
-    }
+    return parts.kl_term(
+        own["reference_policy_kl_type"],
+        own["reference_policy_kl_penalty"],
+        importance="token" if own["use_on_policy_kl_approximation"] else None,
+        log_ratio_clamp=own["kl_input_clamp_value"],
+        value_clamp=own["kl_output_clamp_value"],
+    )
 
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -176,8 +176,8 @@ def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "clip" and (ratio == "token" or (ratio == "sequence" and not per_token)):
         return keys | _bounds(surrogate) | {"ratio_clip_c": surrogate["dual"]}
     if kind == "cispo" and ratio == "token" and per_token:
-        low = 1.0 if surrogate["low"] is None else surrogate["low"]
-        return keys | _bounds({"low": low, "high": surrogate["high"]}) | {"use_cispo": True}
+        bounds = {"low": parts.cispo_low(surrogate), "high": surrogate["high"]}
+        return keys | _bounds(bounds) | {"use_cispo": True}
     if kind == "reinforce" and ratio == "token" and surrogate["gate"] is None:
         return keys | {"disable_ppo_ratio": True}
     mode = objective["aggregation"]["mode"]

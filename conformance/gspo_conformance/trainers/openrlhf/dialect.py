@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, clamped
+from .. import parts
+from ..dialect import (
+    PAPER,
+    Finding,
+    Inexpressible,
+    Reading,
+    asides,
+    clamped,
+    completed,
+    entropy_bonus,
+    kl_in_reward,
+)
 
 ACTOR, KL, ADVANTAGE = "actor.", "algo.kl.", "algo.advantage."
 REWARDS = "reward.clip_range"
@@ -61,6 +72,7 @@ CORRECTION = ("level", "mode", "gating", "threshold")
 CORRECTIONS = ("enable_vllm_is_correction", ADVANTAGE + "is_correction_enable")
 # Level and mode of the former names of corrections; `tis` was the default.
 TYPE = ADVANTAGE + "is_correction_type"
+K3 = "use_kl_estimator_k3"
 TYPES = {"tis": ("token", "clip"), "icepop": ("token", "mask"), "seq-mask-tis": ("seq", "mask")}
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -90,24 +102,16 @@ class OpenRlhf:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these arguments optimise."""
-        named = {FORMER.get(key, key): value for key, value in settings.items()}
-        given = {key: value for key, value in named.items() if key in DEFAULTS}
-        former = [key for key in settings if key in FORMER or (key in (*CORRECTIONS, TYPE) and settings[key])]
-        if any(key in CORRECTIONS for key in former):
-            level, mode = TYPES.get(str(settings.get(TYPE)), TYPES["tis"])
-            given = {ADVANTAGE + "is_correction_level": level, ADVANTAGE + "is_correction_mode": mode} | given
-        if settings.get("use_kl_estimator_k3"):
-            former.append("use_kl_estimator_k3")
-            given.setdefault(KL + "estimator", "k3")
-        every = DEFAULTS | given
+        former = _former(settings)
+        given, every = completed(_renamed(settings, former), DEFAULTS)
         gspo = every[ACTOR + "policy_loss_type"] == "gspo"
         mode = "seq-mean-token-mean" if gspo else every[ACTOR + "loss_agg_mode"]
         low, high = every[ACTOR + "eps_clip_low_high"] or (every[ACTOR + "eps_clip"],) * 2
         objective = {
             **PAPER,
             "ratio": "sequence" if gspo else "token",
-            "surrogate": {"kind": "clip", "low": low, "high": high, "dual": every[ACTOR + "dual_clip"]},
-            "aggregation": {"mode": AGGREGATIONS[mode], "count": "all", "constant": 1.0},
+            "surrogate": parts.clip(low, high, every[ACTOR + "dual_clip"]),
+            "aggregation": parts.aggregation(AGGREGATIONS[mode]),
             "penalty": _penalty(every),
             "correction": [] if gspo else _correction(every),
             "log_ratio_cap": None if gspo else 20.0,
@@ -124,7 +128,7 @@ class OpenRlhf:
             settings=every,
             given=frozenset(given),
             findings=(
-                *_former(former),
+                *_former_flags(former),
                 *_findings(every, gspo),
                 *_bounds(every, estimator, given),
                 *asides(every, BESIDE),
@@ -163,14 +167,13 @@ def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     if not every[KL + "use_loss"] or not every[KL + "init_coef"]:
         return None
     clamp = 10.0 if every[KL + "estimator"] == "k3" else None
-    return {
-        "estimator": every[KL + "estimator"],
-        "coefficient": every[KL + "init_coef"],
-        "importance": None,
-        "aggregation": {"mode": "token_mean", "count": "all", "constant": 1.0},
-        "log_ratio_clamp": clamp,
-        "value_clamp": 10.0,
-    }
+    return parts.kl_term(
+        every[KL + "estimator"],
+        every[KL + "init_coef"],
+        aggregation=parts.aggregation("token_mean"),
+        log_ratio_clamp=clamp,
+        value_clamp=10.0,
+    )
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -178,14 +181,12 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     level, mode, gating, bounds = (every[f"{ADVANTAGE}is_correction_{name}"] for name in CORRECTION)
     if level == "off":
         return []
-    plain = {"numerator": "old", "negative_only": False}
-    unbounded = {"level": "token", "action": "clamp", "low": None, "high": None, **plain}
     if gating != "ratio":
-        return [unbounded]
+        return [parts.weight("token", "clamp")]
     low, high = (None, *bounds)[-2:] if isinstance(bounds, (list, tuple)) else (None, bounds)
     if level == "seq":
-        return [unbounded, {"level": "geometric", "action": "reject", "low": low, "high": high, **plain}]
-    return [{"level": "token", "action": {"clip": "clamp"}.get(mode, mode), "low": low, "high": high, **plain}]
+        return [parts.weight("token", "clamp"), parts.weight("geometric", "reject", low, high)]
+    return [parts.weight("token", "clamp" if mode == "clip" else mode, low, high)]
 
 
 def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -199,50 +200,59 @@ def _updates(every: Mapping[str, Any]) -> int:
     return max(1, responses // int(every["train.batch_size"])) * int(every["train.max_epochs"])
 
 
-def _former(keys: list[str]) -> list[Finding]:
+def _former(settings: Mapping[str, Any]) -> list[str]:
+    """The flags of earlier versions among the settings."""
+    switches = [key for key in (*CORRECTIONS, TYPE) if settings.get(key)]
+    return [*(key for key in settings if key in FORMER or key in switches), *[K3] * bool(settings.get(K3))]
+
+
+def _renamed(settings: Mapping[str, Any], former: Container[str]) -> dict[str, Any]:
+    """The settings as this version spells them; what a former switch implies gives way to what is said."""
+    named = {FORMER.get(key, key): value for key, value in settings.items()}
+    if any(key in former for key in CORRECTIONS):
+        level, mode = TYPES.get(str(settings.get(TYPE)), TYPES["tis"])
+        named = {ADVANTAGE + "is_correction_level": level, ADVANTAGE + "is_correction_mode": mode} | named
+    return {KL + "estimator": "k3"} | named if K3 in former else named
+
+
+def _former_flags(keys: list[str]) -> list[Finding]:
     if not keys:
         return []
     named = {**FORMER, **dict.fromkeys(CORRECTIONS, ADVANTAGE + "is_correction_level token")}
-    named[TYPE] = ADVANTAGE + "is_correction_mode"
-    named["use_kl_estimator_k3"] = KL + "estimator k3"
+    named |= {TYPE: ADVANTAGE + "is_correction_mode", K3: KL + "estimator k3"}
     told = f"flags of earlier versions are read as those that took their place: --{keys[0]} as --{named[keys[0]]}"
     cost = f"this version refuses them: {', '.join(f'--{key}' for key in keys)}"
     return [Finding("former-flags", "note", keys[0], told, consequence=cost)]
 
 
-def _findings(every: Mapping[str, Any], gspo: bool) -> list[Finding]:
-    found = []
+def _findings(every: Mapping[str, Any], gspo: bool) -> Iterator[Finding]:
     level, coefficient = every[ADVANTAGE + "is_correction_level"], every[KL + "init_coef"]
     if gspo and level != "off":
         told = "the ratio is taken to the sampler's policy, and mode, gating and threshold of the correction have no effect"
         key = ADVANTAGE + "is_correction_level"
-        found.append(Finding("correction-ignored", "error", key, told, "GSPO-DATA-5", fix=f"--{key} off"))
+        yield Finding("correction-ignored", "error", key, told, "GSPO-DATA-5", fix=f"--{key} off")
     gating = every[ADVANTAGE + "is_correction_gating"]
     if not gspo and level != "off" and gating != "ratio":
         told = f"what differs too much from the sampler by {gating} is dropped from the loss"
-        found.append(Finding("filter", "note", ADVANTAGE + "is_correction_gating", told, "GSPO-CORR-2"))
+        yield Finding("filter", "note", ADVANTAGE + "is_correction_gating", told, "GSPO-CORR-2")
     if coefficient and every[KL + "use_loss"] and every[KL + "unbiased_gradient"]:
         told = f"the KL term has the value of {every[KL + 'estimator']} and the gradient of the KL itself, weighted by the ratio"
-        found.append(Finding("kl-gradient", "note", KL + "unbiased_gradient", told, "GSPO-KL-5"))
+        yield Finding("kl-gradient", "note", KL + "unbiased_gradient", told, "GSPO-KL-5")
     if coefficient and not every[KL + "use_loss"]:
-        told = f"a KL term of {coefficient:g} enters the rewards, token by token, and with it the advantages"
-        key = KL + "init_coef"
-        found.append(Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"--{key} 0"))
+        yield kl_in_reward(KL + "init_coef", coefficient, f"--{KL}init_coef 0")
     if every[ACTOR + "entropy_coef"]:
         key = ACTOR + "entropy_coef"
-        told = f"an entropy bonus with the coefficient {every[key]:g} where the paper has none"
-        found.append(Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix=f"--{key} 0"))
+        yield entropy_bonus(key, every[key], f"--{key} 0", " where the paper has none", "GSPO-SURR-1")
     if every[ADVANTAGE + "no_std_norm"] and every[ADVANTAGE + "estimator"] in WHITENED:
         told = "advantages are lessened by the mean over all tokens of the batch, and not divided"
-        found.append(Finding("centred-only", "note", ADVANTAGE + "no_std_norm", told, "GSPO-ADV-10"))
+        yield Finding("centred-only", "note", ADVANTAGE + "no_std_norm", told, "GSPO-ADV-10")
     if every[ADVANTAGE + "estimator"] in ALIASES:
         key = ADVANTAGE + "estimator"
         told = f"OpenRLHF has no estimator {every[key]}: {ALIASES[every[key]]} is what it calls this"
-        found.append(Finding("refused", "error", key, told, "GSPO-ADV-1", fix=f"--{key} {ALIASES[every[key]]}"))
+        yield Finding("refused", "error", key, told, "GSPO-ADV-1", fix=f"--{key} {ALIASES[every[key]]}")
     if every[ADVANTAGE + "estimator"] == "group_norm":
         told = "equal rewards of a group leave the rounding of their mean, divided by 1e-9: eight rewards of 0.1 give |A| = 0.83 in float32"
-        found.append(Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-3"))
-    return found
+        yield Finding("tiny-eps", "note", ADVANTAGE + "estimator", told, "GSPO-ADV-3")
 
 
 def _bounds(every: Mapping[str, Any], estimator: str, given: Container[str]) -> list[Finding]:

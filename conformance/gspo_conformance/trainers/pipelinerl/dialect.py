@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, asides
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, asides, completed
 from .findings import findings_of
 
 TUNE, RL = "finetune.", "finetune.rl."
@@ -58,14 +59,14 @@ class PipelineRl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys of `conf/finetune` are read without their section too."""
-        given = _given(settings)
-        every = _derived(DEFAULTS | _file(settings) | given)
+        given, every = completed(settings, DEFAULTS | _file(settings), TUNE, RL)
+        every = _derived(every)
         loss = every[RL + "policy_loss"]
         objective = {
             **PAPER,
             "ratio": "sequence" if loss == "gspo" else "token",
             "surrogate": _surrogate(every),
-            "aggregation": {"mode": SUM, "count": "all", "constant": 1.0},
+            "aggregation": parts.aggregation(SUM),
             "penalty": None if loss == "gspo" else _penalty(every),
         }
         return Reading(
@@ -102,16 +103,6 @@ class PipelineRl:
         return {RL + "policy_loss": "gspo", **_bounds(clip)}
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that are read, under their whole names."""
-    found = {}
-    for key, value in settings.items():
-        whole = next((one for one in (key, TUNE + key, RL + key) if one in DEFAULTS), None)
-        if whole:
-            found[whole] = value
-    return found
-
-
 def _file(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the chosen file of `conf/finetune` sets, from `finetune=NAME` or the list of defaults."""
     listed = settings.get("defaults") or []
@@ -131,21 +122,14 @@ def _derived(every: Mapping[str, Any]) -> dict[str, Any]:
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     high = every[RL + "epsilon_high"]
     if every[RL + "policy_loss"] == "reinforce":
-        return {"kind": "cispo", "low": None, "high": high}
-    return {"kind": "clip", "low": every[RL + "epsilon_low"], "high": high, "dual": None}
+        return parts.cispo(None, high)
+    return parts.clip(every[RL + "epsilon_low"], high)
 
 
 def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     if not every[RL + "kl_coef"]:
         return None
-    return {
-        "estimator": "k3",
-        "coefficient": every[RL + "kl_coef"],
-        "importance": None,
-        "aggregation": None,
-        "log_ratio_clamp": every[RL + "clamp_log_ratio_ref_new_value"],
-        "value_clamp": None,
-    }
+    return parts.kl_term("k3", every[RL + "kl_coef"], log_ratio_clamp=every[RL + "clamp_log_ratio_ref_new_value"])
 
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -178,8 +162,7 @@ def _written_penalty(penalty: Mapping[str, Any] | None, loss: str) -> dict[str, 
         return {"kl_coef": 0.0, "final_kl_coef": 0.0}
     if loss == "gspo":
         raise Inexpressible("PipelineRL's gspo has no KL term: kl_coef is ignored")
-    plain = penalty["estimator"] == "k3" and not penalty["importance"] and not penalty["aggregation"]
-    if not plain or penalty["value_clamp"] is not None or penalty["log_ratio_clamp"] is None:
+    if not parts.plain_k3(penalty, "log_ratio_clamp") or penalty["log_ratio_clamp"] is None:
         raise Inexpressible("PipelineRL's KL term is k3 of a clamped log-ratio, aggregated as the loss")
     coefficient = penalty["coefficient"]
     clamp = {"clamp_log_ratio_ref_new_value": penalty["log_ratio_clamp"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..dialect import Finding
+from ..dialect import Finding, lone
 
 TUNE, RL = "finetune.", "finetune.rl."
 
@@ -25,8 +25,7 @@ def findings_of(every: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("loss-scale", "warning", key, told, "GSPO-AGG-1", cost, f"{key}=false")
     if own[TUNE + "attempts"] == 1 and "value-head" not in str(own[TUNE + "model_class"]):
         key = TUNE + "attempts"
-        told = "one response per prompt: its own reward is its baseline, and every advantage is 0"
-        yield Finding("group-size", "error", key, told, "GSPO-ADV-4", "nothing is learnt", f"{key}=8")
+        yield lone(key, "nothing is learnt", f"{key}=8", "its own reward is its baseline, and every advantage is 0")
 
 
 def _ignored_by_gspo(own: Mapping[str, Any]) -> Iterator[Finding]:

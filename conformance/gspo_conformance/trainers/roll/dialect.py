@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, completed
 from . import agentic, variants
 from .findings import findings
 
@@ -98,8 +99,7 @@ class Roll:
         """What these keys optimise in this version; `given` holds the keys that this version reads."""
         agents, own = version == HEAD and agentic.is_agentic(settings), variants.is_variant(settings)
         defaults = SHARED | OWN[version] | (agentic.DEFAULTS if agents else {}) | (variants.DEFAULTS if own else {})
-        given = {key: value for key, value in settings.items() if key in defaults}
-        every = defaults | given
+        given, every = completed(settings, defaults)
         if every["importance_sampling"] not in RATIOS or every["loss_agg_mode"] not in AGGREGATIONS:
             told = f"importance_sampling {every['importance_sampling']!r} with loss_agg_mode {every['loss_agg_mode']!r}"
             raise Inexpressible(f"{told} is not accepted by ROLL")
@@ -150,23 +150,22 @@ class Roll:
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     clip, ranged = every["pg_clip"], every.get("use_pg_clip_range")
     low, high = (every["pg_clip_low"], every["pg_clip_high"]) if ranged else (clip, clip)
-    return {"kind": "clip", "low": low, "high": high, "dual": 1 + 2 * clip if every["dual_clip_loss"] else None}
+    return parts.clip(low, high, 1 + 2 * clip if every["dual_clip_loss"] else None)
 
 
 def _aggregation(every: Mapping[str, Any]) -> dict[str, Any]:
     """Every mode divides by the responses that have a counted token; the last one by the padded width instead."""
     mode = AGGREGATIONS[every["loss_agg_mode"]]
     if mode != "token_sum":
-        return {"mode": mode, "count": "all" if mode == "token_mean" else "non_empty", "constant": 1.0}
+        return parts.aggregation(mode, count="all" if mode == "token_mean" else "non_empty")
     width = every["sequence_length"] or every["prompt_length"] + (every["response_length"] or 0)
-    return {"mode": mode, "count": "all", "constant": float(width - 1)}
+    return parts.aggregation(mode, float(width - 1))
 
 
 def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (every["use_kl_loss"] and every["kl_loss_coef"]):
         return None
-    plain = {"importance": None, "aggregation": None, "log_ratio_clamp": None, "value_clamp": 10.0}
-    return {"estimator": "k3", "coefficient": every["kl_loss_coef"], **plain}
+    return parts.kl_term("k3", every["kl_loss_coef"], value_clamp=10.0)
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -175,8 +174,7 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     level, high = every[f"{WEIGHT}weight_type"], every[f"{WEIGHT}upper_bound"]
     if level not in LEVELS:
         raise Inexpressible(f"a correction weight per {level} is not an objective of this family")
-    plain = {"low": None, "numerator": "old", "negative_only": False}
-    return [{"level": level, "action": "clamp", "high": high, **plain}]
+    return [parts.weight(level, "clamp", high=high)]
 
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -263,8 +261,7 @@ def written_aggregation(aggregation: Mapping[str, Any]) -> str:
 def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
     if penalty is None:
         return {"use_kl_loss": False}
-    plain = penalty["aggregation"] is None and penalty["importance"] is None and penalty["log_ratio_clamp"] is None
-    if penalty["estimator"] != "k3" or not plain or penalty["value_clamp"] not in (None, 10.0):
+    if not parts.plain_k3(penalty, "value_clamp") or penalty["value_clamp"] not in (None, 10.0):
         raise Inexpressible("ROLL's KL term is k3 with its value clamped to 10")
     return {"use_kl_loss": True, "kl_loss_coef": penalty["coefficient"]}
 

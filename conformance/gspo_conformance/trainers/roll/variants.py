@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .. import parts
 from ..dialect import Finding, Inexpressible
 
 ACTOR = "actor_train."
@@ -42,10 +43,10 @@ def surrogate(every: Mapping[str, Any], clip: Mapping[str, Any]) -> Mapping[str,
 
 
 def _weight(variant: str, low: float, high: float) -> dict[str, Any]:
-    """A weight held between 1 - low, 0 being no bound, and 1 + high."""
+    """A weight held between bounds, which have 1 between them."""
     if low < 0 or high < 0:
         raise Inexpressible(f"the bounds of the pg_variant {variant} leave out a weight of 1")
-    return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
+    return parts.cispo(low, high)
 
 
 def findings(settings: Mapping[str, Any], agents: bool) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .. import parts
 from ..dialect import Inexpressible
 
 CORRECTION = "off_policy_correction."
@@ -24,7 +25,6 @@ DEFAULTS: dict[str, Any] = {
     "token_mask_is_threshold_high": None,
 }
 METRICS = {"geometric": ("geometric", "geo_mask"), "product": ("sequence", "product_mask")}
-PLAIN = {"numerator": "old", "negative_only": False}
 
 
 def read_correction(own: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def read_correction(own: Mapping[str, Any]) -> list[dict[str, Any]]:
     high = _bound(keys[f"{level}_tis_ratio_clip_high"])
     if len(found) == 1 and (found[0]["level"], found[0]["high"]) == (level, high):
         return [found[0] | {"action": "mask"}]
-    return [{"level": level, "action": "clamp", "low": None, "high": high, **PLAIN}, *found]
+    return [parts.weight(level, "clamp", high=high), *found]
 
 
 def _token_mask(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def _sequence_mask(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _reject(level: str, low: float, high: float) -> dict[str, Any]:
-    return {"level": level, "action": "reject", "low": low or None, "high": _bound(high), **PLAIN}
+    return parts.weight(level, "reject", low or None, _bound(high))
 
 
 def _bound(value: float) -> float | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, given_keys
+from .. import parts
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, completed, entropy_bonus
 from .correction import CORRECTION, read_correction, write_correction
 from .correction import DEFAULTS as CORRECTIONS
 
@@ -56,7 +57,6 @@ REDUCTIONS = {
 LEGACY = "token_mean_legacy"
 CAPS = {"regular": 20.0, "dual_clip": 20.0, "sapo": 20.0, "cispo": 20.0, "gspo": 10.0}
 ESTIMATORS = ("k1", "k2", "k3", "abs")
-CLAMPS = {"log_ratio_clamp": 20.0, "value_clamp": 10.0}
 ROWS = {"mode": "sequence_mean_token_mean", "count": "all", "constant": 1.0}
 
 
@@ -80,8 +80,7 @@ class SkyRl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys without the prefix of the algorithm are accepted too."""
-        given = given_keys(settings, DEFAULTS, ALGORITHM)
-        every = DEFAULTS | given
+        given, every = completed(settings, DEFAULTS, ALGORITHM)
         own = {key.removeprefix(ALGORITHM): value for key, value in every.items()}
         if own["use_tis"] and own["tis_imp_ratio_cap"] > 0:
             cap = own["tis_imp_ratio_cap"]
@@ -131,18 +130,16 @@ def _surrogate(own: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[dict[s
     if kind in ("regular", "dual_clip", "gspo"):
         dual = own["clip_ratio_c"] if kind == "dual_clip" else None
         ratio = "gspo_token" if kind == "gspo" else "token"
-        return ratio, {"kind": "clip", "low": low, "high": high, "dual": dual}, []
+        return ratio, parts.clip(low, high, dual), []
     if kind == "sapo":
         return "token", {"kind": "sapo", "tau_pos": own["sapo.tau_pos"], "tau_neg": own["sapo.tau_neg"]}, []
     if kind == "cispo" and own["cispo.cispo_anchor"] == "old":
-        low = own["cispo.cispo_eps_clip_low"]
-        bounds = {"low": low if low < 1 else None, "high": own["cispo.cispo_eps_clip_high"]}
-        return "token", {"kind": "cispo", **bounds}, []
+        return "token", parts.cispo(own["cispo.cispo_eps_clip_low"], own["cispo.cispo_eps_clip_high"]), []
     if kind == "importance_sampling":
         return "token", {"kind": "unclipped"}, []
     if kind == "rollout_is":
-        weight = {"level": "token", "action": "mask", "low": max(0.0, 1 - low), "high": 1 + high}
-        return "token", {"kind": "reinforce", "gate": None}, [weight | {"numerator": "current", "negative_only": False}]
+        weight = parts.weight("token", "mask", max(0.0, 1 - low), 1 + high, numerator="current")
+        return "token", {"kind": "reinforce", "gate": None}, [weight]
     raise Inexpressible(f"policy_loss_type {kind!r} is not an objective of this family")
 
 
@@ -151,21 +148,16 @@ def _aggregation(own: Mapping[str, Any]) -> dict[str, Any]:
     if name not in REDUCTIONS:
         raise Inexpressible(f"loss_reduction {name!r} is not accepted by SkyRL")
     constant = float(own["max_seq_len"] or 1) if name == "seq_mean_token_sum_norm" else 1.0
-    return {"mode": REDUCTIONS[name], "count": "all", "constant": constant}
+    return parts.aggregation(REDUCTIONS[name], constant)
 
 
 def _penalty(own: Mapping[str, Any]) -> dict[str, Any] | None:
     """The KL term is the mean over responses of the mean over tokens, whatever `loss_reduction` says."""
     if not own["use_kl_loss"] or not own["kl_loss_coef"]:
         return None
-    same = own["loss_reduction"] == "sequence_mean"
-    return {
-        "estimator": own["kl_estimator_type"],
-        "coefficient": own["kl_loss_coef"],
-        "importance": None,
-        "aggregation": None if same else dict(ROWS),
-        **(CLAMPS if own["kl_estimator_type"] == "k3" else dict.fromkeys(CLAMPS)),
-    }
+    estimator = own["kl_estimator_type"]
+    rows = None if own["loss_reduction"] == "sequence_mean" else dict(ROWS)
+    return parts.kl_term(estimator, own["kl_loss_coef"], aggregation=rows, **parts.clamps(estimator))
 
 
 def _advantages(own: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -197,9 +189,8 @@ def _findings(own: Mapping[str, Any]) -> list[Finding]:
         key = "generator.step_wise_trajectories"
         found.append(Finding("step-wise", "warning", key, told, "GSPO-DATA-4", fix=f"{key}=false"))
     if own["use_entropy_loss"] and own["entropy_loss_coef"]:
-        told = f"an entropy bonus with the coefficient {own['entropy_loss_coef']:g}, always a mean over tokens"
-        key = ALGORITHM + "use_entropy_loss"
-        found.append(Finding("entropy-bonus", "warning", key, told, "GSPO-AGG-1", fix=f"{key}=false"))
+        key, coefficient = ALGORITHM + "use_entropy_loss", own["entropy_loss_coef"]
+        found.append(entropy_bonus(key, coefficient, f"{key}=false", ", always a mean over tokens"))
     if own["use_kl_in_reward"] and own["kl_loss_coef"]:
         told = f"a KL penalty of {own['kl_loss_coef']:g} is taken from the reward of every token"
         key = ALGORITHM + "use_kl_in_reward"
@@ -235,9 +226,8 @@ def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:
     elif kind == "sapo" and ratio == "token":
         keys = {"policy_loss_type": "sapo", "sapo.tau_pos": surrogate["tau_pos"], "sapo.tau_neg": surrogate["tau_neg"]}
     elif kind == "cispo" and ratio == "token":
-        low = 1.0 if surrogate["low"] is None else surrogate["low"]
-        own = {"cispo.cispo_eps_clip_low": low, "cispo.cispo_eps_clip_high": surrogate["high"]}
-        keys = {"policy_loss_type": "cispo", **own}
+        low, high = parts.cispo_low(surrogate), surrogate["high"]
+        keys = {"policy_loss_type": "cispo", "cispo.cispo_eps_clip_low": low, "cispo.cispo_eps_clip_high": high}
     elif kind == "unclipped" and ratio == "token" and not objective["correction"]:
         keys = {"policy_loss_type": "importance_sampling"}
     elif kind == "reinforce" and surrogate["gate"] is None and ratio == "token":
@@ -280,8 +270,8 @@ def _written_penalty(objective: Mapping[str, Any]) -> dict[str, Any]:
     penalty = objective["penalty"]
     if penalty is None or not penalty["coefficient"]:
         return {"use_kl_loss": False}
-    clamps = CLAMPS if penalty["estimator"] == "k3" else dict.fromkeys(CLAMPS)
-    fixed = all(penalty[name] in (None, bound) for name, bound in clamps.items())
+    bounds = parts.clamps(penalty["estimator"])
+    fixed = all(penalty[name] in (None, bounds.get(name)) for name in parts.CLAMPS)
     if penalty["estimator"] not in ESTIMATORS or penalty["importance"] or not fixed:
         raise Inexpressible(
             "SkyRL's KL term is k1, k2, k3 or abs, with no importance weight and no clamps of its own choice"

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides
+from .. import parts
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, completed, entropy_bonus, lone
 
 DEFAULTS: dict[str, Any] = {
     "advantage_estimator": "grpo",
@@ -83,15 +84,14 @@ class Slime:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these arguments optimise."""
-        given = {key: value for key, value in settings.items() if key in self.defaults}
-        every = self.defaults | given
+        given, every = completed(settings, self.defaults)
         estimator = str(every["advantage_estimator"])
         mode = "token_mean" if every["calculate_per_token_loss"] else "sequence_mean_token_mean"
         objective = {
             **PAPER,
             "ratio": "sequence" if estimator == "gspo" else "token",
             "surrogate": _surrogate(every),
-            "aggregation": {"mode": mode, "count": "all", "constant": 1.0},
+            "aggregation": parts.aggregation(mode),
             "penalty": self._penalty(every),
             "correction": self._correction(every),
             "log_ratio_cap": self.cap,
@@ -129,11 +129,8 @@ class Slime:
         """What only these arguments can do."""
         grouped = every["advantage_estimator"] in self.grouped
         if grouped and int(every["n_samples_per_prompt"]) == 1 and not every["disable_rewards_normalization"]:
-            told = "one response per prompt: its own reward is its baseline, and every advantage is 0"
-            key = "n_samples_per_prompt"
-            yield Finding(
-                "group-size", "error", key, told, "GSPO-ADV-4", "nothing is learnt", "--n-samples-per-prompt 8"
-            )
+            why = "its own reward is its baseline, and every advantage is 0"
+            yield lone("n_samples_per_prompt", "nothing is learnt", "--n-samples-per-prompt 8", why)
         if every["kl_coef"] and grouped:
             told = f"kl_coef = {every['kl_coef']:g} has no effect: advantages of {every['advantage_estimator']} are made of the rewards alone"
             yield Finding("kl-ignored", "error", "kl_coef", told, "GSPO-REWARD-4", fix="no --kl-coef")
@@ -156,8 +153,7 @@ class Slime:
                 "old-policy", "note", "use_rollout_logprobs", told, "GSPO-DATA-5", fix="no --use-rollout-logprobs"
             )
         if every["entropy_coef"]:
-            told = f"an entropy bonus with the coefficient {every['entropy_coef']:g}"
-            yield Finding("entropy-bonus", "warning", "entropy_coef", told, "GSPO-AGG-1", fix="--entropy-coef 0")
+            yield entropy_bonus("entropy_coef", every["entropy_coef"], "--entropy-coef 0")
         for key in CUSTOM:
             if every.get(key) and every[key] != self.icepop and (key != CUSTOM[-1] or every["use_tis"]):
                 told = f"{every[key]} takes the place of {self.title}'s own code, and is not read here"
@@ -167,14 +163,13 @@ class Slime:
         if not every["use_kl_loss"] or not every["kl_loss_coef"]:
             return None
         estimator, clamp, value = self.kinds[every["kl_loss_type"]]
-        return {
-            "estimator": estimator,
-            "coefficient": every["kl_loss_coef"],
-            "importance": "token" if every["use_unbiased_kl"] else None,
-            "aggregation": None,
-            "log_ratio_clamp": clamp,
-            "value_clamp": value,
-        }
+        return parts.kl_term(
+            estimator,
+            every["kl_loss_coef"],
+            importance="token" if every["use_unbiased_kl"] else None,
+            log_ratio_clamp=clamp,
+            value_clamp=value,
+        )
 
     def _correction(self, every: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not every["use_tis"]:
@@ -183,7 +178,7 @@ class Slime:
         if action is None:  # code of somebody's own, which is told
             return []
         high = None if math.isinf(every["tis_clip"]) else every["tis_clip"]
-        return [{**PLAIN, "action": action, "low": every["tis_clip_low"] or None, "high": high}]
+        return [parts.weight("token", action, every["tis_clip_low"] or None, high)]
 
     def _advantages(self, every: Mapping[str, Any]) -> dict[str, Any] | None:
         estimator = every["advantage_estimator"]
@@ -202,8 +197,8 @@ class Slime:
             bounds = {"eps_clip": surrogate["low"], "eps_clip_high": surrogate["high"]}
             return {"advantage_estimator": estimator, **bounds, "eps_clip_c": surrogate["dual"]}
         if kind == "cispo" and ratio == "token" and "cispo" in self.grouped:
-            low = 1.0 if surrogate["low"] is None else surrogate["low"]
-            return {"advantage_estimator": "cispo", "eps_clip": low, "eps_clip_high": surrogate["high"]}
+            low, high = parts.cispo_low(surrogate), surrogate["high"]
+            return {"advantage_estimator": "cispo", "eps_clip": low, "eps_clip_high": high}
         raise Inexpressible(f"no advantage_estimator of {self.title} has the surrogate {kind} on the {ratio} ratio")
 
     def _written_aggregation(self, aggregation: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,11 +238,12 @@ class Slime:
 
 
 def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = every["eps_clip"], every["eps_clip_high"]
-    high = low if high is None else high
-    if every["advantage_estimator"] == "cispo":
-        return {"kind": "cispo", "low": low if low < 1 else None, "high": high}
-    return {"kind": "clip", "low": low, "high": high, "dual": every["eps_clip_c"]}
+    low, high = every["eps_clip"], parts.upper(every, "eps_clip", "eps_clip_high")
+    return (
+        parts.cispo(low, high)
+        if every["advantage_estimator"] == "cispo"
+        else parts.clip(low, high, every["eps_clip_c"])
+    )
 
 
 def _updates(every: Mapping[str, Any]) -> int | None:

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import (
-    PAPER,
-    Finding,
-    Inexpressible,
-    Reading,
-    check_dual,
-    cispo_cap,
-    cispo_range,
-    held_below,
-    held_clip,
-)
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, bound_inside
 from .findings import findings
 
 OVERRIDES = "objective_overrides."
@@ -112,6 +103,7 @@ class StateSetAgents:
             "log_ratio_cap": fields["ratio_clamp"],
         }
         advantages = ADVANTAGES.get(fields["advantage"])
+        bounds = (OVERRIDES + "is_cap", fields["is_cap"]), (OVERRIDES + "delta", fields["delta"])
         return Reading(
             trainer=self.name,
             version=version,
@@ -122,7 +114,10 @@ class StateSetAgents:
             updates_per_rollout=int(every["num_iterations"]),
             settings=every,
             given=frozenset(given),
-            findings=(*findings(every, fields, given), *_bounds(fields)),
+            findings=(
+                *findings(every, fields, given),
+                *bound_inside(objective["surrogate"]["kind"], *bounds, fields["clip_high"]),
+            ),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -170,17 +165,10 @@ def _fields(every: Mapping[str, Any]) -> dict[str, Any]:
 
 def _surrogate(fields: Mapping[str, Any]) -> dict[str, Any]:
     if fields["clip"] == "cispo":
-        return cispo_range(fields["is_cap"])
+        return parts.cispo_below(fields["is_cap"])
     if fields["clip"] == "none":
         return {"kind": "unclipped"}
-    return held_clip(fields["clip_low"], fields["clip_high"], fields["delta"])
-
-
-def _bounds(fields: Mapping[str, Any]) -> list[Finding]:
-    """What the bound of the weight, or the second bound of the ratio, does beyond its name."""
-    if fields["clip"] == "clipped":
-        return held_below(OVERRIDES + "delta", fields["clip_high"], fields["delta"])
-    return cispo_cap(str(fields["clip"]), OVERRIDES + "is_cap", fields["is_cap"])
+    return parts.held_clip(fields["clip_low"], fields["clip_high"], fields["delta"])
 
 
 def _aggregation(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +176,7 @@ def _aggregation(fields: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "seq_sum_const" and fields["max_completion_length"] is None:
         raise Inexpressible("StateSet Agents refuses seq_sum_const without a max_completion_length")
     constant = float(fields["max_completion_length"]) if kind == "seq_sum_const" else 1.0
-    return {"mode": AGGREGATIONS[kind], "count": "all", "constant": constant}
+    return parts.aggregation(AGGREGATIONS[kind], constant)
 
 
 def _penalty(fields: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -197,14 +185,13 @@ def _penalty(fields: Mapping[str, Any]) -> dict[str, Any] | None:
     weight = RATIOS[fields["ratio"]] if fields["kl_bias_correction"] else None
     if weight == "gspo_token":
         raise Inexpressible("a KL term weighted by the ratio of GSPO-token is not of this family")
-    plain = {"aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
-    return {"estimator": "k3", "coefficient": fields["kl_coef"], "importance": weight, **plain}
+    return parts.kl_term("k3", fields["kl_coef"], importance=weight)
 
 
 def _written_surrogate(surrogate: Mapping[str, Any]) -> dict[str, Any]:
     kind = surrogate["kind"]
     if kind == "clip":
-        check_dual(surrogate, "delta of StateSet Agents")
+        parts.check_dual(surrogate, "delta of StateSet Agents")
         return {"clip_low": surrogate["low"], "clip_high": surrogate["high"], "delta": surrogate["dual"]}
     if kind == "cispo" and surrogate["low"] is None:
         return {"clip": "cispo", "is_cap": surrogate["high"] + 1}
@@ -226,8 +213,8 @@ def _written_aggregation(aggregation: Mapping[str, Any]) -> dict[str, Any]:
 def _written_penalty(penalty: Mapping[str, Any] | None, ratio: str) -> dict[str, Any]:
     if penalty is None or not penalty["coefficient"]:
         return {"kl": "none"}
-    plain = penalty["aggregation"] is None and penalty["log_ratio_clamp"] is None and penalty["value_clamp"] is None
-    if penalty["estimator"] != "k3" or not plain or penalty["importance"] not in (None, ratio) or ratio == "gspo_token":
+    plain = parts.plain_k3(penalty, "importance") and penalty["importance"] in (None, ratio)
+    if not plain or ratio == "gspo_token":
         raise Inexpressible("the KL term of StateSet Agents is k3, plain or weighted by the ratio of its own level")
     weighted = penalty["importance"] is not None
     return {"kl": "k3_token", "kl_coef": penalty["coefficient"], "kl_bias_correction": weighted}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -41,8 +42,7 @@ class TextPolicy:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What a trainer with these functions optimises."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        given, every = completed(settings, DEFAULTS)
         every["loss_fn"] = str(every["loss_fn"]).rpartition(".")[2]
         objective = {**PAPER, **_loss(every)}
         known = str(every["advantage_fn"]).rpartition(".")[2] in MEAN_ONLY
@@ -108,14 +108,12 @@ def _surrogate(every: Mapping[str, Any]) -> dict[str, Any]:
     if every["loss_fn"] in VARIANTS or (every["loss_fn"] in GSPO and both is None):
         both = 0.2
     low, high = (every["clip_ratio_low"], every["clip_ratio_high"]) if both is None else (both, both)
-    return {"kind": "clip", "low": low, "high": high, "dual": None}
+    return parts.clip(low, high)
 
 
 def _over_tokens(every: Mapping[str, Any]) -> dict[str, Any]:
     constant = every["normalize_constant"] if every["loss_fn"] == "policy_loss" else None
-    if constant is None:
-        return {"mode": "token_mean", "count": "all", "constant": 1.0}
-    return {"mode": "token_sum", "count": "all", "constant": float(constant)}
+    return parts.aggregation("token_mean") if constant is None else parts.aggregation("token_sum", float(constant))
 
 
 DIALECT = TextPolicy()

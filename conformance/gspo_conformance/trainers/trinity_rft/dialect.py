@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, cispo_range
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading
 from .findings import between_synchronisations, findings, interval
 from .functions import ADVANTAGES, ALGORITHMS, CHANGES, KINDS, LOSSES, MODES, UNSET
 
@@ -69,7 +70,7 @@ class TrinityRft:
         objective = {
             **PAPER,
             **_loss(loss, arguments),
-            "aggregation": {"mode": own, "count": "all", "constant": 1.0},
+            "aggregation": parts.aggregation(own),
             "penalty": _penalty(every, None if mode == own else mode),
         }
         estimator = every["algorithm.advantage_fn"]
@@ -148,26 +149,18 @@ def bounds(arguments: Mapping[str, Any]) -> tuple[float, float]:
 def _loss(loss: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Ratio, surrogate and cap of a policy loss."""
     if loss in ("gspo", "ppo"):
-        low, high = bounds(arguments)
         dual = arguments.get("clip_ratio_c")
-        clip = {"kind": "clip", "low": low, "high": high, "dual": None if dual is None or dual >= NO_DUAL else dual}
-        sequence = loss == "gspo"
-        return {
-            "ratio": "gspo_token" if sequence else "token",
-            "surrogate": clip,
-            "log_ratio_cap": None if sequence else 20.0,
-        }
+        clip = parts.clip(*bounds(arguments), None if dual is None or dual >= NO_DUAL else dual)
+        cap = {"log_ratio_cap": 20.0} if loss == "ppo" else {}
+        return {"ratio": "token" if loss == "ppo" else "gspo_token", "surrogate": clip, **cap}
     if loss == "cispo":
-        low = arguments["clip_range_low"]
-        if low is None or arguments["clip_range_high"] is None:
+        low, high = arguments["clip_range_low"], arguments["clip_range_high"]
+        if low is None or high is None:
             raise Inexpressible("cispo of Trinity-RFT takes numbers as its clip range, and stops without")
-        cut = cispo_range(1 + arguments["clip_range_high"]) | {"low": low if low < 1 else None}
-        return {"ratio": "token", "surrogate": cut}
+        return {"ratio": "token", "surrogate": parts.cispo(low, max(high, 0.0))}
     if loss == "sapo":
-        return {
-            "ratio": "token",
-            "surrogate": {"kind": "sapo", **{key: arguments[key] for key in ("tau_pos", "tau_neg")}},
-        }
+        gate = {key: arguments[key] for key in ("tau_pos", "tau_neg")}
+        return {"ratio": "token", "surrogate": {"kind": "sapo", **gate}}
     if loss == "importance_sampling":
         return {"ratio": "token", "surrogate": {"kind": "unclipped"}, "log_ratio_cap": 20.0}
     return _weighted(loss, arguments)
@@ -193,14 +186,14 @@ def _penalty(every: Mapping[str, Any], mode: str | None) -> dict[str, Any] | Non
     if kind not in KINDS:
         raise Inexpressible(f"the kl_loss_fn {kind!r} of Trinity-RFT is not of this family")
     estimator, log_clamp, value_clamp = KINDS[kind]
-    return {
-        "estimator": estimator,
-        "coefficient": coefficient,
-        "importance": "token" if kind == "corrected_k3" else None,
-        "aggregation": None if mode is None else {"mode": mode, "count": "all", "constant": 1.0},
-        "log_ratio_clamp": log_clamp,
-        "value_clamp": value_clamp,
-    }
+    return parts.kl_term(
+        estimator,
+        coefficient,
+        importance="token" if kind == "corrected_k3" else None,
+        aggregation=None if mode is None else parts.aggregation(mode),
+        log_ratio_clamp=log_clamp,
+        value_clamp=value_clamp,
+    )
 
 
 def _advantages(estimator: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -235,7 +228,7 @@ def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if kind == "clip" and per_token:
         return "ppo", range_ | {"clip_ratio_c": surrogate["dual"] or NO_DUAL}
     if kind == "cispo" and per_token:
-        return "cispo", range_ | ({"clip_range_low": 1.0} if surrogate["low"] is None else {})
+        return "cispo", range_ | {"clip_range_low": parts.cispo_low(surrogate)}
     if kind == "sapo" and per_token and surrogate["tau_neg"] >= surrogate["tau_pos"]:
         return "sapo", {key: surrogate[key] for key in ("tau_pos", "tau_neg")}
     if kind == "unclipped" and per_token:

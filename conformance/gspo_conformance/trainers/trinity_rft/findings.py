@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..dialect import Finding, asides
+from ..dialect import Finding, asides, entropy_bonus
 from .functions import IN_TRAINER
 
 ARGUMENTS = "algorithm.policy_loss_fn_args."
@@ -123,14 +123,7 @@ def _rest(every: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Fi
         yield Finding("rank-penalty", "warning", key, told, "GSPO-ADV-1", fix=f"{key}: null")
     if every["algorithm.entropy_loss_fn_args.entropy_coef"]:
         key = "algorithm.entropy_loss_fn_args.entropy_coef"
-        yield Finding(
-            "entropy-bonus",
-            "warning",
-            key,
-            f"an entropy bonus with the coefficient {every[key]:g}",
-            "GSPO-AGG-1",
-            fix=f"{key}: 0",
-        )
+        yield entropy_bonus(key, every[key], f"{key}: 0")
     correction = next((key for key in every if key.startswith("algorithm.rollout_correction.rollout_")), None)
     if correction and every[correction]:
         told = (

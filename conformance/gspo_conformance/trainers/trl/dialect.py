@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..dialect import (
-    PAPER,
-    Finding,
-    Inexpressible,
-    Reading,
-    asides,
-    check_dual,
-    cispo_cap,
-    cispo_range,
-    held_below,
-    held_clip,
-    updates,
-)
+from .. import parts
+from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, bound_inside, completed, updates
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -62,7 +51,9 @@ CLIPPED = {
     "luspo": "sequence_mean_token_sum",
 }
 OTHERS = {"sapo": "sequence_mean_token_mean", "cispo": "token_mean", "vespo": "token_mean"}
-LEVELS = {"token": "token", "sequence": "sequence"}
+LEVELS = ("token", "sequence")
+SAPO = {"tau_pos": "sapo_temperature_pos", "tau_neg": "sapo_temperature_neg"}
+VESPO = {"k_pos": "vespo_k_pos", "lam_pos": "vespo_lambda_pos", "k_neg": "vespo_k_neg", "lam_neg": "vespo_lambda_neg"}
 
 
 class Trl:
@@ -82,21 +73,21 @@ class Trl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What a `GRPOConfig` optimises."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        given, every = completed(settings, DEFAULTS)
         loss, level = every["loss_type"], every["importance_sampling_level"]
         if loss not in CLIPPED | OTHERS or level not in LEVELS:
             raise Inexpressible(f"loss_type {loss!r} with importance_sampling_level {level!r} is not accepted by TRL")
         objective = {
             **PAPER,
-            "ratio": "product" if loss == "vespo" else LEVELS[level],
+            "ratio": "product" if loss == "vespo" else level,
             "surrogate": _surrogate(loss, every),
             "aggregation": _aggregation(loss, every),
-            "penalty": _penalty(level, every),
+            "penalty": kl_term(level, every),
             "correction": _correction(every),
             "log_ratio_cap": 20.0 if loss == "vespo" else None,
         }
-        reading = Reading(
+        bounds = ("epsilon_high", parts.upper(every)), ("delta", every["delta"])
+        return Reading(
             trainer=self.name,
             version=version,
             objective=objective,
@@ -104,8 +95,12 @@ class Trl:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
+            findings=(
+                *bound_inside(objective["surrogate"]["kind"], *bounds),
+                *_findings(every),
+                *asides(every, {"mask_truncated_completions": "truncated"}),
+            ),
         )
-        return reading.with_findings(*_findings(every), *asides(every, {"mask_truncated_completions": "truncated"}))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The arguments of `GRPOConfig` for an objective."""
@@ -121,34 +116,23 @@ class Trl:
 
 
 def _surrogate(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
-    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
-    if loss == "cispo":
-        return cispo_range(high)
     if loss == "sapo":
-        return {"kind": "sapo", "tau_pos": every["sapo_temperature_pos"], "tau_neg": every["sapo_temperature_neg"]}
+        return {"kind": loss, **{name: every[key] for name, key in SAPO.items()}}
     if loss == "vespo":
-        names = {
-            "k_pos": "vespo_k_pos",
-            "lam_pos": "vespo_lambda_pos",
-            "k_neg": "vespo_k_neg",
-            "lam_neg": "vespo_lambda_neg",
-        }
-        found = {name: every[key] for name, key in names.items()}
-        return {"kind": "vespo", **found, **{name: max(found[name], 1e-4) for name in ("lam_pos", "lam_neg")}}
-    return held_clip(every["epsilon"], high, every["delta"])
+        found = {name: every[key] for name, key in VESPO.items()}
+        return {"kind": loss, **found, **{name: max(found[name], 1e-4) for name in ("lam_pos", "lam_neg")}}
+    return parts.held(loss, every["epsilon"], parts.upper(every), every["delta"])
 
 
 def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     constant = float(every["max_completion_length"]) if loss == "dr_grpo" else 1.0
-    return {"mode": (CLIPPED | OTHERS)[loss], "count": "all", "constant": constant}
+    return parts.aggregation((CLIPPED | OTHERS)[loss], constant)
 
 
-def _penalty(level: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not every["beta"]:
-        return None
-    weight = LEVELS[level] if every["use_bias_correction_kl"] else None
-    clamps = {"aggregation": None, "log_ratio_clamp": None, "value_clamp": None}
-    return {"estimator": "k3", "coefficient": every["beta"], "importance": weight, **clamps}
+def kl_term(level: str, every: Mapping[str, Any]) -> dict[str, Any] | None:
+    """k3 where `beta` is not 0, plain or with the weight of this level."""
+    weight = level if every["use_bias_correction_kl"] else None
+    return parts.kl_term("k3", every["beta"], importance=weight) if every["beta"] else None
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -156,16 +140,8 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     cap = every["vllm_importance_sampling_cap"]
     level, action = str(every["vllm_importance_sampling_mode"]).split("_")
-    return [
-        {
-            "level": level,
-            "action": {"truncate": "clamp", "mask": "mask"}[action],
-            "low": every["vllm_importance_sampling_clip_min"],
-            "high": every["vllm_importance_sampling_clip_max"] if cap is None else cap,
-            "numerator": "old",
-            "negative_only": False,
-        }
-    ]
+    low, high = every["vllm_importance_sampling_clip_min"], every["vllm_importance_sampling_clip_max"]
+    return [parts.weight(level, {"truncate": "clamp", "mask": "mask"}[action], low, high if cap is None else cap)]
 
 
 def _scale(value: Any) -> str:
@@ -181,42 +157,30 @@ def _updates(every: Mapping[str, Any]) -> int:
     return updates((accumulation if steps is None else int(steps)) * int(every["num_iterations"]), accumulation)
 
 
-def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
-    found = cispo_cap(every["loss_type"], "epsilon_high", high)
-    if every["loss_type"] in CLIPPED:
-        found += held_below("delta", high, every["delta"])
-    if every["top_entropy_quantile"] < 1 and every["importance_sampling_level"] == "sequence":
-        found.append(
-            Finding(
-                "entropy-mask",
-                "warning",
-                "top_entropy_quantile",
-                "the entropy mask drops tokens from the loss, while the sequence ratio still sends gradient to them",
-                "GSPO-DATA-1",
-                "gradients shrink by the fraction of tokens that is kept",
-                "top_entropy_quantile=1.0",
-            )
+def _findings(every: Mapping[str, Any]) -> Iterator[Finding]:
+    if every["top_entropy_quantile"] < 1:
+        key, told, cost = (
+            "top_entropy_quantile",
+            "tokens of low entropy leave the loss, and still count in its divisor",
+            "",
         )
-    elif every["top_entropy_quantile"] < 1:
-        told, key = "tokens of low entropy leave the loss, and still count in its divisor", "top_entropy_quantile"
-        found.append(Finding("entropy-mask", "warning", key, told, "GSPO-DATA-1", fix="top_entropy_quantile=1.0"))
+        if every["importance_sampling_level"] == "sequence":
+            told = "the entropy mask drops tokens from the loss, while the sequence ratio still sends gradient to them"
+            cost = "gradients shrink by the fraction of tokens that is kept"
+        yield Finding("entropy-mask", "warning", key, told, "GSPO-DATA-1", cost, f"{key}=1.0")
     if every["loss_type"] == "vespo" and every["use_vllm"] and every["vllm_importance_sampling_correction"]:
-        found.append(_corrected_vespo(str(every["vllm_importance_sampling_mode"])))
+        yield _corrected_vespo(str(every["vllm_importance_sampling_mode"]))
     if every["entropy_coef"] or every["use_adaptive_entropy"]:
         key = "entropy_coef" if every["entropy_coef"] else "use_adaptive_entropy"
         told = "an entropy bonus where the paper has none, always a mean over the tokens of a micro-batch"
-        found.append(Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix="entropy_coef=0.0"))
+        yield Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix="entropy_coef=0.0")
     if every["multi_objective_aggregation"] != "sum_then_normalize":
         key = "multi_objective_aggregation"
         told = "every reward function is normalised within its group, and their sum once more over the batch"
-        found.append(
-            Finding("normalised-twice", "warning", key, told, "GSPO-ADV-10", fix=f"{key}='sum_then_normalize'")
-        )
+        yield Finding("normalised-twice", "warning", key, told, "GSPO-ADV-10", fix=f"{key}='sum_then_normalize'")
     if every["off_policy_mask_threshold"] is not None:
         told = "responses with a negative advantage that drifted further than the threshold are dropped"
-        found.append(Finding("off-policy-mask", "note", "off_policy_mask_threshold", told, "GSPO-CORR-6"))
-    return found
+        yield Finding("off-policy-mask", "note", "off_policy_mask_threshold", told, "GSPO-CORR-6")
 
 
 def _corrected_vespo(mode: str) -> Finding:
@@ -235,24 +199,18 @@ def _written_surrogate(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any
     if objective["aggregation"]["count"] == "non_empty":
         raise Inexpressible("TRL counts every response, empty ones too")
     if kind == "clip" and ratio in LEVELS and cap is None:
-        check_dual(surrogate, "TRL's delta")
+        parts.check_dual(surrogate, "TRL's delta")
         keys = {"epsilon": surrogate["low"], "epsilon_high": surrogate["high"], "delta": surrogate["dual"]}
         if mode == "sequence_mean_token_sum" and constant == 1:
             return "luspo", keys
         loss, length = written_aggregation(mode, constant, "TRL")
         return loss, keys | length
     if kind == "sapo" and ratio in LEVELS and cap is None and mode == OTHERS["sapo"]:
-        return kind, {"sapo_temperature_pos": surrogate["tau_pos"], "sapo_temperature_neg": surrogate["tau_neg"]}
+        return kind, {key: surrogate[name] for name, key in SAPO.items()}
     if kind == "cispo" and ratio in LEVELS and cap is None and mode == OTHERS["cispo"] and surrogate["low"] is None:
         return kind, {"epsilon_high": surrogate["high"] + 1}
     if kind == "vespo" and ratio == "product" and mode == OTHERS["vespo"]:
-        names = {
-            "k_pos": "vespo_k_pos",
-            "lam_pos": "vespo_lambda_pos",
-            "k_neg": "vespo_k_neg",
-            "lam_neg": "vespo_lambda_neg",
-        }
-        return kind, {key: float(surrogate[name]) for name, key in names.items()}
+        return kind, {key: float(surrogate[name]) for name, key in VESPO.items()}
     raise Inexpressible(f"no loss_type of TRL has the surrogate {kind} on the {ratio} ratio with {mode}")
 
 
@@ -271,8 +229,7 @@ def written_penalty(objective: Mapping[str, Any], trainer: str) -> dict[str, Any
     penalty = objective["penalty"]
     if penalty is None:
         return {"beta": 0.0}
-    plain = penalty["aggregation"] is None and penalty["log_ratio_clamp"] is None and penalty["value_clamp"] is None
-    if penalty["estimator"] != "k3" or not plain or penalty["importance"] not in (None, objective["ratio"]):
+    if not parts.plain_k3(penalty, "importance") or penalty["importance"] not in (None, objective["ratio"]):
         raise Inexpressible(f"{trainer}'s KL term is k3, plain or weighted by the ratio of its own level")
     return {"beta": penalty["coefficient"], "use_bias_correction_kl": penalty["importance"] is not None}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, bare, completed
 from .findings import findings
 
 SECTIONS = ("agentic_grpo_config.", "grpo_config.", "rl_training_config.", "training_config.")
@@ -83,9 +84,7 @@ class Tunix:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What a `GRPOConfig` optimises; the sections of Tunix's own YAML may stand before its keys."""
-        plain = {_bare(key): value for key, value in settings.items()}
-        given = {key: value for key, value in plain.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        given, every = completed({bare(key, SECTIONS): value for key, value in settings.items()}, DEFAULTS)
         agentic = bool(set(AGENTIC) & set(given)) or any(key.startswith(SECTIONS[0]) for key in settings)
         algo, estimator = every["loss_algo"], str(every["advantage_estimator"])
         if algo not in RATIOS:
@@ -94,11 +93,10 @@ class Tunix:
             raise Inexpressible(
                 f"loss_algo {algo!r} with policy_loss_fn {every['policy_loss_fn']!r} is not GRPO's loss"
             )
-        high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
         objective = {
             **PAPER,
             "ratio": RATIOS[algo],
-            "surrogate": {"kind": "clip", "low": every["epsilon"], "high": high, "dual": None},
+            "surrogate": parts.clip(every["epsilon"], parts.upper(every)),
             "aggregation": _aggregation(every),
             "penalty": _penalty(every),
             "correction": _correction(every),
@@ -141,14 +139,10 @@ class Tunix:
         return {"loss_algo": "gspo-token", "epsilon": clip["low"], "epsilon_high": clip["high"]}
 
 
-def _bare(key: str) -> str:
-    return next((key.removeprefix(section) for section in SECTIONS if key.startswith(section)), key)
-
-
 def _unknown(settings: Mapping[str, Any]) -> list[str]:
     """Keys of the agentic section that are no fields: the command line drops these without a word."""
     known = {*DEFAULTS, *OTHER_FIELDS}
-    return [key for key in settings if key.startswith(SECTIONS[0]) and _bare(key) not in known]
+    return [key for key in settings if key.startswith(SECTIONS[0]) and bare(key, SECTIONS) not in known]
 
 
 def _aggregation(every: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,27 +150,18 @@ def _aggregation(every: Mapping[str, Any]) -> dict[str, Any]:
     if mode not in AGGREGATIONS:
         raise Inexpressible(f"loss_agg_mode {mode!r} is not accepted by Tunix, which has {', '.join(AGGREGATIONS)}")
     constant = float(every["max_response_length"]) if mode == "sequence-mean-token-scale" else 1.0
-    return {"mode": AGGREGATIONS[mode], "count": "non_empty", "constant": constant}
+    return parts.aggregation(AGGREGATIONS[mode], constant, "non_empty")
 
 
 def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     if not every["beta"]:
         return None
-    return {
-        "estimator": ESTIMATORS[every["kl_loss_mode"]],
-        "coefficient": every["beta"],
-        "importance": None,
-        "aggregation": None,
-        "log_ratio_clamp": None,
-        "value_clamp": every["kl_clamp_value"],
-    }
+    return parts.kl_term(ESTIMATORS[every["kl_loss_mode"]], every["beta"], value_clamp=every["kl_clamp_value"])
 
 
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if every["sampler_is"] != "token":
-        return []
-    weight = {"level": "token", "action": "clamp", "low": None, "high": every["sampler_is_threshold"]}
-    return [{**weight, "numerator": "old", "negative_only": False}]
+    bounded = every["sampler_is"] == "token"
+    return [parts.weight("token", "clamp", high=every["sampler_is_threshold"])] if bounded else []
 
 
 def _updates(every: Mapping[str, Any], agentic: bool) -> int | None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..dialect import Finding, Inexpressible, Reading
+from ..dialect import Finding, Inexpressible, Reading, completed
+from ..parts import CLAMPS
 from ..trl.dialect import DEFAULTS as TRL
 from ..trl.dialect import Trl
 
 DEFAULTS = TRL | {"loss_type": None, "beta": None, "vllm_importance_sampling_correction": False}
-CLAMPS = {"log_ratio_clamp": 20.0, "value_clamp": 10.0}
 MODES = ("clamp", "mask")
 
 
@@ -25,15 +25,15 @@ class Unsloth(Trl):
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What a `GRPOConfig` optimises once Unsloth has put its values where nothing is set."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = _resolved(DEFAULTS | given)
+        given, asked = completed(settings, DEFAULTS)
+        every = _resolved(asked)
         reading = super().read(every, version)
         penalty = reading.objective["penalty"]
         objective = {**reading.objective, "penalty": penalty and {**penalty, **CLAMPS}}
         if reading.objective["surrogate"]["kind"] == "vespo":
             raise Inexpressible("Unsloth takes the weights of vespo from the TRL that is installed")
         own = replace(reading, trainer=self.name, objective=objective, given=frozenset(given), settings=every)
-        return own.with_findings(*_findings(DEFAULTS | given, every))
+        return own.with_findings(*_findings(asked, every))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The arguments of `GRPOConfig` for an objective; all that Unsloth would choose are set."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..dialect import Inexpressible, Reading
+from ..dialect import Inexpressible, Reading, completed
 from ..unsloth.dialect import Unsloth
 
 DEFAULTS: dict[str, Any] = {
@@ -40,8 +40,7 @@ class UnslothMlx(Unsloth):
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What an `MLXGRPOConfig` optimises; the KL term has no weight, and low entropy is never masked."""
-        given = {key: value for key, value in settings.items() if key in DEFAULTS}
-        every = DEFAULTS | given
+        given, every = completed(settings, DEFAULTS)
         if str(every["loss_type"]).lower() in LOWERED:
             every["loss_type"] = every["loss_type"].lower()
         if every["loss_type"] not in LOSSES or every["use_vllm"] or settings.get("use_liger_loss"):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..dialect import PAPER, Inexpressible, Reading, asides, given_keys
+from .. import parts
+from ..dialect import PAPER, Inexpressible, Reading, asides, completed
 from .findings import ACTOR, ROLLOUT, dialect_findings
 
 GROUP = "actor_rollout_ref.rollout.n"
@@ -68,7 +69,6 @@ ESTIMATORS = {
     "k3+": "k3_plus",
     "low_var_kl+": "k3_plus",
 }
-CLAMPS = {"k3": (20.0, 10.0)}
 FIXED = ("sapo", "geo_mean")
 CAPS = {"gspo": 10.0, "vanilla": 20.0, "sapo": 20.0, "cispo": 20.0}
 
@@ -91,8 +91,7 @@ class Verl:
 
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """What these keys optimise; keys without the prefix of the actor are accepted too."""
-        given = given_keys(settings, DEFAULTS, ACTOR)
-        every = DEFAULTS | given
+        given, every = completed(settings, DEFAULTS, ACTOR)
         mode = every[ACTOR + "policy_loss.loss_mode"]
         surrogate, ratio = _surrogate(mode, every)
         objective = {
@@ -104,7 +103,7 @@ class Verl:
             "correction": _correction(mode, every),
             "log_ratio_cap": CAPS.get(mode),
         }
-        reading = Reading(
+        return Reading(
             trainer=self.name,
             version=version,
             objective=objective,
@@ -113,8 +112,8 @@ class Verl:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
+            findings=(*dialect_findings(mode, every, given, version), *asides(every, BESIDE)),
         )
-        return reading.with_findings(*dialect_findings(mode, every, given, version), *asides(every, BESIDE))
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The keys for an objective."""
@@ -140,15 +139,15 @@ def _surrogate(mode: str, every: Mapping[str, Any]) -> tuple[dict[str, Any], str
     high = every[ACTOR + "clip_ratio"] if high is None else high
     if mode == "vanilla":
         dual = every[ACTOR + "clip_ratio_c"]
-        return {"kind": "clip", "low": low, "high": high, "dual": None if dual >= NO_DUAL else dual}, "token"
+        return parts.clip(low, high, None if dual >= NO_DUAL else dual), "token"
     if mode == "gspo":
-        return {"kind": "clip", "low": low, "high": high, "dual": None}, "gspo_token"
+        return parts.clip(low, high), "gspo_token"
     if mode == "sapo":
         return {"kind": "sapo", "tau_pos": every[ACTOR + "tau_pos"], "tau_neg": every[ACTOR + "tau_neg"]}, "token"
     if mode == "geo_mean":
         return {"kind": "gmpo", "low": low, "high": high}, "token"
     if mode == "cispo":
-        return {"kind": "cispo", "low": low if low < 1 else None, "high": high}, "token"
+        return parts.cispo(low, high), "token"
     if mode == "gpg":
         return {"kind": "reinforce", "gate": None}, "token"
     raise Inexpressible(f"loss_mode {mode!r} is not an objective of this family")
@@ -165,7 +164,7 @@ def _aggregation(mode: str, every: Mapping[str, Any], version: str) -> dict[str,
     name = every[ACTOR + "loss_agg_mode"]
     width = every[ACTOR + "loss_scale_factor"] or every["data.max_response_length"]
     scale = width if name == "seq-mean-token-sum-norm" else None
-    return {"mode": AGGREGATIONS[name], "count": "all", "constant": float(scale or 1.0)}
+    return parts.aggregation(AGGREGATIONS[name], float(scale or 1.0))
 
 
 def _penalty(mode: str, every: Mapping[str, Any], version: str) -> dict[str, Any] | None:
@@ -176,15 +175,8 @@ def _penalty(mode: str, every: Mapping[str, Any], version: str) -> dict[str, Any
     if kind not in ESTIMATORS:
         raise Inexpressible(f"kl_loss_type {kind!r} of verl is not of this family")
     estimator, own = ESTIMATORS[kind], _aggregation("", every, version)
-    ratio_clamp, value_clamp = CLAMPS.get(estimator, (None, None))
-    return {
-        "estimator": estimator,
-        "coefficient": every[ACTOR + "kl_loss_coef"],
-        "importance": None,
-        "aggregation": None if own == _aggregation(mode, every, version) else own,
-        "log_ratio_clamp": ratio_clamp,
-        "value_clamp": value_clamp,
-    }
+    aggregation = None if own == _aggregation(mode, every, version) else own
+    return parts.kl_term(estimator, every[ACTOR + "kl_loss_coef"], aggregation=aggregation, **parts.clamps(estimator))
 
 
 def _correction(mode: str, every: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -198,9 +190,7 @@ def _correction(mode: str, every: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
     low, _, high = str(bounds).rpartition("_")
     action, lower = ("mask", float(low)) if low else ("clamp", None)
-    fixed = {"numerator": "old", "negative_only": False}
-    upper = None if math.isinf(float(high)) else float(high)
-    return [{"level": level, "action": action, "low": lower, "high": upper, **fixed}]
+    return [parts.weight(level, action, lower, None if math.isinf(float(high)) else float(high))]
 
 
 def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -231,9 +221,7 @@ def _mode(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if kind == "gmpo":
         return "geo_mean", _bounds(surrogate)
     if kind == "cispo" and ratio == "token":
-        return "cispo", _bounds(
-            {"low": 1.0 if surrogate["low"] is None else surrogate["low"], "high": surrogate["high"]}
-        )
+        return "cispo", _bounds({"low": parts.cispo_low(surrogate), "high": surrogate["high"]})
     if kind == "reinforce" and surrogate["gate"] is None:
         return "gpg", {}
     raise Inexpressible(f"no loss_mode of verl has the surrogate {kind} on the {ratio} ratio")
@@ -260,9 +248,7 @@ def _written_penalty(penalty: Mapping[str, Any] | None) -> dict[str, Any]:
     if penalty is None:
         return {ACTOR + "use_kl_loss": False}
     estimator = penalty["estimator"]
-    clamps, none = (penalty["log_ratio_clamp"], penalty["value_clamp"]), (None, None)
-    if penalty["importance"] or penalty["aggregation"] or clamps not in (none, CLAMPS.get(estimator)):
-        raise Inexpressible("verl's KL term has no importance weight, no aggregation and no clamps of its own choice")
+    parts.check_kl(penalty, "verl")
     kind = next(key for key, value in ESTIMATORS.items() if value == estimator)
     return {
         ACTOR + "use_kl_loss": True,

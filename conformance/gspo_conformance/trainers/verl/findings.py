@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..dialect import Finding
+from ..dialect import Finding, entropy_bonus, kl_in_reward
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "algorithm.rollout_correction."
 
@@ -52,12 +52,10 @@ def _width(every: Mapping[str, Any]) -> Iterator[Finding]:
 def _terms(every: Mapping[str, Any]) -> Iterator[Finding]:
     entropy, key = every[ACTOR + "entropy_coeff"], ACTOR + "entropy_coeff"
     if entropy:
-        told = f"an entropy bonus with the coefficient {entropy:g} where the paper has none"
-        yield Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix=f"{key}=0")
+        yield entropy_bonus(key, entropy, f"{key}=0", " where the paper has none", "GSPO-SURR-1")
     if every["algorithm.use_kl_in_reward"]:
         key = "algorithm.use_kl_in_reward"
-        told = f"a KL term of {every['algorithm.kl_ctrl.kl_coef']:g} enters the rewards, token by token, and with it the advantages"
-        yield Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"{key}=False")
+        yield kl_in_reward(key, every["algorithm.kl_ctrl.kl_coef"], f"{key}=False")
 
 
 def _sampler(every: Mapping[str, Any]) -> Iterator[Finding]:
