@@ -8,17 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gspo_conformance.build.recipe import gspo
 from gspo_conformance.formats import Vector, vector_from_json
 from gspo_conformance.tensors import encode_array
 
-GSPO = {
-    "ratio": "sequence",
-    "surrogate": {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None},
-    "aggregation": {"mode": "sequence_mean_token_mean", "count": "all", "constant": 1.0},
-    "penalty": None,
-    "correction": [],
-    "log_ratio_cap": None,
-}
+GSPO = gspo()
 LENGTHS = (3, 1, 4)
 DRIFTS = (2.0**-13, 2.0**-9, -(2.0**-9))
 ADVANTAGES = (1.0, 0.5, -2.0)

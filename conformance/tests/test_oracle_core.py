@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gspo_conformance.build.recipe import aggregation, gspo, penalty
 from gspo_conformance.oracle import OUTPUTS, truth
 from gspo_conformance.oracle.differences import flattened
 from gspo_conformance.target import Case
@@ -71,10 +72,8 @@ def test_losses_gradients_and_metrics(surrogate: dict[str, Any]) -> None:
 def test_a_penalty_that_names_the_aggregation_of_the_objective() -> None:
     for seed in range(10):
         operation, parameters, inputs = policy_loss(np.random.default_rng([seed, 4]), SURROGATES[0])
-        aggregation = {"mode": "token_mean", "count": "all", "constant": 1.0}
-        penalty = {"estimator": "k2", "coefficient": 0.5, "importance": None, "aggregation": aggregation}
-        penalty |= {"log_ratio_clamp": None, "value_clamp": None}
-        objective = parameters["objective"] | {"aggregation": aggregation, "penalty": penalty}
+        same = aggregation("token_mean")
+        objective = parameters["objective"] | {"aggregation": same, "penalty": penalty("k2", 0.5, aggregation=same)}
         inputs = inputs | {"ref_logp": inputs["old_logp"]}
         assert not _far((operation, parameters | {"objective": objective, "normalizer": 7.0}, inputs)), seed
 
@@ -88,15 +87,7 @@ def test_steps_and_pipelines(operation: str) -> None:
 
 def test_the_range_of_the_paper() -> None:
     """Log-ratios as small as the clip range, 3e-4 and 4e-4: some responses are clipped, most are not."""
-    paper: dict[str, Any] = {
-        "ratio": "sequence",
-        "surrogate": {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None},
-        "aggregation": {"mode": "sequence_mean_token_mean", "count": "all", "constant": 1.0},
-        "penalty": None,
-        "correction": [],
-        "log_ratio_cap": None,
-    }
-    clipped = []
+    paper, clipped = gspo(), []
     for seed in range(40):
         inputs = batch(np.random.default_rng([seed, 4]), paper, per_token=False, spread=6e-4)
         question = "policy_loss", {"objective": paper}, inputs

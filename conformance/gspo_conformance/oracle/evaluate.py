@@ -13,7 +13,7 @@ from .layout import PerToken
 from .loss import Response, loss_at, loss_scale, penalty_terms, responses, surrogate_weighting
 from .metrics import metrics
 from .problem import Problem, read_problem
-from .ratio import Ratio, sequence_log_ratio, token_log_ratios
+from .ratio import sequence_log_ratio, token_log_ratios
 from .scales import Output, ratio_scale
 
 
@@ -158,6 +158,3 @@ def _union(problems: list[Problem]) -> Problem:
     rows = tuple(tuple((i, t) for t in range(len(row))) for i, row in enumerate(fields["logp"]))
     layout = replace(problems[0].layout, widths=tuple(map(len, rows)), packed=False, counted=rows)
     return replace(problems[0], layout=layout, **fields)
-
-
-__all__ = ["Ratio", "Result", "evaluate", "evaluate_step"]

@@ -39,7 +39,7 @@ class Weighting:
 
 def surrogate_weighting(problem: Problem) -> Weighting:
     """omega, M of the objective (GSPO-AGG-1 to -8)."""
-    return _weighting(problem, problem.objective["aggregation"], problem.normalizer)
+    return weighting(problem.objective["aggregation"], problem.layout.lengths, problem.groups, problem.normalizer)
 
 
 def penalty_weighting(problem: Problem) -> Weighting:
@@ -47,13 +47,15 @@ def penalty_weighting(problem: Problem) -> Weighting:
     own = problem.objective["penalty"]["aggregation"]
     if own is None or own == problem.objective["aggregation"]:
         return surrogate_weighting(problem)
-    return _weighting(problem, own, None)
+    return weighting(own, problem.layout.lengths, problem.groups, None)
 
 
-def _weighting(problem: Problem, aggregation: dict[str, Any], given: mpf | None) -> Weighting:
-    lengths = problem.layout.lengths
-    omega = _aggregation.response_weights(aggregation, lengths, problem.groups)
-    return Weighting(omega, _aggregation.normalizer(aggregation, lengths, problem.groups, given))
+def weighting(
+    aggregation: dict[str, Any], lengths: list[int], groups: list[Any] | None, given: mpf | None
+) -> Weighting:
+    """omega, M of an aggregation."""
+    omega = _aggregation.response_weights(aggregation, lengths, groups)
+    return Weighting(omega, _aggregation.normalizer(aggregation, lengths, groups, given))
 
 
 @dataclass(frozen=True)

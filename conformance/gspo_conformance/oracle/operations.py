@@ -11,12 +11,11 @@ from typing import Any
 
 from mpmath import inf, mpf
 
-from . import aggregation as _aggregation
 from .advantages import clip_advantages, group_advantages, leave_one_out_advantages
 from .evaluate import solve, solve_step
 from .exact import at_digits, exact, exact_parameters
 from .layout import layout_of
-from .loss import Weighting
+from .loss import weighting
 from .penalty import ESTIMATORS
 from .problem import AGGREGATION, RATIOS, SURROGATES, read_problem
 from .ratio import ratios
@@ -168,13 +167,10 @@ def _aggregate(
         one_each("groups", groups, layout.counted)
     aggregation = AGGREGATION | exact_parameters(mode)
     given = None if normalizer is None else exact(normalizer)
-    weighting = Weighting(
-        _aggregation.response_weights(aggregation, layout.lengths, groups),
-        _aggregation.normalizer(aggregation, layout.lengths, groups, given),
-    )
+    weighed = weighting(aggregation, layout.lengths, groups, given)
     rows = layout.gather(values)
     sizes = [[abs(value) for value in row] for row in rows]
-    return {"value": Output(weighting.mean(rows), weighting.mean(sizes))}
+    return {"value": Output(weighed.mean(rows), weighed.mean(sizes))}
 
 
 def _kl_penalty(logp: Any, ref_logp: Any, *, estimator: str = "k3") -> Outputs:
