@@ -55,10 +55,11 @@ class Head:
         """Whether products run in a dtype narrower than the sums."""
         return self.weight.dtype != self.dtype
 
-    def chunks(self, count: int) -> Iterator[slice]:
-        """Consecutive chunks of `count` tokens."""
-        for start in range(0, count, self.chunk_size):
-            yield slice(start, min(count, start + self.chunk_size))
+    def chunks(self, count: int, size: int | None = None) -> Iterator[slice]:
+        """Consecutive chunks of `count` tokens, of another size if one is given."""
+        size = size or self.chunk_size
+        for start in range(0, count, size):
+            yield slice(start, min(count, start + size))
 
     def rows(self, positions: Tensor) -> Tensor:
         """h at flat positions, `[tokens, D]`; a gather, so that slices of a larger array are not copied whole."""

@@ -32,8 +32,9 @@ from .normalise import normalise_, slopes_
 
 DESIGNS = ("auto", "recompute", "single_pass")
 # By bandwidth and peak rate, clearing and adding a [V, D] sum takes as long as the product it saves for about a hundred
-# tokens on a CPU and a thousand on a GPU.
+# tokens on a CPU, less than any chunk there, and a thousand on a GPU.
 _LONG = 1024
+_QUICK_SUMS = ("cpu",)
 
 
 class FusedCall:
@@ -133,9 +134,13 @@ class _Stream:
             return self._at_once
         if not self.call.by_sequence:
             return self._twice
-        # The second sum is worth its room where it is smaller than the response's own logits.
-        worth = not self.gradients.needs.weight or length >= max(_LONG, self.head.weight.shape[1])
-        return self._unscaled if worth or self.call.design == "single_pass" else self._twice
+        return self._unscaled if self.call.design == "single_pass" or self._worth_a_sum(length) else self._twice
+
+    def _worth_a_sum(self, length: int) -> bool:
+        """Whether the second sum saves time, and is smaller than the response's own logits."""
+        weight = self.head.weight
+        saves = length >= _LONG or weight.device.type in _QUICK_SUMS
+        return not self.gradients.needs.weight or (saves and length >= weight.shape[1])
 
     def _at_once(self, tokens: slice) -> None:
         """One chunk whose coefficients are known as soon as its logits are."""
@@ -162,7 +167,7 @@ class _Stream:
             self.logp[tokens] = self.head.normalised(positions, ids).logp
             return
         self._sums.clear()
-        for at in self.head.chunks(len(positions)):
+        for at in self.head.chunks(len(positions), self._beside_a_sum(len(positions))):
             rows = self.head.rows(positions[at])
             logits = self.head.logits(rows)
             found = normalise_(logits, ids[at])
@@ -172,6 +177,11 @@ class _Stream:
         factor = self.call.parts.coefficients(tokens, self.logp[tokens])[0].to(self.head.dtype)
         self.gradients.sums.add_scaled(self._sums, factor)
         self.gradients.scale_hidden(positions, factor)
+
+    def _beside_a_sum(self, length: int) -> int:
+        """Tokens per chunk: half as many where the sum weighs much beside so short a response, unless time is all that counts."""
+        whole = length >= _LONG or not self.gradients.needs.weight or self.call.design == "single_pass"
+        return self.head.chunk_size if whole else max(1, self.head.chunk_size // 2)
 
     @cached_property
     def _sums(self) -> WeightSum:

@@ -226,9 +226,20 @@ def test_neighbours_in_a_chunk_share_their_products(advantages: list[float], run
     assert count == 1 + 2 * runs
 
 
-@pytest.mark.parametrize(("long", "count"), [(8, 4 + 4 * 2), (9, 2 + 2 * 2 + 2 + 2 * 3)])
-def test_auto_takes_a_second_sum_for_long_responses(long: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("long", "quick", "count"),
+    [
+        (8, (), 4 + 4 * 2),
+        (9, (), 2 + 2 * 2 + 2 + 2 * 3),
+        # On a CPU a short one has its second sum too, and goes by chunks of half the size.
+        (9, ("cpu",), 2 + 2 * 2 + 4 + 4 * 2),
+    ],
+)
+def test_auto_takes_a_second_sum_where_it_saves_time(
+    long: int, quick: tuple[str, ...], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear_designs, "_LONG", long)
+    monkeypatch.setattr(linear_designs, "_QUICK_SUMS", quick)
     assert products(GSPO, [-1.0, -1.0, -1.0], design="auto") == count
 
 
