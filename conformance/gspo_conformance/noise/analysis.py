@@ -53,10 +53,7 @@ class Minibatch:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What a trace says about noise. `first` is measured in the first mini-batch, `engine` between rollout engine and trainer.
-
-    `mismatch` is what acts in the ratio: that of the first mini-batch where it was recorded, else None.
-    """
+    """What a trace says about noise. `first` is measured in the first mini-batch, `engine` between rollout engine and trainer."""
 
     reading: Reading
 
