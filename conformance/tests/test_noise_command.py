@@ -94,6 +94,12 @@ def test_a_range_without_one_side_has_a_forecast(noise, bias: str, clip: str, si
     assert reason.startswith(f"The bias is beyond the range, whose {side} is 0")
 
 
+def test_a_bias_without_a_spread_has_a_forecast(noise) -> None:
+    found = record(noise, "--bias", "3e-4")
+    assert (found["clip_fraction"], found["reasons"][1:]) == (0.0, [])
+    assert found["reasons"][0].startswith("The bias is 0.75 times ε_high")
+
+
 @pytest.mark.parametrize(("option", "value"), [("--std", "0.1"), ("--positive", "0.1"), ("--target", "0.2")])
 def test_what_a_forecast_alone_reads_is_not_ignored_beside_a_trace(noise, option: str, value: str) -> None:
     assert f"{option}: " in noise("nowhere", option, value, code=2)

@@ -182,7 +182,7 @@ class Forecast:
         return f"{told}; a ratio computed in {self.dtype} has no value in this range but 1."
 
     def _dead(self) -> str | None:
-        if self.bounds_away < 6:
+        if not 6 <= self.bounds_away < math.inf:
             return None
         near = number(min(self.clip.low, self.clip.high))
         return f"The nearer bound is {number(self.bounds_away)} standard deviations away: only a policy that changes by {near} per token, averaged over a response, reaches it. If a run never clips, this range is dead."
