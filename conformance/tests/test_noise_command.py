@@ -117,6 +117,7 @@ def test_what_a_forecast_alone_reads_is_not_ignored_beside_a_trace(noise, option
         (("--std", "0.05", "--bias", "1e9"), "--bias: expected 0, or a size from 1e-12 to 100, got 1e+09"),
         (("--std", "0.05", "--length", "many"), "--length: expected numbers, got 'many'"),
         (("--std", "0.05", "--bias", "small"), "--bias: expected numbers, got 'small'"),
+        (("--std", "0.05", "--bias", "0.1,0.2"), "--bias: expected one number, or `sampled`, got '0.1,0.2'"),
         (("--std", "0.05", "--clip", "1,2,3"), "--clip: expected LOW,HIGH such as 3e-4,4e-4, got '1,2,3'"),
         (("--std", "0.05", "--clip=-1"), "--clip: low: expected"),
         (("--std", "0.05", "--dtype", "bf15"), "--dtype: unknown 'bf15'; did you mean 'bf16'?"),

@@ -113,7 +113,9 @@ def _forecast(arguments: argparse.Namespace) -> Forecast:
             raise UsageError(f"--{name}: expected a share, got {getattr(arguments, name)}")
     try:
         noise = Mismatch(arguments.std, 0.0, arguments.correlation, arguments.between)
-        bias = noise.implied_bias if arguments.bias == "sampled" else _numbers("--bias", arguments.bias)[0]
+        bias, *more = [noise.implied_bias] if arguments.bias == "sampled" else _numbers("--bias", arguments.bias)
+        if more:
+            raise ValueError(f"bias: expected one number, or `sampled`, got {arguments.bias!r}")
         for name, value in (("std", noise.std), ("between", noise.between), ("bias", bias)):
             if value and not _SMALL <= abs(value) <= _LARGE:
                 raise ValueError(f"{name}: expected 0, or a size from {_SMALL:g} to {_LARGE:g}, got {value:g}")
