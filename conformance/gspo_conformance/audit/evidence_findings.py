@@ -185,10 +185,10 @@ def _rounded(evidence: Evidence, claim: Claim) -> Iterator[Finding]:
         return
     since = min(evidence.rounded[name][0] for name in names)
     told = f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} rounded to bfloat16 since step {since}: every value has at most 8 significant bits"
-    clip = claim.objective.surrogate
+    high = getattr(claim.objective.surrogate, "high", None)
     costs = "neighbouring values near -1 are 0.0039 to 0.0078 apart"
-    if hasattr(clip, "high"):
-        costs += f", {2**-8 / max(clip.high, 1e-12):.0f} times the range above 1" if clip.high < 2**-8 else ""
+    if high is not None and high < 2**-8:
+        costs += f", {2**-8 / max(high, 1e-12):.0f} times the range above 1"
     yield Finding(
         "bfloat16-logp",
         "error",

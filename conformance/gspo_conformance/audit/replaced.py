@@ -127,9 +127,11 @@ def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     if few[0].objective.penalty is not None:
         yield from _other_penalties(few, right)
         return
-    for told, *term in _TERMS:
+    for told, reference, estimator, aggregation in _TERMS:
         with suppress(NotComputable, ValueError):
-            terms = [_with_term(one, *term).loss(one.normalizer) - one.expected for one in few]
+            terms = [
+                _with_term(one, reference, estimator, aggregation).loss(one.normalizer) - one.expected for one in few
+            ]
             excess = np.array([(one.part.loss or 0.0) - one.expected for one in few])
             coefficient = _least_squares(excess, np.array(terms))
             if coefficient and all(
@@ -191,9 +193,11 @@ def by_gradient_terms(few: Sequence[Recomputed], precision: float) -> Iterator[E
     """A term that is too small to show in the loss: the gradient is the claim's and one coefficient times the term's."""
     if not few or few[0].objective.penalty is not None:
         return
-    for told, *term in _TERMS:
+    for told, reference, estimator, aggregation in _TERMS:
         with suppress(NotComputable, ValueError, np.linalg.LinAlgError):
-            found = [_gradient_coefficient(one, _with_term(one, *term), precision) for one in few]
+            found = [
+                _gradient_coefficient(one, _with_term(one, reference, estimator, aggregation), precision) for one in few
+            ]
             known = [value for value in found if value is not None]
             middle = float(np.median(known)) if known else 0.0
             if middle and all(abs(value / middle - 1) < 0.05 for value in known):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from ..lint.formula import formula
 from ..trainers.dialect import Finding
 from ..words import columns, json_text, plural, printable
@@ -96,6 +98,6 @@ def _series(one: Series) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A number that strict JSON can hold, or the word for it."""
-    if isinstance(value, float) and value - value != 0:
-        return str(value)
-    return value.item() if hasattr(value, "item") else value
+    if isinstance(value, np.generic):
+        value = value.item()
+    return str(value) if isinstance(value, float) and value - value != 0 else value

@@ -380,5 +380,6 @@ def by_rank(parts: Iterable[Recomputed], number: Callable[[Recomputed], float | 
 
 def reduce_losses(losses: dict[int, list[float | None]], micro_batches: str, ranks: str) -> float:
     """One loss of those of all parts."""
-    each = [total(map(float, values)) / (len(values) if micro_batches == "mean" else 1) for values in losses.values()]  # pyright: ignore
+    given = ([float(loss) for loss in values if loss is not None] for values in losses.values())
+    each = [total(values) / (len(values) if micro_batches == "mean" else 1) for values in given]
     return total(each) / (len(each) if ranks == "mean" else 1)

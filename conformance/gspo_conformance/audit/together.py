@@ -49,7 +49,8 @@ def explain_step(trace: Trace, claim: Claim, series: Series, shares: Counter[str
     for name, (clause, told) in _TOLD.items():
         if steps and all(any(_fits(one, value, claim) for value in _ways(name, one)) for one in steps):
             first = steps[0]
-            recorded = first.numerator / (first.reduced - first.apart) if first.reduced != first.apart else math.inf
+            share = (first.reduced or 0.0) - first.apart
+            recorded = first.numerator / share if share else math.inf
             effect = "the gradient of a step depends on how it was cut into parts"
             found.append(
                 Explanation(name, clause, told.format(unit=unit, recorded=recorded, count=first.count), effect)

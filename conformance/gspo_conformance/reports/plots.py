@@ -88,7 +88,7 @@ def strip(areas: dict[str, list[Result]]) -> Markup:
     return element("div", rows, element("span"), _track(ticks, "scale"), class_="strip")
 
 
-def _track(shapes: list[object], told: str) -> Markup:
+def _track(shapes: Sequence[object], told: str) -> Markup:
     title = element("title", f"{told}: errors in units of the tolerance")
     return element("svg", title, shapes, width="100%", height=18, role="img")
 

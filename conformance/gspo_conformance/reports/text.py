@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 
 from ..clauses import clauses
 from ..run import BAD, EXPECTED_FAILURE, PASS, SKIPPED, Result, Run, by_vector, clauses_of, show_k
-from ..words import columns, cut, plural
-from .markup import printable
+from ..words import columns, cut, plural, printable
 from .untested import more, unasked, why
 
 Groups: TypeAlias = list[list[Result]]
@@ -45,7 +44,7 @@ def _title(run: Run) -> str:
 
 def _areas(run: Run) -> list[str]:
     known = run.counts[EXPECTED_FAILURE] > 0
-    rows = [("area", "pass", "bad", *(("known",) if known else ()), "other", "worst K")]
+    rows: list[tuple[str, ...]] = [("area", "pass", "bad", *(("known",) if known else ()), "other", "worst K")]
     for area, results in run.by_area().items():
         verdicts = [result.verdict for result in results]
         passed = [result for result in results if result.verdict == PASS]
@@ -157,7 +156,7 @@ def _next(run: Run) -> list[str]:
 
 def _together(runs: Sequence[Run]) -> str:
     """The runs side by side, and what each returns instead of the truth, where the diagnosis knows."""
-    rows = [("target", "verdict", "pass", "bad", "known", "worst K", "time")]
+    rows: list[tuple[str, ...]] = [("target", "verdict", "pass", "bad", "known", "worst K", "time")]
     for run in runs:
         counts = (run.counts[PASS], sum(run.counts[verdict] for verdict in BAD), run.counts[EXPECTED_FAILURE])
         rows.append((run.target, run.verdict, *map(str, counts), show_k(run.k), f"{run.seconds:.1f} s"))
