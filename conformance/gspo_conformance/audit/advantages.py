@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..judge import UNIT_ROUNDOFF
 from ..mutants.registry import Mutant, mutants
 from ..mutants.whole import Reference
 from ..target import Case
@@ -42,7 +43,7 @@ _MUTANTS = (
 
 @dataclass(frozen=True)
 class Handed:
-    """The advantages that one call of the loss was given, `[S]`, and the group and reward of each response."""
+    """The advantages that one call of the loss was given, `[S]`, and the group, reward and length of each response."""
 
     step: int
     rank: int
@@ -50,6 +51,7 @@ class Handed:
     stored: str
     keys: list[tuple[int, float]]
     advantages: NumPyArray
+    lengths: NumPyArray
 
 
 @dataclass
@@ -61,16 +63,20 @@ class Rollout:
     rewards: list[NumPyArray] = field(default_factory=list)
     groups: list[NumPyArray] = field(default_factory=list)
     advantages: list[NumPyArray] = field(default_factory=list)
+    lengths: list[NumPyArray] = field(default_factory=list)
     seen: set[tuple[Any, ...]] = field(default_factory=set)
     handed: list[Handed] = field(default_factory=list)
+    # The unit roundoff of what advantages were recorded in.
+    stored: float = 0.0
     whole: bool = False
 
     def arrays(self) -> dict[str, NumPyArray]:
-        """`rewards`, `groups` and `advantages`, `[n]`."""
+        """`rewards`, `groups`, `advantages` and `lengths`, `[n]`; a length is 0 where no tokens were recorded."""
         return {
             "rewards": np.concatenate(self.rewards).astype(np.float64),
             "groups": np.concatenate(self.groups),
             "advantages": np.concatenate(self.advantages).astype(np.float64),
+            "lengths": np.concatenate(self.lengths),
         }
 
 
@@ -101,25 +107,28 @@ class Rollouts:
         if rollout.whole and not whole:
             return
         if whole and not rollout.whole:
-            rollout.rewards, rollout.groups, rollout.advantages, rollout.whole = [], [], [], True
+            rollout.rewards, rollout.groups, rollout.advantages, rollout.lengths, rollout.whole = [], [], [], [], True
+        rollout.stored = max(rollout.stored, UNIT_ROUNDOFF[part.stored.get("advantages", "float32")])
         arrays = self._responses(tokens, None if whole else rollout.seen)
-        for name in ("rewards", "groups", "advantages"):
+        for name in ("rewards", "groups", "advantages", "lengths"):
             getattr(rollout, name).append(arrays[name])
 
     def _responses(self, tokens: Tokens, seen: set[tuple[Any, ...]] | None) -> dict[str, NumPyArray]:
         """Its responses; those that an earlier epoch of the rollout showed already are left out."""
-        advantages = tokens.advantages
-        if advantages is not None and len(advantages) != tokens.number:
+        advantages, rewards, groups = tokens.advantages, tokens.rewards, tokens.groups
+        assert advantages is not None
+        assert rewards is not None
+        assert groups is not None
+        if len(advantages) != tokens.number:
             advantages = tokens.means(advantages)
-        arrays = {"rewards": tokens.rewards, "groups": tokens.groups, "advantages": advantages}
+        arrays = {"rewards": rewards, "groups": groups, "advantages": advantages, "lengths": tokens.lengths}
         if seen is None or tokens.old_logp is None:
-            return arrays  # pyright: ignore
-        keys = list(
-            zip(tokens.groups.tolist(), tokens.lengths.tolist(), tokens.sums(tokens.old_logp).tolist(), strict=True)
-        )  # pyright: ignore
+            return arrays
+        sums = tokens.sums(tokens.old_logp).tolist()
+        keys = list(zip(groups.tolist(), tokens.lengths.tolist(), sums, strict=True))
         new = np.array([key not in seen for key in keys], bool)
         seen.update(keys)
-        return {name: values[new] for name, values in arrays.items()}  # pyright: ignore
+        return {name: values[new] for name, values in arrays.items()}
 
 
 def _handed(part: Part, tokens: Tokens) -> Handed:
@@ -133,7 +142,7 @@ def _handed(part: Part, tokens: Tokens) -> Handed:
     assert tokens.rewards is not None
     keys = list(zip(tokens.groups.tolist(), tokens.rewards.astype(np.float32).tolist(), strict=True))
     stored = part.stored.get("advantages", "float32")
-    return Handed(part.step, part.rank, part.microbatch, stored, keys, given)
+    return Handed(part.step, part.rank, part.microbatch, stored, keys, given, tokens.lengths)
 
 
 def audit_advantages(rollouts: Rollouts, claim: Claim, group_size: int | None, ledger: Ledger) -> list[Rollout]:
@@ -205,7 +214,7 @@ def _differs(
 ) -> bool:
     valid = np.isfinite(arrays["rewards"])
     want = advantages(arrays, settings)
-    tolerance = tolerances(arrays, want, claim.precision)
+    tolerance = tolerances(arrays, want, claim.precision) + rollout.stored * np.abs(want)
     errors = np.where(valid, np.abs(arrays["advantages"] - want) - tolerance, -np.inf)
     worst = int(np.argmax(errors))
     got, expected, allowed = (float(values[worst]) for values in (arrays["advantages"], want, tolerance))
@@ -273,9 +282,11 @@ def local(rollouts: list[Rollout], settings: Mapping[str, Any], precision: float
     if not any(len(rollout.rewards) > 1 for rollout in rollouts):
         return False
     parts = [
-        replace(rollout, rewards=[rewards], groups=[groups], advantages=[advantages])
+        replace(rollout, rewards=[rewards], groups=[groups], advantages=[advantages], lengths=[lengths])
         for rollout in rollouts
-        for rewards, groups, advantages in zip(rollout.rewards, rollout.groups, rollout.advantages, strict=True)
+        for rewards, groups, advantages, lengths in zip(
+            rollout.rewards, rollout.groups, rollout.advantages, rollout.lengths, strict=True
+        )
     ]
     return fits(parts, DEFAULTS | dict(settings), precision)
 

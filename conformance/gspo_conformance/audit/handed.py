@@ -42,16 +42,15 @@ def _compared(rollout: Rollout, precision: float) -> tuple[Pair, Difference | No
     for one in rollout.handed:
         want = np.array([_nearest(due.get(key), got) for key, got in zip(one.keys, one.advantages, strict=True)])
         known = np.isfinite(want) & np.isfinite(one.advantages)
-        got, want = one.advantages[known], want[known]
+        got, want, lengths = one.advantages[known], want[known], one.lengths[known]
         allowed = 16 * max(precision, UNIT_ROUNDOFF[one.stored]) * (1 + np.abs(want))
-        pairs.append((got, want, allowed))
+        pairs.append((got, want, allowed, lengths))
         if (np.abs(got - want) > allowed).any():
             at = int(np.argmax(np.abs(got - want) - allowed))
             numbers = float(got[at]), float(want[at]), float(allowed[at])
             here = Difference("advantages", one.step, *numbers, one.rank, one.microbatch)
             worst = here if worst is None or here.step < worst.step else worst
-    got, want, allowed = (np.concatenate(values) for values in zip(*pairs, strict=True))
-    return (got, want, allowed), worst
+    return Pair(*(np.concatenate(values) for values in zip(*pairs, strict=True))), worst
 
 
 def _due(rollout: Rollout) -> dict[tuple[int, float], NumPyArray]:
@@ -82,7 +81,6 @@ def _of_rollout_before(misplaced: Sequence[Misplaced], rollouts: Sequence[Rollou
 
 def _same(pair: Pair, other: Rollout) -> bool:
     """Whether they are the advantages of a rollout, as often as there are epochs."""
-    got, _, allowed = pair
     wanted = np.sort(np.concatenate(other.advantages).astype(np.float64))
-    epochs, rest = divmod(len(got), len(wanted) or 1)
-    return bool(epochs and not rest and (np.abs(np.sort(got)[::epochs] - wanted) <= allowed.max()).all())
+    epochs, rest = divmod(len(pair.got), len(wanted) or 1)
+    return bool(epochs and not rest and (np.abs(np.sort(pair.got)[::epochs] - wanted) <= pair.allowed.max()).all())

@@ -1,21 +1,32 @@
-"""Advantages that are the right ones and not where they belong, held inside bounds, or multiplied."""
+"""Advantages that are the right ones and not where they belong, held inside bounds, rounded, multiplied, or divided by a length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..judge import UNIT_ROUNDOFF
+from ..spec_numbers import round_to
 from ..tensors import NumPyArray
 from .advantages import DEFAULTS, Rollout, advantages, tolerances
+from .differences import TELLING
 from .variants import Explanation
 
 MOST_ANCHORS = 32
 COST = "responses are rewarded for what others did"
 _NOTHING: Mapping[str, Any] = {}
-Pair = tuple[NumPyArray, NumPyArray, NumPyArray]
+
+
+class Pair(NamedTuple):
+    """Recorded advantages, the right ones, how far rounding goes, and the lengths of their responses, 0 where these are not known."""
+
+    got: NumPyArray
+    want: NumPyArray
+    allowed: NumPyArray
+    lengths: NumPyArray
 
 
 def rearranged(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
@@ -34,10 +45,10 @@ def _over_batch(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precisi
     """Centred by group, and scaled by the spread of that over the rollout, as REINFORCE++ with a baseline has it."""
     centred = [_pair(one, {**claimed, "scale": "none"}, precision) for one in rollouts]
     for ddof, eps in product((1, 0), (1e-6, 1e-8, 1e-5, 1e-4, 0.0)):
-        spreads = [want.std(ddof=ddof) + eps if len(want) > ddof else 1.0 for _, want, _ in centred]
+        spreads = [one.want.std(ddof=ddof) + eps if len(one.want) > ddof else 1.0 for one in centred]
         if all(
-            spread and _equal(got, want / spread, allowed / min(spread, 1.0))
-            for (got, want, allowed), spread in zip(centred, spreads, strict=True)
+            spread and _equal(one.got, one.want / spread, one.allowed / min(spread, 1.0))
+            for one, spread in zip(centred, spreads, strict=True)
         ):
             told = f"they are r minus the mean of its group, over the standard deviation of that in the whole rollout (ddof {ddof})"
             yield Explanation("advantage.scale", "GSPO-ADV-1", told)
@@ -48,7 +59,7 @@ def _of_others(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precisio
     """Made of the rewards, or in the groups, of other responses."""
     for what, (words, moved) in product(("rewards", "groups"), _MOVED):
         pairs = [_pair(one, claimed, precision, {what: moved}) for one in rollouts]
-        if all(_equal(*pair) for pair in pairs):
+        if all(_equal(pair.got, pair.want, pair.allowed) for pair in pairs):
             told = f"they are made of the {what} of other responses: {words}"
             yield Explanation("advantage.order", "GSPO-ADV-1", told, COST)
             return
@@ -90,55 +101,83 @@ _MOVED = (
 
 def of_pairs(pairs: Sequence[Pair]) -> Iterator[Explanation]:
     """What makes the recorded advantages of the right ones, in every pair."""
-    for name, told, made in (*_orders(pairs), *_bounds(pairs), *_factors(pairs)):
-        if all(_equal(got, made(want), allowed) for got, want, allowed in pairs):
+    for name, told, made in (*_orders(pairs), *_rounded(pairs), *_bounds(pairs), *_factors(pairs), *_lengths(pairs)):
+        if all(_equal(pair.got, made(pair), pair.allowed) for pair in pairs):
             yield Explanation(name, "GSPO-ADV-1", told, COST if name == "advantage.order" else "")
             return
 
 
 def _pair(one: Rollout, claimed: Mapping[str, Any], precision: float, moved: Mapping[str, Any] = _NOTHING) -> Pair:
-    """Recorded, right (with some arrays `moved`), and how far rounding goes; only where the reward is a number."""
+    """With some arrays `moved` before advantages are made of them; only where the reward is a number."""
     arrays = one.arrays()
     arrays |= {name: change(arrays[name]) for name, change in moved.items()}
     want = advantages(arrays, DEFAULTS | dict(claimed))
     known = np.isfinite(arrays["rewards"]) & np.isfinite(arrays["advantages"])
-    return arrays["advantages"][known], want[known], tolerances(arrays, want, precision)[known]
+    allowed = tolerances(arrays, want, precision)
+    return Pair(*(values[known] for values in (arrays["advantages"], want, allowed, arrays["lengths"])))
 
 
 def _equal(got: NumPyArray, want: NumPyArray, allowed: NumPyArray) -> bool:
     return got.shape == want.shape and bool((np.abs(got - want) <= allowed.max(initial=0.0)).all())
 
 
-def _orders(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, Any]]:
+Way = tuple[str, str, Callable[[Pair], NumPyArray]]
+
+
+def _orders(pairs: Sequence[Pair]) -> Iterator[Way]:
     begin = "they are the right advantages, on other responses"
-    yield "advantage.order", f"{begin}: in reverse order", lambda want: want[::-1]
+    yield "advantage.order", f"{begin}: in reverse order", lambda pair: pair.want[::-1]
     for places in (1, -1):
         told = f"{begin}: one place {'further' if places > 0 else 'back'}"
-        yield "advantage.order", told, lambda want, places=places: np.roll(want, places)
-    if all(len(got) == len(want) for got, want, _ in pairs) and all(
-        _equal(np.sort(got), np.sort(want), allowed) for got, want, allowed in pairs
-    ):
-        yield "advantage.order", f"{begin}: in another order than rewards and groups", _Reordered(pairs)
+        yield "advantage.order", told, lambda pair, places=places: np.roll(pair.want, places)
+    if all(len(one.got) == len(one.want) and _equal(np.sort(one.got), np.sort(one.want), one.allowed) for one in pairs):
+        yield "advantage.order", f"{begin}: in another order than rewards and groups", lambda pair: pair.got
 
 
-class _Reordered:
-    """What was recorded, for pairs that are known to be rearrangements."""
+def _rounded(pairs: Sequence[Pair]) -> Iterator[Way]:
+    for name in ("bfloat16", "float16"):
+        kept = [np.array_equal(one.got, np.asarray(round_to(one.got, name), np.float64)) for one in pairs]
+        near = [
+            (np.abs(one.got - one.want) <= 1.01 * UNIT_ROUNDOFF[name] * np.abs(one.want) + one.allowed).all()
+            for one in pairs
+        ]
+        if all(kept) and all(near):
+            yield "low-precision", f"they are the right advantages, rounded to {name}", lambda pair: pair.got
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.got = {id(want): got for got, want, _ in pairs}
 
-    def __call__(self, want: NumPyArray) -> NumPyArray:
-        return self.got[id(want)]
-
-
-def _bounds(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, Any]]:
-    bound = max((float(np.abs(got).max(initial=0.0)) for got, _, _ in pairs), default=0.0)
+def _bounds(pairs: Sequence[Pair]) -> Iterator[Way]:
+    bound = max((float(np.abs(one.got).max(initial=0.0)) for one in pairs), default=0.0)
     if bound > 0:
-        yield "advantage.clamped", f"they are clamped to ±{bound:.6g}", lambda want: np.clip(want, -bound, bound)
+        yield "advantage.clamped", f"they are clamped to ±{bound:.6g}", lambda pair: np.clip(pair.want, -bound, bound)
 
 
-def _factors(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, Any]]:
-    square = sum(float(want @ want) for _, want, _ in pairs)
-    factor = sum(float(got @ want) for got, want, _ in pairs) / square if square else 0.0
+def _factors(pairs: Sequence[Pair]) -> Iterator[Way]:
+    square = sum(float(one.want @ one.want) for one in pairs)
+    factor = sum(float(one.got @ one.want) for one in pairs) / square if square else 0.0
     if factor:
-        yield "advantage.factor", f"they are {factor:.6g} times what is claimed", lambda want: factor * want
+        yield "advantage.factor", f"they are {factor:.6g} times what is claimed", lambda pair: factor * pair.want
+
+
+def _lengths(pairs: Sequence[Pair]) -> Iterator[Way]:
+    """Divided by a power of the length, or discounted by it: a line through the logarithms of what they are of the right ones."""
+    lengths, shares = (np.concatenate(values) for values in zip(*map(_shares, pairs), strict=True))
+    if len(np.unique(lengths)) < 3 or (shares <= 0).any() or any((one.lengths == 0).any() for one in pairs):
+        return
+    begin = "they are the right advantages"
+    power, _ = np.polyfit(np.log(lengths), np.log(shares), 1)
+    rate, at_0 = np.polyfit(lengths, np.log(shares), 1)
+    power, base, first = round(-power, 4), float(f"{np.exp(rate):.5g}"), round(-at_0 / rate) if rate else 0
+    over = f"{begin} over |y|^{power:g} of their response".replace("^1 ", " ")
+    yield "advantage.length", over, lambda pair: pair.want / pair.lengths**power
+    exponent = f"(|y| - {first})" if first else "|y|"
+    yield (
+        "advantage.length",
+        f"{begin} times {base:g}^{exponent}",
+        lambda pair: pair.want * base ** (pair.lengths - first),
+    )
+
+
+def _shares(one: Pair) -> tuple[NumPyArray, NumPyArray]:
+    """The lengths of responses with an advantage, and which share of it was recorded."""
+    alive = (np.abs(one.want) > TELLING * one.allowed) & (one.lengths > 0)
+    return one.lengths[alive], one.got[alive] / one.want[alive]

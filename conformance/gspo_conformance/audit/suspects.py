@@ -29,7 +29,7 @@ from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_sampler, 
 from .shards import LOGPS
 from .steps import Recomputed, exact_gradient
 from .trace import Trace
-from .variants import Explanation, by_definitions, by_divisors, by_masks, by_precision, from_mutant
+from .variants import Explanation, by_definitions, by_divisors, by_masks, by_precision, by_record, from_mutant
 
 FAMILIES = (
     "aggregation",
@@ -93,6 +93,10 @@ def _of_losses(parts: Sequence[Recomputed], precision: float, trace: Trace) -> l
         return lost
     if not parts:
         return []
+    few = _few(parts)
+    # Losses of 0 are those of many mistakes.
+    if all(_right_loss(one, 0.0, precision) for one in few) and (coarse := list(by_record(few, precision))):
+        return coarse
     others, one_factor = _divided_otherwise(parts), partial(by_factor, trace=trace)
     base = [(explain, parts) for explain in (_known_ones, one_factor)]
     rest = [(explain, chosen) for explain in (one_factor, _known_ones) for chosen in others]
@@ -107,11 +111,10 @@ def _of_losses(parts: Sequence[Recomputed], precision: float, trace: Trace) -> l
         of_loss = of_loss or ([] if _gradients_are_right(_few(chosen), precision) else explained)
     if of_loss:
         return [replace(one, told=f"{one.told}; its gradients are not those recorded") for one in of_loss]
-    few = _few(parts)
     if not few:
         return []
     found = list(by_other_batches(trace, few, partial(_right_loss, precision=precision)))
-    return found or list(by_precision(few, precision))
+    return found or list(by_record(few, precision)) or list(by_precision(few, precision))
 
 
 def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:

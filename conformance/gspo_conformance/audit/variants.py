@@ -267,8 +267,9 @@ def by_definitions(few: Sequence[Recomputed], name: str) -> Iterator[Explanation
 
 def _outside(one: Recomputed, by_token: bool) -> float:
     """The share of tokens, or of responses, whose ratio is outside the range."""
-    clip, tokens = one.objective.surrogate, one.part.tokens
-    if getattr(clip, "low", None) is None or tokens.logp is None or tokens.old_logp is None or not tokens.count:
+    tokens = one.part.tokens
+    low, high = (getattr(one.objective.surrogate, name, None) for name in ("low", "high"))
+    if low is None or high is None or tokens.logp is None or tokens.old_logp is None or not tokens.count:
         return float("nan")
     d = np.asarray(tokens.logp, np.float64) - tokens.old_logp
     if not by_token:
@@ -276,17 +277,20 @@ def _outside(one: Recomputed, by_token: bool) -> float:
     elif one.objective.ratio != "token":
         d = tokens.spread(tokens.means(d))
     s = np.exp(d)
-    return float(np.mean((s < 1 - clip.low) | (s > 1 + clip.high)))
+    return float(np.mean((s < 1 - low) | (s > 1 + high)))
 
 
-def by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
-    """No difference larger than the rounding of bfloat16: that of the arithmetic, if nothing else fits; or of the record."""
+def by_record(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """No difference larger than the rounding of the record."""
     if kept := _coarsely_kept(few, precision):
-        told = f"no difference is larger than what {kept}, in which log-probabilities were recorded, rounds away"
+        told = f"no difference is larger than what {kept}, rounds away"
         yield Explanation(
             "coarse-record", "GSPO-NUM-1", told, "a fault that is smaller than this rounding does not show"
         )
-        return
+
+
+def by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """No difference larger than the rounding of bfloat16, if nothing else fits."""
     shortest = 2.0**-8
     if precision < shortest and _within(few, shortest / 4) and all(map(_looks_rounded, few)):
         told = "no difference is larger than rounding to bfloat16 explains: the loss may be computed in bfloat16 or float16"
@@ -295,10 +299,15 @@ def by_precision(few: Sequence[Recomputed], precision: float) -> Iterator[Explan
 
 
 def _coarsely_kept(few: Sequence[Recomputed], precision: float) -> str:
-    """The dtype of the recorded log-probabilities, where it has fewer bits than the loss and that explains every difference."""
-    kinds = {one.part.stored.get(name, "float32") for one in few for name in ("logp", "old_logp")}
-    kind = max(kinds, key=UNIT_ROUNDOFF.__getitem__)
-    return kind if UNIT_ROUNDOFF[kind] > precision and _within(few, UNIT_ROUNDOFF[kind]) else ""
+    """The dtype of what was recorded, where it has fewer bits than the loss and that explains every difference, and what it is of."""
+    kinds = {
+        name: max((one.part.stored.get(name, "float32") for one in few), key=UNIT_ROUNDOFF.__getitem__)
+        for name in ("advantages", "logp", "old_logp")
+    }
+    name, kind = max(kinds.items(), key=lambda item: UNIT_ROUNDOFF[item[1]])
+    if UNIT_ROUNDOFF[kind] <= precision or not _within(few, UNIT_ROUNDOFF[kind]):
+        return ""
+    return f"{kind}, in which {'advantages' if name == 'advantages' else 'log-probabilities'} were recorded"
 
 
 def _within(few: Sequence[Recomputed], precision: float) -> bool:

@@ -133,3 +133,34 @@ def test_metrics_of_the_call_before_are_told_once(unit: str, tmp_path: Path) -> 
     assert told.rule == "metric-of-before"
     assert f"It is that of the {unit} before" in told.message
     assert "and 5 more too" in told.message
+
+
+MADE: dict[str, tuple[Callable[..., object], str, str]] = {
+    "over |y|": (lambda a, n: a / n, "advantage.length", "the right advantages over |y| of their response"),
+    "over √|y|": (lambda a, n: a / n**0.5, "advantage.length", "the right advantages over |y|^0.5 of"),
+    "discounted": (lambda a, n: a * 0.9 ** (n - 1), "advantage.length", "advantages times 0.9^(|y| - 1)"),
+    "float16": (lambda a, n: a.astype(np.float16), "low-precision", "the right advantages, rounded to float16"),
+}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", MADE)
+def test_recorded_advantages_are_named_by_what_was_done_to_the_right_ones(
+    name: str, whole: bool, tmp_path: Path
+) -> None:
+    """Hunts "no known deviation" where the advantages themselves are recorded wrong: all of them, or those that the loss was handed."""
+    change, rule, words = MADE[name]
+    stream, steps = np.random.default_rng(0), list[Calls]()
+    for rollout in range(3):
+        rewards, groups = stream.normal(size=12).astype(np.float32), np.arange(12) // 4
+        right = np.asarray(gspo.group_advantages(rewards, groups, ddof=1, eps=1e-6), np.float32)
+        arrays = batch(12, rollout, moved=0.0) | {"rewards": rewards, "groups": groups}
+        arrays["advantages"] = np.asarray(change(right, arrays["mask"].sum(axis=1)), np.float32)
+        loss = compute(GSPO, {key: values for key, values in arrays.items() if key != "groups"})[0]
+        place = {"rollout": rollout, "minibatch": 0}
+        record = ({"rewards": rewards, "groups": groups, "advantages": right}, {**place, "kind": "rollout"})
+        steps.append([*([record] if whole else []), (arrays, {"loss": loss, **place})])
+    made = {"scale": "std", "ddof": 1, "eps": 1e-6}
+    told = error(audit_trace(write(tmp_path, steps, objective=GSPO.to_dict(), advantages=made, group_size=4)))
+    assert told.rule == rule
+    assert words in told.message

@@ -178,3 +178,18 @@ def test_a_token_mean_is_told_before_one_of_each_group(tmp_path: Path) -> None:
     told = error(recorded(tmp_path, as_it_is, used=used, own=True, parts=1))
     assert told.rule == "aggregation.token-mean"
     assert "the same as aggregation.by-group" in told.message
+
+
+def test_advantages_that_were_recorded_in_fewer_bits_are_the_right_ones(tmp_path: Path) -> None:
+    """Hunts wrong advantages, and `ratio.logarithm` of losses that are 0, in a right run whose advantages were written in float16."""
+    stream, steps = np.random.default_rng(0), list[Calls]()
+    for rollout in range(3):
+        rewards, groups = stream.normal(size=12).astype(np.float32), np.arange(12) // 4
+        right = np.asarray(gspo.group_advantages(rewards, groups, ddof=1, eps=1e-6), np.float32)
+        arrays = batch(12, rollout, moved=0.0) | {"rewards": rewards, "groups": groups, "advantages": right}
+        fields = {"loss": _loss(GSPO, arrays), "rollout": rollout, "minibatch": 0}
+        steps.append([(arrays | {"advantages": right.astype(np.float16)}, fields)])
+    made = {"scale": "std", "ddof": 1, "eps": 1e-6}
+    told = error(audit_trace(write(tmp_path, steps, objective=GSPO.to_dict(), advantages=made, group_size=4)))
+    assert told.rule == "coarse-record"
+    assert "float16, in which advantages were recorded" in told.message
