@@ -6,7 +6,9 @@ configuration object, a process group), never for its mathematics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +31,6 @@ class TrainerTarget:
     that the trainer has. `default`: GSPO as the documentation switches it on, asked only for GSPO.
     """
 
-    name: str
     version: Mapping[str, str]
     dialect: Dialect
     release: str
@@ -37,6 +38,11 @@ class TrainerTarget:
     operations: Mapping[str, Operation]
     capabilities: Capabilities
     default: bool = False
+
+    @property
+    def name(self) -> str:
+        """That of the trainer, and of the variant."""
+        return self.dialect.name + ":default" * self.default
 
     def __post_init__(self) -> None:
         """A release that the adapter was not written for says so in every report."""
@@ -48,7 +54,7 @@ class TrainerTarget:
         """The target `NAME:default`, asked for the policy loss of GSPO alone; `changes` are those of its capabilities."""
         alone = {"operations": frozenset({"policy_loss"}), "parameters": frozenset({"objective"}), **changes}
         capabilities = replace(self.capabilities, **alone)
-        return replace(self, name=f"{self.name}:default", operations={}, capabilities=capabilities, default=True)
+        return replace(self, operations={}, capabilities=capabilities, default=True)
 
     def run(self, case: Case) -> Mapping[str, Any]:
         """The outputs of the trainer's own code."""
@@ -63,11 +69,7 @@ class TrainerTarget:
     def _step(self, case: Case) -> Mapping[str, Any]:
         """Every part as a micro-batch of its own, with the count of the whole step: losses add."""
         settings = self.settings(case)
-        parts = [
-            self.loss(settings, replace(case, operation="policy_loss", inputs=part)) for part in case.inputs["parts"]
-        ]
-        gradients = {f"gradient.{i}": part["gradient"] for i, part in enumerate(parts)}
-        return {"loss": sum(part["loss"] for part in parts), **gradients}
+        return added([self.loss(settings, part) for part in parts_of(case)])
 
     def _pipeline(self, case: Case) -> Mapping[str, Any]:
         """The trainer's advantages from rewards, then its loss of them."""
@@ -107,6 +109,35 @@ class PaddedBatch(dict[str, Any]):
         return self
 
 
+def checkout() -> tuple[str, str]:
+    """The folder of the trainer's own code, which comes first on the path, and its commit."""
+    source = os.environ["GSPO_SOURCE"]
+    sys.path.insert(0, source)
+    return source, os.environ["GSPO_VERSION"]
+
+
+def offered(operations: Iterable[str], inputs: str, parameters: str, **options: Any) -> Capabilities:
+    """What a trainer has beside its policy loss; `inputs` and `parameters` are names between blanks."""
+    return Capabilities(
+        operations=frozenset({"policy_loss", *operations}),
+        gradient=True,
+        inputs=frozenset(inputs.split()),
+        parameters=frozenset(parameters.split()),
+        **options,
+    )
+
+
+def parts_of(case: Case) -> list[Case]:
+    """The micro-batches of a step, each a policy loss."""
+    return [replace(case, operation="policy_loss", inputs=part) for part in case.inputs["parts"]]
+
+
+def added(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A step whose micro-batches add up."""
+    gradients = {f"gradient.{i}": one["gradient"] for i, one in enumerate(outputs)}
+    return {"loss": sum(one["loss"] for one in outputs), **gradients}
+
+
 def per_token(case: Case) -> NumPyArray:
     """Advantages in the shape of the tokens, 0 where nothing is counted, as trainers hand them on."""
     advantages, logp = case.inputs["advantages"], case.inputs["logp"]
@@ -117,24 +148,20 @@ def per_token(case: Case) -> NumPyArray:
     return np.where(case.inputs["mask"] != 0, advantages, 0).astype(case.dtype)
 
 
-def check_std(case: Case, trainer: str, eps: float, ddof: int = 1) -> None:
-    """A skip where another standard deviation is asked for than that of `ddof` plus `eps`, and a group has two rewards.
-
-    Where none has, advantages are 0 whatever the divisor.
-    """
-    asked = {"ddof": 1, "eps": 1e-6, "eps_placement": "std"} | dict(case.parameters)
-    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
-    differ = any(np.ptp(rewards[groups == group]) > 0 for group in np.unique(groups))
-    if differ and (asked["ddof"], asked["eps"], asked["eps_placement"]) != (ddof, eps, "std"):
-        raise Skip(f"{trainer}'s standard deviation has ddof {ddof}, and {eps:g} is added to it")
-
-
 def tensor(values: NumPyArray, dtype: str | None = None) -> Any:
     """A torch tensor that shares nothing with the case."""
     import torch
 
     found = torch.tensor(np.ascontiguousarray(values))
     return found if dtype is None else found.to(getattr(torch, dtype))
+
+
+def torch_kl(case: Case, compute: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """`compute(logp, ref_logp)` by the trainer: the output `value` as a NumPy array."""
+    import torch
+
+    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
+    return {"value": compute(logp, ref).to(getattr(torch, case.dtype)).numpy()}
 
 
 def torch_loss(case: Case, loss: Callable[[Any], Any]) -> dict[str, Any]:

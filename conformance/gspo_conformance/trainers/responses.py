@@ -1,21 +1,49 @@
-"""Responses as a list without padding, as slime and its fork Miles hand them to the loss of a Megatron backend."""
+"""slime and its fork Miles: their engines stood in for, and responses as a list without padding, as Megatron's loss has them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch._C._distributed_c10d import HashStore
 
-from ..target import Case, Skip
+from ..target import LAYOUTS, Capabilities, Case, Skip
 from ..tensors import NumPyArray
-from .adapter import Settings, TrainerTarget, check_std, tensor, torch_loss
+from . import demands
+from .adapter import Settings, TrainerTarget, added, checkout, offered, parts_of, tensor, torch_kl, torch_loss
+from .stubs import compile_nothing, stub
 
 Places = list[Any]
+
+
+def one_rank(*packages: str) -> str:
+    """Stands in for the engines and these packages, compiles nothing, and starts a group of one rank; the commit of the checkout."""
+    _, release = checkout()
+    stub(
+        *("megatron", "ray", "sglang", "sglang_router", "httpx", "transformers", "PIL", "wandb", "tqdm", "yaml"),
+        *("pybase64", "datasets", "omegaconf", "aiohttp", "requests", "psutil", "orjson", "accelerate", "urllib3"),
+        *packages,
+    )
+    torch.compile = compile_nothing
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    return release
+
+
+def offered_of_lists(operations: Iterable[str], **options: Any) -> Capabilities:
+    """What both have: a step is added up over its micro-batches, padded or packed."""
+    return offered(
+        ("step", "pipeline", *operations),
+        "logp old_logp advantages mask offsets ref_logp behavior_logp groups rewards values",
+        "objective normalizer advantages center scale ddof eps eps_placement gamma lam estimator",
+        layouts=LAYOUTS,
+        token_advantages=True,
+        **options,
+    )
 
 
 def places_of(case: Case) -> Places:
@@ -28,6 +56,11 @@ def places_of(case: Case) -> Places:
         counted = np.flatnonzero(mask)
         found.append((row, slice(counted[0], counted[-1] + 1) if counted.size else slice(0, 0)))
     return found
+
+
+def listed(case: Case, name: str) -> list[Any]:
+    """An input of the tokens, response after response."""
+    return [tensor(case.inputs[name])[place] for place in places_of(case)]
 
 
 def arguments(every: Settings, fixed: Settings) -> SimpleNamespace:
@@ -60,23 +93,20 @@ class ListLoss:
         """Of a step in parts, or of one micro-batch that is the whole step."""
         if "parts" in case.inputs:
             return self._step(settings, case)
-        places, given = places_of(case), case.parameters.get("normalizer")
-        if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
-            raise Skip(f"{self.title} always has a count to divide by")
+        places, given = places_of(case), demands.count(case, self.title)
         rows = len(places) if given is None or settings.get("calculate_per_token_loss") else given
         return torch_loss(case, self._part(settings, case, places, 1, rows, given))
 
     def _step(self, settings: Settings, case: Case) -> Mapping[str, Any]:
         """Losses of micro-batches add; per token they are divided by the tokens of all of them."""
-        cases = [replace(case, operation="policy_loss", inputs=part) for part in case.inputs["parts"]]
+        cases = parts_of(case)
         places = [places_of(one) for one in cases]
         rows, tokens = sum(map(len, places)), _tokens(cases, places)
         outputs = [
             torch_loss(one, self._part(settings, one, own, len(cases), rows, tokens))
             for one, own in zip(cases, places, strict=True)
         ]
-        gradients = {f"gradient.{i}": one["gradient"] for i, one in enumerate(outputs)}
-        return {"loss": sum(one["loss"] for one in outputs), **gradients}
+        return added(outputs)
 
     def _part(
         self, settings: Settings, case: Case, places: Places, count: int, rows: float, tokens: Any
@@ -138,34 +168,23 @@ class Beside:
 
     title: str
 
-    def single(self, case: Case) -> None:
-        """A skip in float64."""
-        if case.dtype != "float32":
-            raise Skip(f"{self.title} computes these in float32 whatever comes in")
-
     def by_std(self, case: Case) -> bool:
         """Whether advantages of a group are divided by its standard deviation; a skip where it has no such setting."""
-        scale = case.parameters.get("scale", "std")
-        if case.parameters.get("center", "mean") != "mean" or scale not in ("std", "none"):
-            center = case.parameters.get("center")
-            raise Skip(f"{self.title} has no advantages with center {center} and scale {scale}")
+        _, scale = demands.center_and_scale(case, self.title, (("mean", "std"), ("mean", "none")))
         if scale == "std":
-            check_std(case, self.title, 1e-6)
-        self.single(case)
-        return bool(scale == "std")
+            demands.std(case, self.title, 1e-6)
+        demands.single(case, self.title)
+        return scale == "std"
 
     def kl_penalty(self, compute: Callable[..., Any], case: Case) -> Mapping[str, Any]:
         """`compute_approx_kl`."""
-        self.single(case)
-        estimator = case.parameters["estimator"]
-        if estimator not in ("k1", "k2", "k3"):
-            raise Skip(f"{self.title} has no estimator {estimator}")
-        logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
-        return {"value": compute(logp, ref, estimator).numpy()}
+        demands.single(case, self.title)
+        estimator = demands.estimator(case, self.title, ("k1", "k2", "k3"))
+        return torch_kl(case, lambda logp, ref: compute(logp, ref, estimator))
 
     def whiten(self, compute: Callable[..., Any], case: Case) -> Mapping[str, Any]:
         """`distributed_masked_whiten` over one rank, times the mask as the loss does."""
-        self.single(case)
+        demands.single(case, self.title)
         if case.parameters.get("ddof", 1) != 1:
             raise Skip(f"{self.title} whitens with ddof 1")
         values = tensor(case.inputs["values"])

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...target import Capabilities, Case, Skip
+from ...target import INPUT_DTYPES, Case, Skip
 from ...tensors import NumPyArray
-from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from .. import demands
+from ..adapter import Settings, TrainerTarget, offered, tensor, torch_kl, torch_loss
 from ..stubs import stub, without_init
 from .dialect import DIALECT
 
 stub("accelerate", "transformers", "peft", "wandb", "pettingzoo", "PIL", "safetensors", "tokenizers", "huggingface_hub")
-
-
 without_init("agilerl.algorithms")  # it imports them all
 
 from agilerl.algorithms.grpo import GRPO
@@ -101,10 +100,8 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`calculate_k3_kl`."""
-    if case.parameters["estimator"] != "k3":
-        raise Skip(f"AgileRL has no estimator {case.parameters['estimator']}")
-    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
-    return {"value": calculate_k3_kl(ref, logp).to(getattr(torch, case.dtype)).numpy()}
+    demands.estimator(case, "AgileRL", ("k3",))
+    return torch_kl(case, lambda logp, ref: calculate_k3_kl(ref, logp))
 
 
 def whiten(case: Case) -> Mapping[str, Any]:
@@ -118,24 +115,19 @@ def whiten(case: Case) -> Mapping[str, Any]:
 
 
 OPERATIONS = {"group_advantages": group_advantages, "kl_penalty": kl_penalty, "whiten": whiten}
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp behavior_logp groups rewards values",
+    "objective normalizer advantages center scale ddof eps eps_placement estimator",
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(
-        ["logp", "old_logp", "advantages", "mask", "ref_logp", "behavior_logp", "groups", "rewards", "values"],
-    ),
-    parameters=frozenset(
-        ["objective", "normalizer", "advantages", "center", "scale", "ddof", "eps", "eps_placement", "estimator"]
-    ),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that `loss_type` and `loss_norm` claim, in float32: the weights of the reduction are no other."""
     versions = {"agilerl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("agilerl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

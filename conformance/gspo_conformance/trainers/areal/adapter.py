@@ -27,10 +27,11 @@ from areal.api.cli_args import NormConfig, PPOActorConfig
 from areal.utils import functional
 from areal.utils.data import KLEstimator, Normalization
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from ...target import DTYPES, LAYOUTS, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, offered, tensor, torch_loss
 from .dialect import ACTOR, DIALECT, MERGED, WHEEL
-from .rows import group_size, in_groups, reward_first, shifted
+from .rows import in_groups, reward_first, shifted
 
 RELEASE = os.environ["GSPO_VERSION"]
 if (RELEASE == MERGED) != hasattr(functional, "dynamic_sampling"):
@@ -134,14 +135,14 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
         raise Skip("AReaL adds eps to a standard deviation over the whole group")
     levels = {"std": "group", "batch_std": "batch", "none": None}
     mean = None if center == "none" else "group"
-    norm = _norm(case, mean, levels[scale], group_size(case), others=center == "leave_one_out")
+    norm = _norm(case, mean, levels[scale], demands.prompts(case)[1], others=center == "leave_one_out")
     return {"advantages": in_groups(case, norm)}
 
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
     """`Normalization` with `mean_leave1out`."""
     _single(case)
-    return {"advantages": in_groups(case, _norm(case, "group", None, group_size(case), others=True))}
+    return {"advantages": in_groups(case, _norm(case, "group", None, demands.prompts(case)[1], others=True))}
 
 
 def normalize_rewards(case: Case) -> Mapping[str, Any]:
@@ -151,7 +152,7 @@ def normalize_rewards(case: Case) -> Mapping[str, Any]:
     if method == "running":
         raise Skip("AReaL has no running normalisation")
     mean, std = (method if case.parameters.get(name) else None for name in ("shift", "scale"))
-    size = group_size(case) if method == "group" else 1
+    size = demands.prompts(case)[1] if method == "group" else 1
     return {"rewards": in_groups(case, _norm(case, mean, std, size))}
 
 
@@ -241,8 +242,7 @@ def informative_groups(case: Case) -> Mapping[str, Any]:
     """`dynamic_sampling`: which rows it keeps."""
     if case.parameters.get("low") is not None or case.parameters.get("high") is not None:
         raise Skip("AReaL's dynamic sampling has no bounds")
-    size = group_size(case)
-    order = np.argsort(case.inputs["groups"], kind="stable")
+    order, size = demands.prompts(case)
     batch = {"rewards": tensor(case.inputs["rewards"][order]), "row": tensor(order)}
     kept, _ = functional.dynamic_sampling(batch, size)
     return {"keep": np.isin(np.arange(len(order)), kept["row"].numpy())}
@@ -261,23 +261,20 @@ OPERATIONS = {
     "soft_overlong_penalty": soft_overlong_penalty,
     **({"informative_groups": informative_groups} if RELEASE == MERGED else {}),
 }
-INPUTS = "logp old_logp advantages mask offsets ref_logp behavior_logp groups rewards values token_rewards lengths"
-GIVEN = "objective center scale ddof eps eps_placement method shift gamma lam estimator coefficient max_length cache low high"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    layouts=frozenset({"padded", "packed"}),
-    gradient=True,
+CAPABILITIES = offered(
+    OPERATIONS,
+    "logp old_logp advantages mask offsets ref_logp behavior_logp groups rewards values token_rewards lengths",
+    "objective center scale ddof eps eps_placement method shift gamma lam estimator coefficient max_length cache low high",
+    dtypes=DTYPES,
+    layouts=LAYOUTS,
     token_advantages=True,
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that the keys can express: those whose aggregation is the mean over tokens."""
     versions = {"areal": RELEASE if SOURCE else version("areal"), "torch": torch.__version__}
-    return TrainerTarget("areal", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

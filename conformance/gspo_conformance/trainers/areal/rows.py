@@ -8,17 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...target import Case, Skip
+from ...target import Case
 from ...tensors import NumPyArray
 from ..adapter import tensor
-
-
-def group_size(case: Case) -> int:
-    """The one size that all groups have."""
-    _, sizes = np.unique(case.inputs["groups"], return_counts=True)
-    if len(set(sizes)) > 1:
-        raise Skip("every prompt has the same number of responses")
-    return int(sizes[0])
 
 
 def in_groups(case: Case, norm: Callable[[Any], Any]) -> NumPyArray:

@@ -26,9 +26,10 @@ from art.loss import loss_fn, shift_tensor
 from art.preprocessing import tokenize
 from art.preprocessing.pack import packed_tensors_from_tokenized_results
 
-from ...target import Capabilities, Case, Skip
+from ...target import INPUT_DTYPES, LAYOUTS, Case, Skip
 from ...tensors import NumPyArray
-from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from .. import demands
+from ..adapter import Settings, TrainerTarget, added, offered, parts_of, tensor, torch_loss
 from .dialect import DEFAULTS, DIALECT, is_ppo
 
 RELEASE = version("openpipe-art")
@@ -38,14 +39,10 @@ Rows = dict[str, Any]
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
     """All responses in one packed row, which is one optimiser step of the Unsloth backend; advantages are those of the case."""
-    if case.parameters.get("normalizer") is not None or _count(case) == "given":
+    if demands.count(case, "ART") is not None:
         raise Skip("ART always has a count to divide by")
     (rows,) = _packed([case])
     return torch_loss(case, lambda logp: _loss(settings, case, rows, logp, "mean"))
-
-
-def _count(case: Case) -> str:
-    return str((case.objective or {}).get("aggregation", {}).get("count"))
 
 
 def _loss(settings: Settings, case: Case, rows: Rows, logp: Any, reduction: str) -> Any:
@@ -61,15 +58,14 @@ def _loss(settings: Settings, case: Case, rows: Rows, logp: Any, reduction: str)
 
 def _step(settings: Settings, case: Case) -> Mapping[str, Any]:
     """Micro-batches as the Megatron backend has them: packed as one batch, sums of losses over the tokens of the step."""
-    cases = [replace(case, operation="policy_loss", inputs=part) for part in case.inputs["parts"]]
+    cases = parts_of(case)
     parts = _packed(cases)
     tokens = max(sum(int(shift_tensor(rows["assistant_mask"], False).sum()) for rows in parts), 1)
     outputs = [
         torch_loss(one, lambda logp, one=one, rows=rows: _loss(settings, one, rows, logp, "sum") / tokens)
         for one, rows in zip(cases, parts, strict=True)
     ]
-    gradients = {f"gradient.{i}": one["gradient"] for i, one in enumerate(outputs)}
-    return {"loss": sum(one["loss"] for one in outputs), **gradients}
+    return added(outputs)
 
 
 def _packed(cases: Sequence[Case]) -> list[Rows]:
@@ -220,22 +216,19 @@ class ArtTarget(TrainerTarget):
         return {"advantages": np.array(advantages, case.dtype), **found}
 
 
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", "group_advantages"}),
-    layouts=frozenset({"padded", "packed"}),
-    gradient=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(["logp", "old_logp", "advantages", "mask", "offsets", "behavior_logp", "groups", "rewards"]),
-    parameters=frozenset(["objective", "normalizer", "advantages", "center", "scale", "ddof", "eps", "eps_placement"]),
+CAPABILITIES = offered(
+    ("step", "pipeline", "group_advantages"),
+    "logp old_logp advantages mask offsets behavior_logp groups rewards",
+    "objective normalizer advantages center scale ddof eps eps_placement",
+    layouts=LAYOUTS,
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that `loss_fn` and `importance_sampling_level` claim, in float32: rows are float32 on disk."""
     versions = {"openpipe-art": RELEASE, "torch": torch.__version__}
-    return ArtTarget(
-        "art", versions, DIALECT, RELEASE, policy_loss, {"group_advantages": group_advantages}, CAPABILITIES
-    )
+    return ArtTarget(versions, DIALECT, RELEASE, policy_loss, {"group_advantages": group_advantages}, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...target import Capabilities, Case, Skip
+from ...target import INPUT_DTYPES, Case, Skip
 from ...tensors import NumPyArray
-from ..adapter import Settings, TrainerTarget
+from ..adapter import Settings, TrainerTarget, offered
 from ..stubs import holding, without_init
 
 without_init(
@@ -109,12 +109,11 @@ def _padded(values: NumPyArray, width: int) -> NumPyArray:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])))
 
 
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step"}),
-    gradient=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp"}),
-    parameters=frozenset({"objective", "normalizer"}),
+CAPABILITIES = offered(
+    ("step",),
+    "logp old_logp advantages mask ref_logp",
+    "objective normalizer",
+    input_dtypes=INPUT_DTYPES,
 )
 
 
@@ -124,7 +123,7 @@ def claims() -> TrainerTarget:
     Old log-probabilities are given, which the trainer itself never does.
     """
     versions = {"easydel": RELEASE, "jax": jax.__version__}
-    return TrainerTarget("easydel", versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
 
 
 def _as_trained(settings: Settings, case: Case) -> Mapping[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +13,27 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from ...target import Case, Skip
+from ...tensors import NumPyArray
+from .. import demands
+from ..adapter import (
+    PaddedBatch,
+    Settings,
+    TrainerTarget,
+    checkout,
+    offered,
+    parts_of,
+    per_token,
+    tensor,
+    torch_kl,
+    torch_loss,
+)
 from ..stubs import names_only, stub
+from .dialect import ACTOR, AGGREGATIONS, ALGORITHM, DIALECT, ESTIMATORS
+from .filtering import Rows
 
-SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
-sys.path[:0] = [SOURCE, f"{SOURCE}/examples/reward_function"]
+SOURCE, RELEASE = checkout()
+sys.path.insert(1, f"{SOURCE}/examples/reward_function")
 stub(
     *("ray", "tensordict", "einops", "codetiming", "torchdata", "transformers", "accelerate", "peft", "flash_attn"),
     *("omegaconf", "datasets", "PIL", "qwen_vl_utils", "vllm", "jinja2", "wandb", "psutil", "pandas"),
@@ -30,12 +45,6 @@ from verl.trainer import core_algos, ray_trainer
 from verl.utils import torch_functional
 from verl.workers.actor import dp_actor
 from verl.workers.actor.config import ActorConfig
-
-from ...target import Capabilities, Case, Skip
-from ...tensors import NumPyArray
-from ..adapter import PaddedBatch, Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
-from .dialect import ACTOR, AGGREGATIONS, ALGORITHM, DIALECT, ESTIMATORS
-from .filtering import Rows
 
 overlong = import_module("dapo").soft_overlong_punishment
 for module in (dp_actor, ray_trainer):
@@ -117,9 +126,7 @@ def _part(case: Case, logp: Any) -> dict[str, Any]:
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
     """`update_policy` of one micro-batch; the count of a step is that of its tokens."""
-    tokens = case.parameters.get("normalizer")
-    if tokens is None and (case.objective or {})["aggregation"]["count"] == "given":
-        raise Skip("EasyR1 always has a count to divide by")
+    tokens = demands.count(case, "EasyR1")
     if tokens is not None and settings[ACTOR + "loss_avg_mode"] == "seq":
         raise Skip("the only count of a step that EasyR1 has is that of its tokens")
     return torch_loss(case, lambda logp: _losses(settings, [_part(case, logp)], tokens)[0])
@@ -130,7 +137,7 @@ class EasyR1Target(TrainerTarget):
 
     def _step(self, case: Case) -> Mapping[str, Any]:
         settings = self.settings(case)
-        cases = [replace(case, operation="policy_loss", inputs=part) for part in case.inputs["parts"]]
+        cases = parts_of(case)
         leaves = [tensor(one.inputs["logp"]).requires_grad_() for one in cases]
         parts = [_part(one, logp) for one, logp in zip(cases, leaves, strict=True)]
         loss = sum(_losses(settings, parts, None), torch.zeros(()))
@@ -154,25 +161,20 @@ def aggregate(case: Case) -> Mapping[str, Any]:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`compute_kl`."""
-    logp, ref = (tensor(case.inputs[name]) for name in ("logp", "ref_logp"))
-    return {"value": core_algos.compute_kl(logp, ref, _kl_name(case)).numpy()}
+    name = _kl_name(case)
+    return torch_kl(case, lambda logp, ref: core_algos.compute_kl(logp, ref, name))
 
 
 def _kl_name(case: Case) -> str:
-    estimator = case.parameters["estimator"]
-    if estimator not in ESTIMATES:
-        raise Skip(f"EasyR1 has no KL estimator {estimator}")
-    return ESTIMATES[estimator]
+    return ESTIMATES[demands.estimator(case, "EasyR1", ESTIMATES)]
 
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_advantage` with `grpo`, or `rloo`."""
-    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
-    if (center, scale) == ("leave_one_out", "none"):
+    center, _ = demands.center_and_scale(case, "EasyR1", (("mean", "std"), ("leave_one_out", "none")))
+    if center == "leave_one_out":
         return leave_one_out_advantages(case)
-    if (center, scale) != ("mean", "std"):
-        raise Skip(f"EasyR1 has no advantages with center {center} and scale {scale}")
-    check_std(case, "EasyR1", 1e-6)
+    demands.std(case, "EasyR1", 1e-6)
     return {"advantages": _outcome(case, "grpo")}
 
 
@@ -209,8 +211,7 @@ def reinforce_pp_advantages(case: Case) -> Mapping[str, Any]:
     """The advantages of `reinforce_plus_plus`, times the mask as in a loss."""
     if "groups" in case.inputs:
         raise Skip("EasyR1 subtracts no group mean from the rewards of tokens")
-    if case.parameters.get("ddof", 1) != 1 or case.parameters.get("eps", 1e-8) != 1e-8:
-        raise Skip("EasyR1 whitens with ddof 1 and 1e-8 added to the variance")
+    demands.whitening(case, "EasyR1")
     found, mask = _returns(case, "token_rewards")
     return {"advantages": (found["advantages"] * mask).numpy()}
 
@@ -269,25 +270,18 @@ OPERATIONS = {
     "soft_overlong_penalty": soft_overlong_penalty,
     "informative_groups": informative_groups,
 }
-INPUTS = "logp old_logp advantages mask ref_logp groups rewards token_rewards values lengths"
-GIVEN = (
-    "objective normalizer advantages mode center scale ddof eps eps_placement gamma estimator coefficient low high "
-    "max_length cache"
-)
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32"}),  # 1e-8 stands in every denominator, and KL estimates are float32 whatever comes in
-    gradient=True,
+CAPABILITIES = offered(  # float32: 1e-8 stands in every denominator, and KL estimates are float32 whatever comes in
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp groups rewards token_rewards values lengths",
+    "objective normalizer advantages mode center scale ddof eps eps_placement gamma estimator coefficient low high max_length cache",
     token_advantages=True,
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
 )
 
 
 def claims() -> EasyR1Target:
     """Every objective that a `loss_type` claims."""
     versions = {"easyr1": RELEASE, "torch": torch.__version__}
-    return EasyR1Target("easyr1", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return EasyR1Target(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -11,8 +11,9 @@ from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 from liger_kernel.chunked_loss.grpo_loss import k3_loss_fn
 from torch import Tensor
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, tensor
+from ...target import INPUT_DTYPES, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, offered, tensor, torch_kl
 from .dialect import DEFAULTS, DIALECT
 from .head import WEIGHT, gradient_of, hidden_states
 
@@ -57,25 +58,22 @@ def _counted(settings: Settings, case: Case) -> float | None:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`k3_loss_fn`."""
-    if case.parameters["estimator"] != "k3":
-        raise Skip(f"Liger has no estimator {case.parameters['estimator']}")
-    logp, ref = (tensor(case.inputs[name]) for name in ("logp", "ref_logp"))
-    return {"value": k3_loss_fn(ref, logp).numpy()}
+    demands.estimator(case, "Liger", ("k3",))
+    return torch_kl(case, lambda logp, ref: k3_loss_fn(ref.float(), logp.float()))
 
 
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "kl_penalty"}),
-    gradient=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp"}),
-    parameters=frozenset({"objective", "estimator", "normalizer"}),
+CAPABILITIES = offered(
+    ("step", "kl_penalty"),
+    "logp old_logp advantages mask ref_logp",
+    "objective estimator normalizer",
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims, in float32: Liger's log-probabilities have no other dtype."""
     versions = {"liger-kernel": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("liger", versions, DIALECT, RELEASE, policy_loss, {"kl_penalty": kl_penalty}, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, {"kl_penalty": kl_penalty}, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from ..stubs import compile_nothing, stub
-
-SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
-sys.path.insert(0, SOURCE)
-stub(
-    *("megatron", "ray", "sglang", "sglang_router", "httpx", "transformers", "PIL", "wandb", "tqdm", "yaml"),
-    *("pybase64", "datasets", "omegaconf", "aiohttp", "requests", "psutil", "orjson", "accelerate", "urllib3"),
-    *("msgpack", "msgspec", "zmq", "mooncake"),
+from ...target import Case
+from ..adapter import Settings, TrainerTarget
+from ..responses import (
+    Beside,
+    ListLoss,
+    ListTarget,
+    arguments,
+    listed,
+    masks_of,
+    offered_of_lists,
+    one_rank,
+    places_of,
+    put,
 )
-torch.compile = compile_nothing
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+from .dialect import DEFAULTS, DIALECT
+
+RELEASE = one_rank("msgpack", "msgspec", "zmq", "mooncake")
 
 from miles.backends.training_utils import loss as backend
 from miles.backends.training_utils.loss_hub import losses, math_utils
@@ -30,11 +33,6 @@ from miles.backends.training_utils.parallel import ParallelState, set_parallel_s
 from miles.ray.rollout.train_data_conversion import _post_process_rewards
 from miles.utils.distributed_utils import distributed_masked_whiten
 from miles.utils.ft_utils.process_group_utils import GroupInfo
-
-from ...target import Capabilities, Case
-from ..adapter import Settings, TrainerTarget, tensor
-from ..responses import Beside, ListLoss, ListTarget, arguments, masks_of, places_of, put
-from .dialect import DEFAULTS, DIALECT
 
 FIXED = {
     "get_mismatch_metrics": False,
@@ -68,18 +66,14 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     return {"advantages": torch.tensor(_post_process_rewards(args, samples, None)[1]).numpy()}
 
 
-def _responses(case: Case, name: str) -> list[Any]:
-    return [tensor(case.inputs[name])[place] for place in places_of(case)]
-
-
 def gae_advantages(case: Case) -> Mapping[str, Any]:
     """`get_advantages_and_returns_batch`; all rewards are those of tokens."""
-    places, rewards = places_of(case), _responses(case, "rewards")
+    places, rewards = places_of(case), listed(case, "rewards")
     lengths = [len(one) for one in rewards]
     advantages, returns = math_utils.get_advantages_and_returns_batch(
         total_lengths=lengths,
         response_lengths=lengths,
-        values_list=_responses(case, "values"),
+        values_list=listed(case, "values"),
         rewards_list=rewards,
         terminal_rewards=[0.0] * len(lengths),
         qkv_format="thd",
@@ -93,7 +87,7 @@ def gae_advantages(case: Case) -> Mapping[str, Any]:
 
 def reinforce_returns(case: Case) -> Mapping[str, Any]:
     """`get_reinforce_plus_plus_returns`; all rewards are those of tokens, which it has as a KL penalty."""
-    places, rewards = places_of(case), _responses(case, "rewards")
+    places, rewards = places_of(case), listed(case, "rewards")
     lengths = [len(one) for one in rewards]
     found = math_utils.get_reinforce_plus_plus_returns(
         rewards=torch.zeros(len(lengths)),
@@ -114,24 +108,14 @@ OPERATIONS = {
     "gae_advantages": gae_advantages,
     "reinforce_returns": reinforce_returns,
 }
-INPUTS = "logp old_logp advantages mask offsets ref_logp behavior_logp groups rewards values"
-GIVEN = "objective normalizer advantages center scale ddof eps eps_placement gamma lam estimator"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32"}),  # the ratio is computed in float32 whatever comes in
-    layouts=frozenset({"padded", "packed"}),
-    gradient=True,
-    token_advantages=True,
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
-)
+CAPABILITIES = offered_of_lists(OPERATIONS)  # the ratio is computed in float32 whatever comes in
 
 
 def claims() -> ListTarget:
     """Every objective that an `--advantage-estimator` claims."""
     versions = {"miles": RELEASE, "torch": torch.__version__}
     loss = ListLoss("Miles", _loss, math_utils.get_grpo_returns)
-    return ListTarget("miles", versions, DIALECT, RELEASE, loss, OPERATIONS, CAPABILITIES)
+    return ListTarget(versions, DIALECT, RELEASE, loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -16,8 +16,9 @@ stub("mlx_lm", "transformers", "datasets", "yaml")
 from mlx_lm_lora.trainer import grpo_trainer
 
 from ...frameworks.mlx import array
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, check_std, mlx_loss
+from ...target import INPUT_DTYPES, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, mlx_loss, offered
 from .dialect import DEFAULTS, DIALECT
 
 RELEASE = version("mlx-lm-lora")
@@ -70,7 +71,7 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     asked = {"center": "mean", "scale": "std"} | dict(case.parameters)
     if (asked["center"], asked["scale"]) != ("mean", "std"):
         raise Skip("mlx-lm-lora's advantages are (r - mean) / (std + 1e-4)")
-    check_std(case, "mlx-lm-lora", 1e-4, ddof=0)
+    demands.std(case, "mlx-lm-lora", 1e-4, ddof=0)
     rewards, groups = case.inputs["rewards"], case.inputs["groups"].tolist()
     texts = [""] * len(groups)
     unused = dict.fromkeys(("expanded_prompts", "expanded_answers", "expanded_types"), texts)
@@ -85,19 +86,18 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
 
 
 OPERATIONS = {"ratio": ratio, "group_advantages": group_advantages}
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", *OPERATIONS}),
-    gradient=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp", "groups", "rewards"}),
-    parameters=frozenset({"objective", "center", "scale", "ddof", "eps", "eps_placement", "kind"}),
+CAPABILITIES = offered(
+    OPERATIONS,
+    "logp old_logp advantages mask ref_logp groups rewards",
+    "objective center scale ddof eps eps_placement kind",
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that its settings claim, in float32, as its log-probabilities are whatever the logits."""
     versions = {"mlx-lm-lora": RELEASE, "mlx": mx.__version__}
-    return TrainerTarget("mlx_lm_lora", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

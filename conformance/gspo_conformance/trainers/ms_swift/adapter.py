@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from swift.rl_core.advantage import compute_advantages
 from swift.rl_core.data import GRPOBatch
 from swift.rlhf_trainers.grpo_trainer import GRPOTrainer
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
+from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, offered, per_token, tensor, torch_loss
 from .dialect import DIALECT
 
 PartialState()
@@ -69,8 +70,6 @@ def _trainer(settings: Settings) -> SimpleNamespace:
 
 
 def _batch(case: Case) -> GRPOBatch:
-    if (case.objective or {}).get("aggregation", {}).get("count") == "given" and "normalizer" not in case.parameters:
-        raise Skip("ms-swift always has a count to divide by")
     mask = tensor(case.inputs["mask"]).bool()
     tensors = {
         "ref_per_token_logps": "ref_logp",
@@ -90,7 +89,7 @@ def _batch(case: Case) -> GRPOBatch:
 
 def _items(case: Case, mask: Any) -> Any:
     """The tokens of the whole step; only the mean over tokens has them from outside."""
-    given = case.parameters.get("normalizer")
+    given = demands.count(case, "ms-swift")
     if given is not None and (case.objective or {})["aggregation"]["mode"] != "token_mean":
         raise Skip("ms-swift divides by the responses of the micro-batch itself")
     return mask.sum() if given is None else torch.tensor(given)
@@ -98,13 +97,11 @@ def _items(case: Case, mask: Any) -> Any:
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_advantages`: `grpo` or `rloo`, with the groups one after another."""
-    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
     estimators = {"mean": "grpo", "leave_one_out": "rloo"}
     scales = {"std": "group", "batch_std": "batch", "none": "none"}
-    if center not in estimators or scale not in scales:
-        raise Skip(f"ms-swift has no advantages with center {center} and scale {scale}")
+    center, scale = demands.center_and_scale(case, "ms-swift", list(product(estimators, scales)))
     if scale != "none":
-        check_std(case, "ms-swift", 1e-4)
+        demands.std(case, "ms-swift", 1e-4)
     return {"advantages": _computed(case, estimators[center], scales[scale])}
 
 
@@ -114,34 +111,27 @@ def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
 
 
 def _computed(case: Case, estimator: str, scale: str) -> Any:
-    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
-    _, sizes = np.unique(groups, return_counts=True)
-    if len(set(sizes)) > 1:
-        raise Skip("every prompt has the same number of responses")
-    order = np.argsort(groups, kind="stable")
     weights = torch.ones(1, dtype=getattr(torch, case.dtype))
-    found = np.empty_like(rewards)
-    advantages, _ = compute_advantages(tensor(rewards[order])[:, None], weights, int(sizes[0]), estimator, scale)
-    found[order] = advantages.numpy()
-    return found
+    return demands.by_prompt(
+        case, lambda rewards, size: compute_advantages(rewards[:, None], weights, size, estimator, scale)[0]
+    )
 
 
 OPERATIONS = {"group_advantages": group_advantages, "leave_one_out_advantages": leave_one_out_advantages}
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp behavior_logp groups rewards",
+    "objective normalizer advantages center scale ddof eps eps_placement",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(["logp", "old_logp", "advantages", "mask", "ref_logp", "behavior_logp", "groups", "rewards"]),
-    parameters=frozenset(["objective", "normalizer", "advantages", "center", "scale", "ddof", "eps", "eps_placement"]),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims."""
     versions = {"ms-swift": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("ms_swift", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ...target import DTYPES, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, checkout, offered, per_token, tensor, torch_kl, torch_loss
 from ..stubs import names_only, stub
+from .dialect import DIALECT, LOSS
 
-SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
-sys.path.insert(0, SOURCE)
+SOURCE, RELEASE = checkout()
 stub(
     *("ray", "transformers", "tensordict", "megatron", "nemo_automodel", "datasets", "torchdata", "accelerate"),
     *("vllm", "mlflow", "wandb", "PIL", "omegaconf", "hydra", "zmq", "rich", "tqdm", "swanlab", "matplotlib"),
@@ -28,10 +29,6 @@ from nemo_rl.algorithms.advantage_estimator import (
 from nemo_rl.algorithms.loss.loss_functions import ClippedPGLossConfig, ClippedPGLossFn
 from nemo_rl.algorithms.utils import calculate_kl
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
-from .dialect import DIALECT, LOSS
-
 GAE = {
     "normalize_advantages": False,
     "gae_lambda_value": None,
@@ -42,9 +39,7 @@ GAE = {
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
     """`ClippedPGLossFn` with the tokens and responses of the step as its counts."""
-    given = case.parameters.get("normalizer")
-    if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
-        raise Skip("NeMo-RL always has a count to divide by")
+    given = demands.count(case, "NeMo-RL")
     function = ClippedPGLossFn(_config(settings))
     batch = _batch(case)
     counts = [batch["sample_mask"].sum(), batch["token_mask"].sum()]
@@ -91,14 +86,12 @@ def _shifted(values: Any) -> Any:
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """`GRPOAdvantageEstimator`, with the mean of the group or that of the others."""
-    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
-    alone = center == "leave_one_out"
-    own = "leave_one_out_std" if alone else "std"
-    if center not in ("mean", "leave_one_out") or scale not in (own, "none"):
-        raise Skip(f"NeMo-RL has no advantages with center {center} and scale {scale}")
+    own = {"mean": ("std", "none"), "leave_one_out": ("leave_one_out_std", "none")}
+    pairs = [(center, scale) for center, scales in own.items() for scale in scales]
+    center, scale = demands.center_and_scale(case, "NeMo-RL", pairs)
     if scale != "none":
-        check_std(case, "NeMo-RL", 1e-6)
-    return {"advantages": _estimated(case, alone, scale != "none")}
+        demands.std(case, "NeMo-RL", 1e-6)
+    return {"advantages": _estimated(case, center == "leave_one_out", scale != "none")}
 
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
@@ -132,8 +125,7 @@ def gae_advantages(case: Case) -> Mapping[str, Any]:
 
 def whiten(case: Case) -> Mapping[str, Any]:
     """`GeneralizedAdvantageEstimator._reward_whiten`, 0 where nothing is counted as its caller does."""
-    if case.parameters.get("ddof", 1) != 1 or case.parameters.get("eps", 1e-8) != 1e-8:
-        raise Skip("NeMo-RL whitens with ddof 1 and 1e-8 added to the variance")
+    demands.whitening(case, "NeMo-RL")
     values = tensor(case.inputs["values"])
     mask = tensor(case.inputs["mask"]).to(values.dtype) if "mask" in case.inputs else torch.ones_like(values)
     found = _gae()._reward_whiten(values, mask, shift_mean=case.parameters.get("center", True))
@@ -151,15 +143,12 @@ def token_kl_rewards(case: Case) -> Mapping[str, Any]:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`calculate_kl` with its clamps as they come."""
-    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
-    return {"value": calculate_kl(logp, ref, _estimator(case)).to(getattr(torch, case.dtype)).numpy()}
+    estimator = _estimator(case)
+    return torch_kl(case, lambda logp, ref: calculate_kl(logp, ref, estimator))
 
 
 def _estimator(case: Case) -> str:
-    estimator = case.parameters["estimator"]
-    if estimator not in ("k1", "k2", "k3"):
-        raise Skip(f"NeMo-RL has no estimator {estimator}")
-    return str(estimator)
+    return demands.estimator(case, "NeMo-RL", ("k1", "k2", "k3"))
 
 
 OPERATIONS = {
@@ -170,22 +159,19 @@ OPERATIONS = {
     "token_kl_rewards": token_kl_rewards,
     "kl_penalty": kl_penalty,
 }
-INPUTS = "logp old_logp advantages mask ref_logp behavior_logp groups rewards values"
-GIVEN = "objective normalizer advantages center scale ddof eps eps_placement gamma lam estimator coefficient"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp behavior_logp groups rewards values",
+    "objective normalizer advantages center scale ddof eps eps_placement gamma lam estimator coefficient",
+    dtypes=DTYPES,
     token_advantages=True,
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that the keys of `loss_fn` claim."""
     versions = {"nemo-rl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("nemo_rl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..stubs import holding, stub, without_init
@@ -25,8 +25,9 @@ from openrlhf.models.utils import compute_approx_kl, compute_reward
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
+from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, offered, per_token, tensor, torch_kl, torch_loss
 from .dialect import ACTOR, DIALECT
 
 RELEASE = version("openrlhf")
@@ -51,21 +52,16 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`compute_approx_kl`."""
-    estimator = case.parameters["estimator"]
-    if estimator not in ("k1", "k2", "k3"):
-        raise Skip(f"OpenRLHF has no estimator {estimator}")
-    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
-    return {"value": compute_approx_kl(logp, ref, kl_estimator=estimator).to(getattr(torch, case.dtype)).numpy()}
+    estimator = demands.estimator(case, "OpenRLHF", ("k1", "k2", "k3"))
+    return torch_kl(case, partial(compute_approx_kl, kl_estimator=estimator))
 
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_advantages_and_returns` with `group_norm`, `dr_grpo` or `rloo`, prompts one after another."""
-    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
     estimators = {("mean", "std"): "group_norm", ("mean", "none"): "dr_grpo", ("leave_one_out", "none"): "rloo"}
-    if (center, scale) not in estimators:
-        raise Skip(f"OpenRLHF has no advantages with center {center} and scale {scale}")
+    center, scale = demands.center_and_scale(case, "OpenRLHF", estimators)
     if scale == "std":
-        check_std(case, "OpenRLHF", 1e-9)
+        demands.std(case, "OpenRLHF", 1e-9)
     return {"advantages": _outcome(case, estimators[center, scale])}
 
 
@@ -75,16 +71,12 @@ def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
 
 
 def _outcome(case: Case, estimator: str) -> Any:
-    rewards, groups = case.inputs["rewards"], case.inputs["groups"]
-    _, sizes = np.unique(groups, return_counts=True)
-    if len(set(sizes)) > 1:
-        raise Skip("every prompt has the same number of responses")
-    if sizes[0] == 1:
-        raise Skip("OpenRLHF asks for more than one response to a prompt")
-    order = np.argsort(groups, kind="stable")
-    found = np.empty_like(rewards)
-    found[order] = _computed(tensor(rewards[order]), estimator, int(sizes[0])).advantages[:, 0].numpy()
-    return found
+    def compute(rewards: Any, size: int) -> Any:
+        if size == 1:
+            raise Skip("OpenRLHF asks for more than one response to a prompt")
+        return _computed(rewards, estimator, size).advantages[:, 0]
+
+    return demands.by_prompt(case, compute)
 
 
 def clip_rewards(case: Case) -> Mapping[str, Any]:
@@ -141,23 +133,20 @@ OPERATIONS = {
     "reinforce_returns": reinforce_returns,
     "token_kl_rewards": token_kl_rewards,
 }
-INPUTS = "logp old_logp advantages mask ref_logp rewards groups values"
-GIVEN = "objective estimator center scale ddof eps eps_placement gamma lam low high coefficient"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    OPERATIONS,
+    "logp old_logp advantages mask ref_logp rewards groups values",
+    "objective estimator center scale ddof eps eps_placement gamma lam low high coefficient",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that `policy_loss_type` and `loss_agg_mode` claim."""
     versions = {"openrlhf": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("openrlhf", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 from types import SimpleNamespace
@@ -12,10 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...target import LAYOUTS, Case, Skip
+from ...tensors import NumPyArray
+from .. import demands
+from ..adapter import Settings, TrainerTarget, checkout, offered, torch_loss
+from ..responses import masks_of, places_of
 from ..stubs import holding, names_only, stub
+from .dialect import DEFAULTS, DIALECT, RL
 
-SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
-sys.path.insert(0, SOURCE)
+_, RELEASE = checkout()
 stub(
     *("accelerate", "deepspeed", "datasets", "omegaconf", "hydra", "litellm", "redis", "orjson", "aiohttp", "wandb"),
     *("tenacity", "psutil", "fastapi", "uvicorn", "PIL", "jsonref", "vllm", "peft", "ring_flash_attn", "tapeagents"),
@@ -29,12 +32,6 @@ from pipelinerl.domains.math.rollouts import length_penalty
 from pipelinerl.finetune.data import MASKED_TOKEN_ID, collate_packed
 from pipelinerl.finetune.rl import RLConfig, populate_rl_data, rl_step
 from pipelinerl.preprocess import filter_zero_advantage_groups
-
-from ...target import Capabilities, Case, Skip
-from ...tensors import NumPyArray
-from ..adapter import Settings, TrainerTarget, check_std, torch_loss
-from ..responses import masks_of, places_of
-from .dialect import DEFAULTS, DIALECT, RL
 
 EOS = 1
 
@@ -53,9 +50,7 @@ class Normalised(torch.Tensor):
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
     """`rl_step` of one micro-batch, with the responses of the whole step as its `batch_size`."""
-    given = case.parameters.get("normalizer")
-    if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
-        raise Skip("PipelineRL always has a count to divide by")
+    given = demands.count(case, "PipelineRL")
     places = places_of(case)
     config = _config(settings)
     config.batch_size = len(places) if given is None else given
@@ -122,11 +117,10 @@ def _estimated(case: Case, scaled: bool) -> NumPyArray:
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """`populate_rl_data`: the mean of the others, the standard deviation of the group."""
-    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
-    if center != "leave_one_out" or scale not in ("std", "none"):
-        raise Skip(f"PipelineRL has no advantages with center {center} and scale {scale}")
+    own = (("leave_one_out", "std"), ("leave_one_out", "none"))
+    _, scale = demands.center_and_scale(case, "PipelineRL", own)
     if scale == "std":
-        check_std(case, "PipelineRL", 1e-4)
+        demands.std(case, "PipelineRL", 1e-4)
     return {"advantages": _estimated(case, scale == "std")}
 
 
@@ -156,23 +150,19 @@ OPERATIONS = {
     "informative_groups": informative_groups,
     "soft_overlong_penalty": soft_overlong_penalty,
 }
-INPUTS = "logp old_logp advantages mask offsets ref_logp groups rewards lengths"
-GIVEN = "objective normalizer advantages center scale ddof eps eps_placement low high max_length cache"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32"}),  # a batch is made float32 whatever comes in
-    layouts=frozenset({"padded", "packed"}),
-    gradient=True,
+CAPABILITIES = offered(  # a batch is made float32 whatever comes in
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask offsets ref_logp groups rewards lengths",
+    "objective normalizer advantages center scale ddof eps eps_placement low high max_length cache",
+    layouts=LAYOUTS,
     token_advantages=True,
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `policy_loss` claims."""
     versions = {"pipelinerl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("pipelinerl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from inspect import signature
@@ -11,13 +10,16 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
+from ...target import DTYPES, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, checkout, offered, per_token, tensor, torch_loss
+from ..dialect import Inexpressible
 from ..stubs import stub
+from .dialect import DIALECT, SEED, written_aggregation
 
-SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
-sys.path.insert(0, SOURCE)
+SOURCE, RELEASE = checkout()
 LOGS = TemporaryDirectory(prefix="gspo-roll-", ignore_cleanup_errors=True)
 os.chdir(LOGS.name)  # it writes its logs into the working directory
 stub(
@@ -33,12 +35,6 @@ from roll.pipeline.rlvr.actor_worker import ActorWorker
 from roll.pipeline.rlvr.rlvr_config import RLVRConfig
 from roll.utils import functionals
 from roll.utils.kl_controller import get_kl_controller
-
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, per_token, tensor, torch_loss
-from ..dialect import Inexpressible
-from .dialect import DIALECT, SEED, written_aggregation
-from .rewards import rows_of_groups
 
 GLOBAL_COUNTS = "batch_num_tokens" in signature(functionals.agg_loss).parameters
 if (RELEASE == SEED) == GLOBAL_COUNTS:
@@ -119,11 +115,8 @@ def _counts(mask: Any, case: Case, settings: Settings) -> dict[str, Any]:
 
 
 def _own_counts(case: Case) -> None:
-    given = case.parameters.get("normalizer")
-    if given is not None and not GLOBAL_COUNTS:
+    if demands.count(case, "ROLL") is not None and not GLOBAL_COUNTS:
         raise Skip(f"ROLL {SEED} divides by the counts of the micro-batch itself")
-    if given is None and (case.objective or {}).get("aggregation", {}).get("count") == "given":
-        raise Skip("ROLL always has a count to divide by")
 
 
 def with_prompt(mask: Any) -> Any:
@@ -154,10 +147,7 @@ def kl_penalty(case: Case) -> Mapping[str, Any]:
 
 def _estimator(case: Case) -> str:
     names = {"k1": "kl", "abs": "abs", "k2": "mse", "k3": "k3"}
-    estimator = case.parameters["estimator"]
-    if estimator not in names:
-        raise Skip(f"ROLL has no estimator {estimator}")
-    return names[estimator]
+    return names[demands.estimator(case, "ROLL", names)]
 
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
@@ -184,10 +174,7 @@ def _norm_keys(case: Case) -> Settings:
 
 def _normalized(case: Case, settings: Settings, moments: Any = None) -> Any:
     _fixed(case)
-    order, size = rows_of_groups(case)
-    found = np.empty_like(case.inputs["rewards"])
-    found[order] = _postprocess(tensor(case.inputs["rewards"][order]), settings, size, moments).numpy()
-    return found
+    return demands.by_prompt(case, lambda rewards, size: _postprocess(rewards, settings, size, moments))
 
 
 def _fixed(case: Case) -> None:
@@ -207,7 +194,7 @@ def normalize_rewards(case: Case) -> Mapping[str, Any]:
     """`reward_postprocess` with the keys of that method; `running` with the moments of the batches before."""
     method, shift, scale = (case.parameters.get(name) for name in ("method", "shift", "scale"))
     if method == "running":
-        _single(case)
+        demands.single(case, "ROLL")
     if RELEASE == SEED:
         keys = {"reward_norm": method if shift or scale else None, "reward_shift": not scale, "reward_scale": not shift}
     else:
@@ -247,13 +234,8 @@ def token_kl_rewards(case: Case) -> Mapping[str, Any]:
     return {"rewards": batch.batch["token_level_rewards"].numpy()}
 
 
-def _single(case: Case) -> None:
-    if case.dtype != "float32":
-        raise Skip("ROLL computes these in float32 whatever comes in")
-
-
 def _advantages(case: Case, rewards: str, estimator: str, **options: Any) -> Any:
-    _single(case)
+    demands.single(case, "ROLL")
     tensors = {"token_level_rewards": tensor(case.inputs[rewards]), "response_mask": with_prompt(case.inputs["mask"])}
     if "values" in case.inputs:
         tensors["values"] = tensor(case.inputs["values"])
@@ -284,9 +266,8 @@ def reinforce_pp_advantages(case: Case) -> Mapping[str, Any]:
 
 def whiten(case: Case) -> Mapping[str, Any]:
     """`masked_whiten`, times the mask as its caller does."""
-    _single(case)
-    if case.parameters.get("ddof", 1) != 1 or case.parameters.get("eps", 1e-8) != 1e-8:
-        raise Skip("ROLL whitens with ddof 1 and 1e-8 added to the variance")
+    demands.single(case, "ROLL")
+    demands.whitening(case, "ROLL")
     values = tensor(case.inputs["values"])
     mask = tensor(case.inputs["mask"]).long() if "mask" in case.inputs else torch.ones_like(values).long()
     found = functionals.masked_whiten(values, mask, shift_mean=case.parameters.get("center", True))
@@ -306,23 +287,18 @@ OPERATIONS = {
     "whiten": whiten,
 }
 STEPS = {"step"} if GLOBAL_COUNTS else set()
-INPUTS = (
-    "logp old_logp advantages mask ref_logp behavior_logp groups rewards values token_rewards history history_sizes"
-)
-GIVEN = "objective normalizer mode center scale ddof eps eps_placement method shift gamma lam estimator coefficient low high"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "pipeline", *STEPS, *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset([*GIVEN.split(), "advantages"]),
+CAPABILITIES = offered(
+    ("pipeline", *STEPS, *OPERATIONS),
+    "logp old_logp advantages mask ref_logp behavior_logp groups rewards values token_rewards history history_sizes",
+    "objective normalizer mode center scale ddof eps eps_placement method shift gamma lam estimator coefficient low high advantages",
+    dtypes=DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that the keys can express."""
     versions = {"roll": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("roll", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

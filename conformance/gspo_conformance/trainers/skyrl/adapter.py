@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +34,10 @@ from skyrl.train.dataset.preprocess import compute_prompt_boundaries
 from skyrl.train.trainer import RayPPOTrainer
 from skyrl.train.utils.trainer_utils import zero_variance_filter
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
-from .dialect import ALGORITHM, DIALECT
+from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, added, offered, per_token, tensor, torch_kl, torch_loss
+from .dialect import ALGORITHM, DIALECT, ESTIMATORS
 
 logger.remove()
 torch.cuda.current_device = lambda: 0  # the worker moves its batch there
@@ -145,7 +147,6 @@ def _experience(case: Case, advantages: Any) -> SimpleNamespace:
     return SimpleNamespace(**(absent | fixed | given), rollout_sample_support=None, to_device=lambda device: None)
 
 
-@dataclass(frozen=True)
 class SkyRlTarget(TrainerTarget):
     """A step is one mini-batch for the driver, and one micro-batch a part for the worker."""
 
@@ -159,31 +160,24 @@ class SkyRlTarget(TrainerTarget):
             _micro_loss(algorithm, replace(case, inputs=part), advantages, part["mask"].shape[0] / total)
             for part, advantages in zip(parts, scaled, strict=True)
         ]
-        gradients = {f"gradient.{i}": one["gradient"] for i, one in enumerate(outputs)}
-        return {"loss": sum(one["loss"] for one in outputs), **gradients}
+        return added(outputs)
 
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_advantages_and_returns` with `grpo` or `rloo`."""
-    center, scale = case.parameters.get("center", "mean"), case.parameters.get("scale", "std")
-    if center == "leave_one_out" and scale == "none":
+    own = (("mean", "std"), ("mean", "none"), ("leave_one_out", "none"))
+    center, scale = demands.center_and_scale(case, "SkyRL", own)
+    if center == "leave_one_out":
         return leave_one_out_advantages(case)
-    if center != "mean" or scale not in ("std", "none"):
-        raise Skip(f"SkyRL has no advantages with center {center} and scale {scale}")
     if scale == "std":
-        check_std(case, "SkyRL", 1e-6)
-    _single(case)
+        demands.std(case, "SkyRL", 1e-6)
+    demands.single(case, "SkyRL")
     return {"advantages": _outcome(case, "grpo", grpo_norm_by_std=scale == "std")}
 
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
     """`compute_advantages_and_returns` with `rloo`."""
     return {"advantages": _outcome(case, "rloo")}
-
-
-def _single(case: Case) -> None:
-    if case.dtype != "float32":
-        raise Skip("SkyRL computes these in float32 whatever comes in")
 
 
 def _outcome(case: Case, estimator: str, **options: Any) -> Any:
@@ -209,7 +203,7 @@ def reinforce_returns(case: Case) -> Mapping[str, Any]:
 
 
 def _token_advantages(case: Case, rewards: str, estimator: str) -> Any:
-    _single(case)
+    demands.single(case, "SkyRL")
     mask = tensor(case.inputs["mask"], "float32")
     gamma = case.parameters.get("gamma", 1.0)
     config, given = AlgorithmConfig(), tensor(case.inputs[rewards])
@@ -218,9 +212,8 @@ def _token_advantages(case: Case, rewards: str, estimator: str) -> Any:
 
 def whiten(case: Case) -> Mapping[str, Any]:
     """`masked_whiten`, times the mask as its callers do."""
-    if case.parameters.get("ddof", 1) != 1 or case.parameters.get("eps", 1e-8) != 1e-8:
-        raise Skip("SkyRL whitens with ddof 1 and 1e-8 added to the variance")
-    _single(case)
+    demands.whitening(case, "SkyRL")
+    demands.single(case, "SkyRL")
     values = tensor(case.inputs["values"])
     mask = tensor(case.inputs["mask"], "float32") if "mask" in case.inputs else torch.ones_like(values)
     found = ppo_utils.masked_whiten(values, mask, shift_mean=case.parameters.get("center", True))
@@ -229,17 +222,8 @@ def whiten(case: Case) -> Mapping[str, Any]:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`compute_approx_kl`."""
-    _estimator(case)
-    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
-    value = ppo_utils.compute_approx_kl(logp, ref, kl_estimator_type=case.parameters["estimator"])
-    return {"value": value.to(getattr(torch, case.dtype)).numpy()}
-
-
-def _estimator(case: Case) -> str:
-    estimator = case.parameters["estimator"]
-    if estimator not in ("k1", "k2", "k3", "abs"):
-        raise Skip(f"SkyRL has no estimator {estimator}")
-    return str(estimator)
+    estimator = demands.estimator(case, "SkyRL", ESTIMATORS)
+    return torch_kl(case, partial(ppo_utils.compute_approx_kl, kl_estimator_type=estimator))
 
 
 def token_kl_rewards(case: Case) -> Mapping[str, Any]:
@@ -254,7 +238,9 @@ def token_kl_rewards(case: Case) -> Mapping[str, Any]:
     tensors = {key: tensor(case.inputs[name]) for key, name in names.items()}
     batch = TrainingInputBatch({"rewards": placed, "loss_mask": mask, **tensors})
     batch.metadata = {}
-    config = AlgorithmConfig(kl_estimator_type=_estimator(case), kl_loss_coef=case.parameters["coefficient"])
+    config = AlgorithmConfig(
+        kl_estimator_type=demands.estimator(case, "SkyRL", ESTIMATORS), kl_loss_coef=case.parameters["coefficient"]
+    )
     trainer = SimpleNamespace(cfg=SimpleNamespace(trainer=SimpleNamespace(algorithm=config)))
     trainer.reward_kl_controller, trainer.all_metrics = None, {}
     return {"rewards": RayPPOTrainer.apply_reward_kl_penalty(trainer, batch)["rewards"].numpy()}
@@ -279,23 +265,20 @@ OPERATIONS = {
     "token_kl_rewards": token_kl_rewards,
     "informative_groups": informative_groups,
 }
-INPUTS = "logp old_logp advantages mask ref_logp behavior_logp groups rewards values token_rewards"
-GIVEN = "objective advantages center scale ddof eps eps_placement gamma estimator coefficient low high"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp behavior_logp groups rewards values token_rewards",
+    "objective advantages center scale ddof eps eps_placement gamma estimator coefficient low high",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `policy_loss_type` claims."""
     versions = {"skyrl": RELEASE, "torch": torch.__version__}
-    return SkyRlTarget("skyrl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return SkyRlTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -11,44 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from ..stubs import compile_nothing, stub, without_init
+from ...target import DTYPES, Case, Skip
+from ..adapter import Settings, TrainerTarget
+from ..responses import Beside, ListLoss, ListTarget, arguments, listed, offered_of_lists, one_rank, places_of, put
+from ..stubs import without_init
+from .dialect import DEFAULTS, DIALECT
 
-SOURCE, RELEASE = os.environ["GSPO_SOURCE"], os.environ["GSPO_VERSION"]
-sys.path.insert(0, SOURCE)
-stub(
-    *("megatron", "ray", "sglang", "sglang_router", "httpx", "transformers", "PIL", "wandb", "tqdm", "yaml"),
-    *("pybase64", "datasets", "omegaconf", "packaging", "aiohttp", "requests", "psutil", "orjson", "accelerate"),
-    "urllib3",
+RELEASE = one_rank("packaging")
+import megatron.core as core
+
+core.mpu = SimpleNamespace(
+    get_context_parallel_world_size=lambda: 1,
+    get_context_parallel_group=lambda: None,
+    get_data_parallel_world_size=lambda with_context_parallel: 1,
 )
-
-
-def _one_rank() -> None:
-    """Megatron's ranks with one of each, and its backend without the patches that `__init__` applies to a GPU's engine."""
-    import megatron.core as core
-
-    core.mpu = SimpleNamespace(
-        get_context_parallel_world_size=lambda: 1,
-        get_context_parallel_group=lambda: None,
-        get_data_parallel_world_size=lambda with_context_parallel: 1,
-    )
-    without_init("slime.backends.megatron_utils")
-
-
-_one_rank()
-torch.compile = compile_nothing
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+without_init("slime.backends.megatron_utils")  # it patches the engine of a GPU
 
 from slime.backends.megatron_utils import loss as backend
 from slime.ray.rollout import RolloutManager
 from slime.utils import ppo_utils
 from slime.utils.distributed_utils import distributed_masked_whiten
-
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, tensor
-from ..responses import Beside, ListLoss, ListTarget, arguments, places_of, put
-from .dialect import DEFAULTS, DIALECT
 
 FIXED = {
     "use_opd": False,
@@ -105,7 +86,7 @@ def _post_processed(rewards: list[float], size: int, prompts: int, by_std: bool)
 def gae_advantages(case: Case) -> Mapping[str, Any]:
     """`get_advantages_and_returns_batch`."""
     places = places_of(case)
-    rewards, values = ([tensor(case.inputs[name])[place] for place in places] for name in ("rewards", "values"))
+    rewards, values = (listed(case, name) for name in ("rewards", "values"))
     lengths = [len(one) for one in rewards]
     gamma, lam = case.parameters["gamma"], case.parameters["lam"]
     advantages, returns = ppo_utils.get_advantages_and_returns_batch(lengths, lengths, values, rewards, gamma, lam)
@@ -115,7 +96,7 @@ def gae_advantages(case: Case) -> Mapping[str, Any]:
 def reinforce_returns(case: Case) -> Mapping[str, Any]:
     """`chunked_discounted_returns` over the padded responses, as `get_reinforce_plus_plus_returns` does."""
     places = places_of(case)
-    rewards = [tensor(case.inputs["rewards"])[place] for place in places]
+    rewards = listed(case, "rewards")
     padded = torch.nn.utils.rnn.pad_sequence(rewards, batch_first=True)
     found = ppo_utils.chunked_discounted_returns(padded, case.parameters["gamma"])
     cut = [one[: len(own)] for one, own in zip(found, rewards, strict=True)]
@@ -129,24 +110,14 @@ OPERATIONS = {
     "gae_advantages": gae_advantages,
     "reinforce_returns": reinforce_returns,
 }
-INPUTS = "logp old_logp advantages mask offsets ref_logp behavior_logp groups rewards values"
-GIVEN = "objective normalizer advantages center scale ddof eps eps_placement gamma lam estimator"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    layouts=frozenset({"padded", "packed"}),
-    gradient=True,
-    token_advantages=True,
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
-)
+CAPABILITIES = offered_of_lists(OPERATIONS, dtypes=DTYPES)
 
 
 def claims() -> ListTarget:
     """Every objective that an `--advantage-estimator` claims."""
     versions = {"slime": RELEASE, "torch": torch.__version__}
     loss = ListLoss("slime", _loss, ppo_utils.get_grpo_returns)
-    return SlimeTarget("slime", versions, DIALECT, RELEASE, loss, OPERATIONS, CAPABILITIES)
+    return SlimeTarget(versions, DIALECT, RELEASE, loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

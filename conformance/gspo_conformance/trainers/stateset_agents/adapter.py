@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from ..adapter import Settings, TrainerTarget, offered, tensor, torch_loss
 from ..stubs import without_init
 
 without_init("stateset_agents", "stateset_agents.training")
@@ -116,23 +116,20 @@ OPERATIONS = {
     "clipped_surrogate": clipped_surrogate,
     "aggregate": aggregate,
 }
-INPUTS = ("logp", "old_logp", "advantages", "mask", "ref_logp", "groups", "rewards", "ratio", "values")
-GIVEN = ("objective", "normalizer", "advantages", "center", "scale", "ddof", "eps", "eps_placement")
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp groups rewards ratio values",
+    "objective normalizer advantages center scale ddof eps eps_placement kind clip mode",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(INPUTS),
-    parameters=frozenset((*GIVEN, "kind", "clip", "mode")),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that the fields of `PolicyObjective` claim; log-probabilities are float32 unless `logprob_dtype` says otherwise."""
     versions = {"stateset-agents": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("stateset_agents", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -18,9 +18,9 @@ from textpolicy.algorithms import grpo, gspo
 from textpolicy.training.trainer import Trainer
 
 from ...frameworks.mlx import array
-from ...target import Capabilities, Case, Skip
+from ...target import INPUT_DTYPES, LAYOUTS, Case, Skip
 from ...tensors import NumPyArray
-from ..adapter import Settings, TrainerTarget, mlx_loss
+from ..adapter import Settings, TrainerTarget, mlx_loss, offered
 from .dialect import DIALECT
 
 RELEASE = version("textpolicy")
@@ -105,21 +105,20 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
 
 
 OPERATIONS = {"ratio": ratio, "group_advantages": group_advantages}
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "pipeline", *OPERATIONS}),
-    layouts=frozenset({"padded", "packed"}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("pipeline", *OPERATIONS),
+    "logp old_logp advantages mask offsets groups rewards",
+    "objective advantages center scale ddof eps eps_placement kind",
+    layouts=LAYOUTS,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "offsets", "groups", "rewards"}),
-    parameters=frozenset({"objective", "advantages", "center", "scale", "ddof", "eps", "eps_placement", "kind"}),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that the arguments of its losses claim, in float32: MLX has nothing wider but on the CPU."""
     versions = {"textpolicy": RELEASE, "mlx": mx.__version__}
-    return TrainerTarget("textpolicy", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

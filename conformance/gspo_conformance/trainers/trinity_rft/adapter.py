@@ -20,8 +20,6 @@ stub(
     *("ray", "verl", "tensordict", "omegaconf", "transformers", "openai", "datasets", "safetensors", "pandas"),
     *("sqlalchemy", "huggingface_hub", "requests", "peft", "PIL", "tqdm", "yaml", "pydantic"),
 )
-
-
 without_init("trinity.trainer", "trinity.trainer.verl")
 import transformers
 
@@ -34,8 +32,9 @@ from trinity.common.config_validator import AlgorithmConfigValidator
 from trinity.common.experience import EID, Experience
 from trinity.trainer.verl import losses
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import PaddedBatch, Settings, TrainerTarget, check_std, per_token, tensor, torch_loss
+from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from .. import demands
+from ..adapter import PaddedBatch, Settings, TrainerTarget, offered, per_token, tensor, torch_kl, torch_loss
 from .dialect import DIALECT
 from .functions import KINDS, MODES
 
@@ -88,22 +87,17 @@ class TrinityTarget(TrainerTarget):
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
     """The registered functions: `grpo` with the spread of the group or the batch, `opmd` without one, `rloo`."""
-    asked = {"center": "mean", "scale": "std", "eps": 1e-6} | dict(case.parameters)
-    if asked["center"] == "leave_one_out" and asked["scale"] == "none":
+    own = (("mean", "std"), ("mean", "batch_std"), ("mean", "none"), ("leave_one_out", "none"))
+    center, scale = demands.center_and_scale(case, "Trinity-RFT", own)
+    if center == "leave_one_out":
         return leave_one_out_advantages(case)
-    if asked["center"] != "mean" or asked["scale"] not in ("std", "batch_std", "none"):
-        raise Skip(f"Trinity-RFT has no advantages with center {asked['center']} and scale {asked['scale']}")
-    _single(case)
-    if asked["scale"] == "none":
+    demands.single(case, "Trinity-RFT")
+    if scale == "none":
         return {"advantages": _grouped(case, ADVANTAGE_FN.get("opmd")())}
-    check_std(case, "Trinity-RFT", asked["eps"])
-    level = "batch" if asked["scale"] == "batch_std" else "group"
-    return {"advantages": _grouped(case, ADVANTAGE_FN.get("grpo")(epsilon=asked["eps"], std_cal_level=level))}
-
-
-def _single(case: Case) -> None:
-    if case.dtype != "float32":
-        raise Skip("Trinity-RFT computes these in float32 whatever comes in")
+    eps = case.parameters.get("eps", 1e-6)
+    demands.std(case, "Trinity-RFT", eps)
+    level = "batch" if scale == "batch_std" else "group"
+    return {"advantages": _grouped(case, ADVANTAGE_FN.get("grpo")(epsilon=eps, std_cal_level=level))}
 
 
 def _grouped(case: Case, estimator: Any) -> Any:
@@ -119,7 +113,7 @@ def _grouped(case: Case, estimator: Any) -> Any:
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
     """`rloo`."""
-    _single(case)
+    demands.single(case, "Trinity-RFT")
     rewards = tensor(case.inputs["rewards"])[:, None]
     batch = SimpleNamespace(
         batch={"token_level_rewards": rewards, "response_mask": torch.ones_like(rewards)},
@@ -131,11 +125,8 @@ def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`calculate_kl` of the estimator."""
-    estimator = case.parameters["estimator"]
-    if KINDS.get(estimator) != (estimator, None, None):
-        raise Skip(f"Trinity-RFT has no estimator {estimator}")
-    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
-    return {"value": KL_FN.get(estimator)().calculate_kl(logp, ref).to(getattr(torch, case.dtype)).numpy()}
+    own = [name for name, form in KINDS.items() if form == (name, None, None)]
+    return torch_kl(case, KL_FN.get(demands.estimator(case, "Trinity-RFT", own))().calculate_kl)
 
 
 def aggregate(case: Case) -> Mapping[str, Any]:
@@ -164,23 +155,20 @@ OPERATIONS = {
     "aggregate": aggregate,
     "whiten": whiten,
 }
-INPUTS = "logp old_logp advantages mask ref_logp groups rewards values"
-GIVEN = "objective normalizer advantages center scale ddof eps eps_placement estimator mode"
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp groups rewards values",
+    "objective normalizer advantages center scale ddof eps eps_placement estimator mode",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset(INPUTS.split()),
-    parameters=frozenset(GIVEN.split()),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `policy_loss_fn` and a `kl_loss_fn` claim."""
     versions = {"trinity-rft": RELEASE, "torch": torch.__version__}
-    return TrinityTarget("trinity_rft", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrinityTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

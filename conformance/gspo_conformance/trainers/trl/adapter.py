@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from trl import GRPOConfig, GRPOTrainer
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from ..adapter import Settings, TrainerTarget, offered, tensor, torch_loss
 from .dialect import DIALECT
 
 RELEASE = version("trl")
@@ -100,21 +100,20 @@ def _inputs(case: Case) -> dict[str, Any]:
     return inputs
 
 
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss"}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    (),
+    "logp old_logp advantages mask ref_logp",
+    "objective",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp"}),
-    parameters=frozenset({"objective"}),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims."""
     versions = {"trl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("trl", versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -14,9 +14,10 @@ from flax import nnx
 from tunix.rl import algo_core, common
 from tunix.rl.agentic.agentic_grpo_learner import GRPOConfig
 
-from ...target import Capabilities, Case, Skip
+from ...target import INPUT_DTYPES, LAYOUTS, Case, Skip
 from ...tensors import NumPyArray
-from ..adapter import Settings, TrainerTarget
+from .. import demands
+from ..adapter import Settings, TrainerTarget, offered
 from .dialect import DIALECT, ESTIMATORS
 
 RELEASE = version("google-tunix")
@@ -132,9 +133,7 @@ def _estimated(estimator: Any, case: Case) -> NumPyArray:
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`compute_kl_divergence`."""
     names = {value: key for key, value in ESTIMATORS.items()}
-    estimator = case.parameters["estimator"]
-    if estimator not in names:
-        raise Skip(f"Tunix has no estimator {estimator}")
+    estimator = demands.estimator(case, "Tunix", names)
     logp, ref = (_array(name, case.inputs[name], case) for name in ("logp", "ref_logp"))
     return {"value": np.asarray(common.compute_kl_divergence(logp, ref, names[estimator]))}
 
@@ -144,21 +143,20 @@ OPERATIONS = {
     "leave_one_out_advantages": leave_one_out_advantages,
     "kl_penalty": kl_penalty,
 }
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "pipeline", *OPERATIONS}),
-    layouts=frozenset({"padded", "packed"}),
-    gradient=True,
+CAPABILITIES = offered(
+    ("pipeline", *OPERATIONS),
+    "logp old_logp advantages mask offsets ref_logp groups rewards",
+    "objective advantages center scale ddof eps eps_placement estimator",
+    layouts=LAYOUTS,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "offsets", "ref_logp", "groups", "rewards"}),
-    parameters=frozenset({"objective", "advantages", "center", "scale", "ddof", "eps", "eps_placement", "estimator"}),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that `loss_algo` and `loss_agg_mode` claim, in float32: the loss casts to nothing else."""
     versions = {"google-tunix": RELEASE, "jax": jax.__version__}
-    return TrainerTarget("tunix", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -17,8 +17,9 @@ holding("unsloth_zoo.temporary_patches.utils", torch_compile_with_fallback=compi
 
 from unsloth_zoo.rl_replacements import grpo_compute_loss
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, tensor, torch_loss
+from ...target import DTYPES, INPUT_DTYPES, Case
+from .. import demands
+from ..adapter import Settings, TrainerTarget, offered, tensor, torch_loss
 from .dialect import DIALECT
 
 RELEASE = version("unsloth-zoo")
@@ -31,8 +32,7 @@ PASSED = (
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
     """One micro-batch that is the whole step, as `grpo_accumulated_loss` calls it."""
-    if (case.objective or {}).get("aggregation", {}).get("count") == "given":
-        raise Skip("Unsloth always has a count to divide by")
+    demands.count(case, "Unsloth")
     every = DIALECT.read(settings, RELEASE).settings
     high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
     mask, given = tensor(case.inputs["mask"]).int(), _given(case)
@@ -53,21 +53,20 @@ def _given(case: Case) -> dict[str, Any]:
     return {name: tensor(case.inputs[name], case.input_dtype) for name in names if name in case.inputs}
 
 
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss"}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    (),
+    "logp old_logp advantages mask ref_logp behavior_logp",
+    "objective",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp", "behavior_logp"}),
-    parameters=frozenset({"objective"}),
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims."""
     versions = {"unsloth-zoo": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("unsloth", versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, {}, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -15,15 +15,14 @@ import numpy as np
 from ..stubs import stub, without_init
 
 stub("datasets", "transformers", "tqdm", "huggingface_hub", "mlx_lm", "mlx_vlm", "jinja2", "PIL", "torch")
-
-
 without_init("unsloth_zoo", "unsloth_zoo.mlx")
 
 from unsloth_zoo.mlx import grpo
 
 from ...frameworks.mlx import array
-from ...target import Capabilities, Case, Skip
-from ..adapter import Settings, TrainerTarget, check_std, mlx_loss
+from ...target import Case, Skip
+from .. import demands
+from ..adapter import Settings, TrainerTarget, mlx_loss, offered
 from .dialect import DEFAULTS, DIALECT
 
 RELEASE = version("unsloth-zoo")
@@ -78,7 +77,7 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
     if asked["center"] != "mean" or asked["scale"] not in ("std", "none"):
         raise Skip("Unsloth's advantages on MLX are r - mean, divided by the standard deviation of the group or not")
     if asked["scale"] == "std":
-        check_std(case, "Unsloth on MLX", 1e-4)
+        demands.std(case, "Unsloth on MLX", 1e-4)
     rewards, groups = case.inputs["rewards"].astype(np.float32), case.inputs["groups"]
     found = np.empty_like(rewards)
     for group, size in zip(*np.unique(groups, return_counts=True), strict=True):
@@ -90,18 +89,17 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
 
 
 OPERATIONS = {"group_advantages": group_advantages}
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", "step", "pipeline", *OPERATIONS}),
-    gradient=True,
-    inputs=frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp", "groups", "rewards"}),
-    parameters=frozenset({"objective", "normalizer", "advantages", "center", "scale", "ddof", "eps", "eps_placement"}),
+CAPABILITIES = offered(
+    ("step", "pipeline", *OPERATIONS),
+    "logp old_logp advantages mask ref_logp groups rewards",
+    "objective normalizer advantages center scale ddof eps eps_placement",
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_type` claims, in float32, as its log-probabilities are whatever the logits."""
     versions = {"unsloth-zoo": RELEASE, "mlx": mx.__version__}
-    return TrainerTarget("unsloth_mlx", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:

@@ -21,17 +21,13 @@ from verl.workers.config import ActorConfig
 from verl.workers.config.actor import PolicyLossConfig
 from verl.workers.utils import losses
 
-from ...target import Capabilities, Case, Skip
-from ..adapter import PaddedBatch, Settings, TrainerTarget, per_token, tensor, torch_loss
+from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from ..adapter import PaddedBatch, Settings, TrainerTarget, offered, per_token, tensor, torch_kl, torch_loss
 from .dialect import ACTOR, DIALECT
 
 RELEASE = version("verl")
 # The engine hands over unpadded nested tensors; the cases are padded already.
 losses.no_padding_2_padding = lambda values, data: values
-INPUTS = frozenset({"logp", "old_logp", "advantages", "mask", "ref_logp", "groups", "rewards", "values"})
-GIVEN = frozenset(
-    {"objective", "normalizer", "center", "scale", "ddof", "eps", "eps_placement", "gamma", "lam", "estimator"}
-)
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -101,12 +97,10 @@ def _outcome(estimator: Any, case: Case, **options: Any) -> Any:
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`kl_penalty`, without the straight-through gradient."""
-    names = {"k1": "k1", "k2": "k2", "k3": "k3", "abs": "abs"}
     estimator = case.parameters["estimator"]
-    if estimator not in names:
+    if estimator not in ("k1", "k2", "k3", "abs"):
         raise Skip(f"verl's estimator {estimator} differs from k3 in its gradient alone")
-    logp, ref = (tensor(case.inputs[name], case.input_dtype) for name in ("logp", "ref_logp"))
-    return {"value": core_algos.kl_penalty(logp, ref, names[estimator]).to(getattr(torch, case.dtype)).numpy()}
+    return torch_kl(case, lambda logp, ref: core_algos.kl_penalty(logp, ref, estimator))
 
 
 OPERATIONS = {
@@ -114,21 +108,20 @@ OPERATIONS = {
     "leave_one_out_advantages": leave_one_out_advantages,
     "kl_penalty": kl_penalty,
 }
-CAPABILITIES = Capabilities(
-    operations=frozenset({"policy_loss", *OPERATIONS}),
-    dtypes=frozenset({"float32", "float64"}),
-    gradient=True,
+CAPABILITIES = offered(
+    OPERATIONS,
+    "logp old_logp advantages mask ref_logp groups rewards values",
+    "objective normalizer center scale ddof eps eps_placement gamma lam estimator",
+    dtypes=DTYPES,
     token_advantages=True,
-    input_dtypes=frozenset({"bfloat16", "float16"}),
-    inputs=INPUTS,
-    parameters=GIVEN,
+    input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that a `loss_mode` claims."""
     versions = {"verl": RELEASE, "torch": torch.__version__}
-    return TrainerTarget("verl", versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
