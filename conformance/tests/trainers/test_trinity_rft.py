@@ -18,6 +18,7 @@ from . import real
 VERSION = "0.6.0"
 GSPO, MODE, RANGE = {"algorithm.algorithm_type": "gspo"}, "algorithm.loss_agg_mode", {ARGUMENTS + "clip_range": 0.2}
 OWN = ARGUMENTS + "loss_agg_mode"
+WEIGHTS = "algorithm.rollout_correction."
 RECIPE = {
     **GSPO,
     MODE: "seq-mean-token-mean",
@@ -44,10 +45,7 @@ def _plain(objective: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_is_written_is_read_again() -> None:
-    pairs = list(real.expressible(DIALECT, VERSION))
-    assert len(pairs) >= 50
-    for objective, read in pairs:
-        assert _plain(read) == _plain(objective)
+    real.check_read_again(DIALECT, VERSION, 50, _plain)
 
 
 def test_the_recipe_is_the_papers_in_its_token_form() -> None:
@@ -89,7 +87,8 @@ def test_the_kl_term_keeps_the_other_aggregation() -> None:
         ({"algorithm.kl_penalty_fn": "k1"}, "kl-ignored"),
         ({"algorithm.kl_loss_fn": None}, "penalty"),
         ({"algorithm.bypass_old_logprobs": True}, "old-policy"),
-        ({"algorithm.rollout_correction.rollout_is": "token"}, "key-ignored"),
+        ({WEIGHTS + "rollout_is": "token"}, "key-ignored"),
+        ({WEIGHTS + "rollout_is": None, WEIGHTS + "rollout_rs": "token_k1"}, "key-ignored"),
         ({"algorithm.advantage_fn_args.rank_penalty": 0.1}, "rank-penalty"),
         ({"algorithm.advantage_fn_args.std_threshold": 0.0001}, "dynamic-sampling"),
         ({"algorithm.advantage_fn_args.std_cal_level": "batch"}, "scale"),

@@ -38,55 +38,32 @@ def _dropped(every: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[
 
 
 def _denominator(every: Mapping[str, Any], reading: Reading, sequence: bool) -> Iterator[Finding]:
+    if every["actor.use_decoupled_loss"]:
+        yield from _decoupled(every, reading, sequence)
+    elif not every["actor.recompute_logprob"]:
+        told = "the ratio is to the log-probabilities of the inference engine: what the engines differ by enters it"
+        key = "actor.recompute_logprob"
+        yield Finding("denominator", "note", key, told, "GSPO-DATA-5", fix=f"{key}=true")
+
+
+def _decoupled(every: Mapping[str, Any], reading: Reading, sequence: bool) -> Iterator[Finding]:
     key, cap = "actor.use_decoupled_loss", every.get("actor.behav_imp_weight_cap")
-    if not every[key]:
-        if not every["actor.recompute_logprob"]:
-            told = "the ratio is to the log-probabilities of the inference engine: what the engines differ by enters it"
-            yield Finding(
-                "denominator",
-                "note",
-                "actor.recompute_logprob",
-                told,
-                "GSPO-DATA-5",
-                "",
-                "actor.recompute_logprob=true",
-            )
-        return
     told = "the denominator of the ratio is the policy recomputed before the update, not the one that sampled"
     if every.get("actor.prox_logp_method") == "loglinear":
         told = "a token's log-ratio is the one to the sampler, divided by how many versions ago it was sampled"
-    weighted = (
-        "a weight corrects for the sampler" if reading.objective["correction"] else "no weight corrects for the sampler"
-    )
-    yield Finding(
-        "decoupled-denominator",
-        "warning",
-        key,
-        told,
-        "GSPO-CORR-5",
-        weighted,
-        f"{key}=false, actor.recompute_logprob=true",
-    )
+    cost = f"{'a' if reading.objective['correction'] else 'no'} weight corrects for the sampler"
+    fix = f"{key}=false, actor.recompute_logprob=true"
+    yield Finding("decoupled-denominator", "warning", key, told, "GSPO-CORR-5", cost, fix)
     if cap is not None:
         told = f"the cap of {cap:g} does not cap: a token whose weight exceeds it is dropped, and still counted in the mean"
-        cost = "weights per token under a ratio per sequence" if sequence else ""
-        yield Finding(
-            "behaviour-cap", "warning", "actor.behav_imp_weight_cap", told, "GSPO-CORR-2", cost, f"{key}=false"
-        )
-    rejection = "actor.rejection_sampling"
-    if every.get(rejection):
-        yield from _rejected(every, rejection)
-    masks = every.get(rejection) and every[f"{rejection}.action"] == "mask" and every[f"{rejection}.level"] == "token"
-    if masks and sequence:
-        told = "rejected tokens leave the mask before the ratio: the ratio and the advantage average over those that are kept"
-        cost = "the denominator of the loss still counts them"
-        yield Finding(
-            "filter", "warning", f"{rejection}.action", told, "GSPO-CORR-2", cost, f"{rejection}.level=sequence"
-        )
+        cost, own = "weights per token under a ratio per sequence" if sequence else "", "actor.behav_imp_weight_cap"
+        yield Finding("behaviour-cap", "warning", own, told, "GSPO-CORR-2", cost, f"{key}=false")
+    if every.get("actor.rejection_sampling"):
+        yield from _rejected(every, "actor.rejection_sampling", sequence)
 
 
-def _rejected(every: Mapping[str, Any], key: str) -> Iterator[Finding]:
-    """Gates on what is not the weight itself."""
+def _rejected(every: Mapping[str, Any], key: str, sequence: bool) -> Iterator[Finding]:
+    """Gates on what is not the weight itself, and those that take tokens out of the ratio."""
     metric, level, agg = (every[f"{key}.{name}"] for name in ("metric", "level", "agg"))
     what = metric if level == "token" else f"the {agg} of {metric}"
     if metric != "ratio" or (level == "sequence" and agg == "max"):
@@ -94,6 +71,10 @@ def _rejected(every: Mapping[str, Any], key: str) -> Iterator[Finding]:
             f"what differs too much from the sampler by {what} leaves the mask; the weights of the rest have no bound"
         )
         yield Finding("filter", "warning", f"{key}.metric", told, "GSPO-CORR-2", fix=f"{key}.metric=ratio")
+    if level == "token" and every[f"{key}.action"] == "mask" and sequence:
+        told = "rejected tokens leave the mask before the ratio: the ratio and the advantage average over those that are kept"
+        cost, fix = "the denominator of the loss still counts them", f"{key}.level=sequence"
+        yield Finding("filter", "warning", f"{key}.action", told, "GSPO-CORR-2", cost, fix)
 
 
 def _kl(every: Mapping[str, Any], sequence: bool) -> Iterator[Finding]:
@@ -113,27 +94,18 @@ def _norms(every: Mapping[str, Any]) -> Iterator[Finding]:
     for outer in ("actor.reward_norm", "actor.adv_norm"):
         levels = [every.get(f"{outer}.{name}") for name in ("mean_level", "std_level")] if every[outer] else []
         if "group" in levels and every[f"{outer}.group_size"] == 1:
-            told = "normalisation per group with group_size 1, the default: every response is a group of its own"
-            yield Finding(
-                "group-size",
-                "error",
+            key, told = (
                 f"{outer}.group_size",
-                told,
-                "GSPO-ADV-4",
-                "all advantages are 0 and nothing is learnt, or it stops with IndexError (981e3f68)",
-                f"{outer}.group_size=the number of responses a prompt has",
+                "normalisation per group with group_size 1, the default: every response is a group of its own",
             )
-    levels = (
-        [every.get(f"actor.adv_norm.{name}") for name in ("mean_level", "std_level")] if every["actor.adv_norm"] else []
-    )
-    if "group" in levels:
-        told = "advantages are normalised over the tokens of a group: long responses weigh more in its mean and spread"
-        yield Finding(
-            "token-weighted-group",
-            "warning",
-            "actor.adv_norm.mean_level",
-            told,
-            "GSPO-ADV-1",
-            "",
-            "actor.adv_norm=null",
-        )
+            cost = "all advantages are 0 and nothing is learnt, or it stops with IndexError (981e3f68)"
+            yield Finding(
+                "group-size", "error", key, told, "GSPO-ADV-4", cost, f"{key}=the number of responses a prompt has"
+            )
+        if "group" in levels and outer == "actor.adv_norm":
+            told = (
+                "advantages are normalised over the tokens of a group: long responses weigh more in its mean and spread"
+            )
+            yield Finding(
+                "token-weighted-group", "warning", f"{outer}.mean_level", told, "GSPO-ADV-1", fix=f"{outer}=null"
+            )

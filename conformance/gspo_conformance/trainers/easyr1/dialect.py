@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .. import parts
 from ..dialect import PAPER, Inexpressible, Reading, asides, completed
-from .findings import ACTOR, ALGORITHM, BESIDE, GROUP, LOSSES, OVERLONG, REWARD, findings_of
+from .findings import ACTOR, ALGORITHM, BESIDE, GROUP, LOSSES, OVERLONG, REWARD, findings
 
 BATCH = "data.rollout_batch_size"
 # Settings of its own that the objective does not depend on, and that resemble one of those that it does.
@@ -96,7 +96,7 @@ class EasyR1:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=(*findings_of(every), *asides(every, BESIDE)),
+            findings=(*findings(every), *asides(every, BESIDE)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ STOPPING = {
 BESIDE = {ALGORITHM + "online_filtering": "equal", OVERLONG: "overlong"}
 
 
-def findings_of(every: Mapping[str, Any]) -> Iterator[Finding]:
+def findings(every: Mapping[str, Any]) -> Iterator[Finding]:
     """Each point, where it holds."""
     if every[ACTOR + LOSSES] not in NAMES:
         key = ACTOR + LOSSES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from .. import parts
@@ -107,23 +107,20 @@ def _aggregation(loss: str, every: Mapping[str, Any]) -> dict[str, Any]:
     return parts.aggregation(AGGREGATIONS[loss], constant)
 
 
-def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    loss, found = every["loss_type"], []
+def _findings(every: Mapping[str, Any]) -> Iterator[Finding]:
+    loss = every["loss_type"]
     if loss == "luspo" and (every["importance_sampling_level"] == "token" or every["beta"]):
         told = "the weighted loss is a mean over the columns of the batch, not over counted tokens: padding enters it"
-        found.append(
-            Finding("padding-in-mean", "error", "loss_type", told, "GSPO-DATA-2", fix=Liger.fixes["aggregation"])
-        )
+        yield Finding("padding-in-mean", "error", "loss_type", told, "GSPO-DATA-2", fix=Liger.fixes["aggregation"])
     if loss == "dr_grpo" and every["max_completion_length"] is None:
         told = "dr_grpo divides by max_completion_length, and none is given: the first call fails"
-        found.append(Finding("missing-length", "error", "max_completion_length", told, "GSPO-AGG-4"))
+        yield Finding("missing-length", "error", "max_completion_length", told, "GSPO-AGG-4")
     if every["use_ref_model"] and not every["beta"]:
         told = "reference log-probabilities are demanded, and beta = 0 makes no use of them"
-        found.append(Finding("unused-reference", "note", "use_ref_model", told, fix="use_ref_model=False"))
+        yield Finding("unused-reference", "note", "use_ref_model", told, fix="use_ref_model=False")
     if every["temperature"] != 1:
         told = f"log-probabilities are taken at the temperature {every['temperature']:g}: the old ones must be too"
-        found.append(Finding("temperature", "note", "temperature", told, "GSPO-DATA-5"))
-    return found
+        yield Finding("temperature", "note", "temperature", told, "GSPO-DATA-5")
 
 
 def _written_loss(objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -202,36 +202,27 @@ def _updates(every: Mapping[str, Any]) -> int | None:
     return updates(int(steps) * int(every["num_iterations"]), accumulation)
 
 
-def _findings(every: Mapping[str, Any]) -> list[Finding]:
-    found = []
+def _findings(every: Mapping[str, Any]) -> Iterator[Finding]:
     if every["kl_in_reward"] and every["beta"]:
         told = f"a KL penalty (k1, coefficient {every['beta']:g}) is taken from the rewards before they are normalised"
-        found.append(Finding("kl-in-reward", "warning", "beta", told, "GSPO-REWARD-4", "", "beta: 0.0"))
+        yield Finding("kl-in-reward", "warning", "beta", told, "GSPO-REWARD-4", "", "beta: 0.0")
     if every["top_entropy_quantile"] < 1:
         told = "the entropy mask drops tokens from the loss, the ratio and the divisor of a response keep them"
         cost = f"gradients shrink to about {every['top_entropy_quantile']:g} of theirs"
-        found.append(
-            Finding(
-                "entropy-mask",
-                "warning",
-                "top_entropy_quantile",
-                told,
-                "GSPO-DATA-1",
-                cost,
-                "top_entropy_quantile: 1.0",
-            )
-        )
-    found += [Finding("extra-term", "warning", key, told, "GSPO-SURR-1") for key, told in EXTRAS.items() if every[key]]
+        key = "top_entropy_quantile"
+        yield Finding("entropy-mask", "warning", key, told, "GSPO-DATA-1", cost, f"{key}: 1.0")
+    yield from (
+        Finding("extra-term", "warning", key, told, "GSPO-SURR-1") for key, told in EXTRAS.items() if every[key]
+    )
     if every["advantage_reweight"]:
         told = (
             f"advantages are weighted token by token ({every['advantage_reweight']}), by what a teacher thinks of them"
         )
-        found.append(Finding("advantage-weights", "warning", "advantage_reweight", told, "GSPO-ADV-1"))
-    found += _beside_the_objective(every)
+        yield Finding("advantage-weights", "warning", "advantage_reweight", told, "GSPO-ADV-1")
+    yield from _beside_the_objective(every)
     if every["overlong_filter"]:
         told = "truncated responses contribute 0 and still count in the mean over responses"
-        found.append(Finding("overlong-filter", "note", "overlong_filter", told, "GSPO-AGG-7"))
-    return found
+        yield Finding("overlong-filter", "note", "overlong_filter", told, "GSPO-AGG-7")
 
 
 def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:

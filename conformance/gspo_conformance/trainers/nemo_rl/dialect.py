@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from .. import parts
 from ..dialect import PAPER, Inexpressible, Reading, asides, completed
 from .correction import read_correction, write_correction
-from .findings import findings_of
+from .findings import findings
 
 LOSS, GRPO, ESTIMATOR = "loss_fn.", "grpo.", "grpo.adv_estimator."
 BESIDE = {GRPO + "use_dynamic_sampling": "equal", GRPO + "reward_shaping.enabled": "overlong"}
@@ -93,7 +93,7 @@ class NemoRl:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=(*findings_of(every), *asides(every, BESIDE)),
+            findings=(*findings(every), *asides(every, BESIDE)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..dialect import Finding
 LOSS, ESTIMATOR = "loss_fn.", "grpo.adv_estimator."
 
 
-def findings_of(every: Mapping[str, Any]) -> Iterator[Finding]:
+def findings(every: Mapping[str, Any]) -> Iterator[Finding]:
     """Each point, where it holds."""
     yield from _refused(every)
     yield from _ratio(every)

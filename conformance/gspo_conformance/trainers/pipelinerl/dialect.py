@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .. import parts
 from ..dialect import PAPER, Inexpressible, Reading, asides, completed
-from .findings import findings_of
+from .findings import findings
 
 TUNE, RL = "finetune.", "finetune.rl."
 BESIDE = {RL + "overlong_filtering": "truncated", RL + "filter_zero_advantage_groups": "equal"}
@@ -77,7 +77,7 @@ class PipelineRl:
             estimator="a value head" if every[TUNE + "model_class"] == VALUE_HEAD else "group",
             settings=every,
             given=frozenset(given),
-            findings=(*findings_of(every), *asides(every, BESIDE)),
+            findings=(*findings(every), *asides(every, BESIDE)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..dialect import Finding, lone
 TUNE, RL = "finetune.", "finetune.rl."
 
 
-def findings_of(every: Mapping[str, Any]) -> Iterator[Finding]:
+def findings(every: Mapping[str, Any]) -> Iterator[Finding]:
     """Each point, where it holds."""
     own = {key.removeprefix(RL): value for key, value in every.items()}
     if own["policy_loss"] == "gspo":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from .. import parts
@@ -172,45 +172,43 @@ def _updates(every: Mapping[str, Any]) -> int:
     return max(1, batch // part) * int(every["trainer.update_epochs_per_batch"])
 
 
-def _findings(own: Mapping[str, Any]) -> list[Finding]:
-    found = _reduction(own)
+def _findings(own: Mapping[str, Any]) -> Iterator[Finding]:
+    yield from _reduction(own)
     low, high = (own[f"{CORRECTION}token_mask_is_threshold_{side}"] for side in ("low", "high"))
     outliers = [own[f"{CORRECTION}outlier_token_is_threshold_{side}"] for side in ("low", "high")]
     if outliers != [None, None]:
         told = "a response is dropped where one of its tokens differs too much from the sampler"
         key = f"{ALGORITHM}{CORRECTION}outlier_token_is_threshold_{'high' if outliers[0] is None else 'low'}"
-        found.append(Finding("filter", "warning", key, told, "GSPO-CORR-2", fix=f"{key}=null"))
+        yield Finding("filter", "warning", key, told, "GSPO-CORR-2", fix=f"{key}=null")
     if (low is None) != (high is None):
         told = "one bound of the token mask alone does nothing: SkyRL masks where both are set"
         key = f"{ALGORITHM}{CORRECTION}token_mask_is_threshold_{'high' if low is None else 'low'}"
-        found.append(Finding("threshold-ignored", "error", key, told, "GSPO-CORR-2", fix=f"{key} too"))
+        yield Finding("threshold-ignored", "error", key, told, "GSPO-CORR-2", fix=f"{key} too")
     if own["generator.step_wise_trajectories"] and own["policy_loss_type"] == "gspo":
         told = "with trajectories cut into steps the sequence of the ratio is one turn, not the response"
         key = "generator.step_wise_trajectories"
-        found.append(Finding("step-wise", "warning", key, told, "GSPO-DATA-4", fix=f"{key}=false"))
+        yield Finding("step-wise", "warning", key, told, "GSPO-DATA-4", fix=f"{key}=false")
     if own["use_entropy_loss"] and own["entropy_loss_coef"]:
         key, coefficient = ALGORITHM + "use_entropy_loss", own["entropy_loss_coef"]
-        found.append(entropy_bonus(key, coefficient, f"{key}=false", ", always a mean over tokens"))
+        yield entropy_bonus(key, coefficient, f"{key}=false", ", always a mean over tokens")
     if own["use_kl_in_reward"] and own["kl_loss_coef"]:
         told = f"a KL penalty of {own['kl_loss_coef']:g} is taken from the reward of every token"
         key = ALGORITHM + "use_kl_in_reward"
-        found.append(Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"{key}=false"))
+        yield Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"{key}=false")
     if own["advantage_batch_normalize"]:
         told = "the mean that is taken off counts padding as zeros: it changes with the width of the batch"
         key = ALGORITHM + "advantage_batch_normalize"
-        found.append(Finding("whitening-padding", "warning", key, told, "GSPO-ADV-10", fix=f"{key}=false"))
-    return found
+        yield Finding("whitening-padding", "warning", key, told, "GSPO-ADV-10", fix=f"{key}=false")
 
 
-def _reduction(own: Mapping[str, Any]) -> list[Finding]:
+def _reduction(own: Mapping[str, Any]) -> Iterator[Finding]:
     key, mend = ALGORITHM + "loss_reduction", f"{ALGORITHM}loss_reduction=sequence_mean"
     if own["loss_reduction"] == LEGACY:
         told = f"{LEGACY} is a mean of the means of micro-batches: the weight of a token depends on which responses share its micro-batch"
-        return [Finding("micro-batches", "error", key, told, "GSPO-DIST-1", fix=mend)]
+        yield Finding("micro-batches", "error", key, told, "GSPO-DIST-1", fix=mend)
     if own["loss_reduction"] == "seq_mean_token_sum_norm" and own["max_seq_len"] is None:
         told, cost = "seq_mean_token_sum_norm has no max_seq_len to divide by", "SkyRL stops before it trains"
-        return [Finding("refused", "error", key, told, "GSPO-AGG-1", cost, f"{mend}, or {ALGORITHM}max_seq_len too")]
-    return []
+        yield Finding("refused", "error", key, told, "GSPO-AGG-1", cost, f"{mend}, or {ALGORITHM}max_seq_len too")
 
 
 def _written_surrogate(objective: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..dialect import Finding, asides, entropy_bonus
 from .functions import IN_TRAINER
 
-ARGUMENTS = "algorithm.policy_loss_fn_args."
+ARGUMENTS, WEIGHTS = "algorithm.policy_loss_fn_args.", "algorithm.rollout_correction.rollout_"
 BESIDE = {"algorithm.advantage_fn_args.std_threshold": "equal"}
 
 
@@ -16,7 +16,8 @@ def findings(every: Mapping[str, Any], given: Mapping[str, Any], arguments: Mapp
     """Each point, worst first."""
     yield from _loss(every, given, arguments)
     yield from _kl(every, given)
-    yield from _rest(every, arguments)
+    yield from _advantages(every)
+    yield from _rest(every)
     yield from _synchronised(every)
     yield from asides(every, BESIDE)
 
@@ -106,7 +107,7 @@ def _kl(every: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Finding]
         yield Finding("kl-in-reward", "warning", key, told, "GSPO-REWARD-4", fix=f"{key}: none")
 
 
-def _rest(every: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Finding]:
+def _advantages(every: Mapping[str, Any]) -> Iterator[Finding]:
     if int(every["algorithm.repeat_times"]) == 1 and every["algorithm.advantage_fn"] in ("grpo", "opmd", "rec", "rloo"):
         told = "one response per task, whatever the algorithm's own default: its advantage is its reward, without a baseline"
         key = "algorithm.repeat_times"
@@ -116,25 +117,24 @@ def _rest(every: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Fi
         told = f"the baseline is the mean of the group {every[shift]:+g}: advantages of a group have the mean {-every[shift]:g}"
         yield Finding("baseline-shift", "warning", shift, told, "GSPO-ADV-1", fix=f"{shift}: 0")
     if every["algorithm.advantage_fn_args.rank_penalty"] is not None:
-        key, told = (
-            "algorithm.advantage_fn_args.rank_penalty",
-            "rewards are lowered by the rank of their response's mean log-probability",
-        )
+        key = "algorithm.advantage_fn_args.rank_penalty"
+        told = "rewards are lowered by the rank of their response's mean log-probability"
         yield Finding("rank-penalty", "warning", key, told, "GSPO-ADV-1", fix=f"{key}: null")
+
+
+def _rest(every: Mapping[str, Any]) -> Iterator[Finding]:
     if every["algorithm.entropy_loss_fn_args.entropy_coef"]:
         key = "algorithm.entropy_loss_fn_args.entropy_coef"
         yield entropy_bonus(key, every[key], f"{key}: 0")
-    correction = next((key for key in every if key.startswith("algorithm.rollout_correction.rollout_")), None)
-    if correction and every[correction]:
+    correction = next((key for key, value in every.items() if key.startswith(WEIGHTS) and value), None)
+    if correction:
         told = (
             "with verl 0.8 or later it has no effect: the loss that it is handed to is replaced by one without weights"
         )
         yield Finding("key-ignored", "warning", correction, told, "GSPO-CORR-5", fix=f"no {correction}")
     if every["algorithm.bypass_old_logprobs"]:
-        key, told = (
-            "algorithm.bypass_old_logprobs",
-            "the ratio is to the log-probabilities of the sampler, whose numerics enter s_i",
-        )
+        key = "algorithm.bypass_old_logprobs"
+        told = "the ratio is to the log-probabilities of the sampler, whose numerics enter s_i"
         cost = "the code of 0.6.0 calls its own recomputation not fully validated with verl 0.8 or later"
         yield Finding("old-policy", "note", key, told, "GSPO-DATA-5", cost, f"{key}: false")
     told = "with verl 0.8 or later every micro-batch is averaged on its own and their gradients are added: a step of n of them is n times the paper's"

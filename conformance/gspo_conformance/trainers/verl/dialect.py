@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .. import parts
 from ..dialect import PAPER, Inexpressible, Reading, asides, completed
-from .findings import ACTOR, ROLLOUT, dialect_findings
+from .findings import ACTOR, ROLLOUT, findings
 
 GROUP = "actor_rollout_ref.rollout.n"
 OVERLONG = "overlong_buffer_cfg.enable"
@@ -112,7 +112,7 @@ class Verl:
             updates_per_rollout=_updates(every),
             settings=every,
             given=frozenset(given),
-            findings=(*dialect_findings(mode, every, given, version), *asides(every, BESIDE)),
+            findings=(*findings(mode, every, given, version), *asides(every, BESIDE)),
         )
 
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -10,36 +10,21 @@ from ..dialect import Finding, entropy_bonus, kl_in_reward
 ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "algorithm.rollout_correction."
 
 
-def dialect_findings(mode: str, every: Mapping[str, Any], given: Mapping[str, Any], version: str) -> list[Finding]:
+def findings(mode: str, every: Mapping[str, Any], given: Mapping[str, Any], version: str) -> Iterator[Finding]:
     """Keys without effect, and terms and denominators that the objective does not show."""
-    found = []
     low, high = ACTOR + "clip_ratio_low", ACTOR + "clip_ratio_high"
     one = given.get(ACTOR + "clip_ratio")
     sides = [one if every[key] is None else every[key] for key in (low, high)]
     if one is not None and any(every[key] not in (one, None) for key in (low, high) if key not in given):
-        found.append(
-            Finding(
-                rule="clip-range-ignored",
-                severity="error",
-                key=ACTOR + "clip_ratio",
-                message=f"clip_ratio = {one:g} never reaches the loss: the two sides have defaults of their own",
-                clause="GSPO-SURR-3",
-                consequence=f"the range in force is -{sides[0]:g} / +{sides[1]:g}",
-                fix=f"{low}=3e-4 {high}=4e-4",
-            )
-        )
+        told = f"clip_ratio = {one:g} never reaches the loss: the two sides have defaults of their own"
+        cost, fix = f"the range in force is -{sides[0]:g} / +{sides[1]:g}", f"{low}=3e-4 {high}=4e-4"
+        yield Finding("clip-range-ignored", "error", ACTOR + "clip_ratio", told, "GSPO-SURR-3", cost, fix)
     if mode == "gspo" and version == "0.9.0" and ACTOR + "loss_agg_mode" in given:
-        found.append(
-            Finding(
-                rule="aggregation-ignored",
-                severity="note",
-                key=ACTOR + "loss_agg_mode",
-                message="verl 0.9.0 ignores loss_agg_mode for gspo and uses seq-mean-token-mean; verl 0.9.1 obeys it",
-                clause="GSPO-AGG-1",
-                fix=f"{ACTOR}loss_agg_mode=seq-mean-token-mean, which means the same in both",
-            )
-        )
-    return [*found, *_width(every), *_terms(every), *_sampler(every)]
+        key = ACTOR + "loss_agg_mode"
+        told = "verl 0.9.0 ignores loss_agg_mode for gspo and uses seq-mean-token-mean; verl 0.9.1 obeys it"
+        fix = f"{key}=seq-mean-token-mean, which means the same in both"
+        yield Finding("aggregation-ignored", "note", key, told, "GSPO-AGG-1", fix=fix)
+    yield from (*_width(every), *_terms(every), *_sampler(every))
 
 
 def _width(every: Mapping[str, Any]) -> Iterator[Finding]:
