@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from gspo_conformance.connection import Outputs
 from gspo_conformance.formats import load_vectors
 from gspo_conformance.resolve import connect
 from gspo_conformance.target import Case
-from gspo_conformance.trainers.dialect import PAPER, Inexpressible
+from gspo_conformance.trainers.dialect import PAPER, Dialect, Inexpressible
 from gspo_conformance.trainers.environment import Environment
 from gspo_conformance.trainers.room import choose
 
@@ -31,7 +31,17 @@ def _objectives() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def expressible(dialect: Any, version: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def check_read_again(
+    dialect: Dialect, version: str, at_least: int, plain: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Of the objectives of the suite that the dialect can write, it reads what it wrote; `plain` is what the trainer leaves a choice about."""
+    pairs = list(_expressible(dialect, version))
+    assert len(pairs) >= at_least
+    for objective, read in pairs:
+        assert plain(read) == plain(objective), (objective, read)
+
+
+def _expressible(dialect: Dialect, version: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Every objective of the suite that the dialect can write, with what it reads of what it wrote."""
     for text in _objectives():
         objective = json.loads(text)
@@ -40,6 +50,16 @@ def expressible(dialect: Any, version: str) -> Iterator[tuple[dict[str, Any], di
         except Inexpressible:
             continue
         yield objective, dict(dialect.read(settings, version).objective)
+
+
+def same(objective: dict[str, Any]) -> dict[str, Any]:
+    """The objective, whose KL term of coefficient 0 is none."""
+    return {**objective, "penalty": objective["penalty"] if has_penalty(objective) else None}
+
+
+def uncounted(objective: dict[str, Any]) -> dict[str, Any]:
+    """The same, where who counts is not a choice."""
+    return {**same(objective), "aggregation": {**objective["aggregation"], "count": ""}}
 
 
 def has_penalty(objective: Mapping[str, Any]) -> bool:

@@ -11,18 +11,14 @@ from gspo_conformance.lint.rules import findings
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.easydel.dialect import DIALECT
 
-from .real import LENGTHS, RATIOS, expressible, has_penalty, row_factors
+from .real import LENGTHS, RATIOS, check_read_again, row_factors, same
 
 VERSION = "0.3.0"
 CLIP = {"kind": "clip", "low": 3e-4, "high": 4e-4, "dual": None}
 
 
 def test_what_is_written_is_read_again() -> None:
-    pairs = list(expressible(DIALECT, VERSION))
-    assert len(pairs) >= 10
-    for objective, read in pairs:
-        kept = objective["penalty"] if has_penalty(objective) else None
-        assert read == {**objective, "penalty": kept}
+    check_read_again(DIALECT, VERSION, 10, same)
 
 
 def test_its_gspo_is_the_papers_with_what_no_setting_mends() -> None:

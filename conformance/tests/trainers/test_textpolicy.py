@@ -14,7 +14,7 @@ from gspo_conformance.lint.rules import findings
 from gspo_conformance.trainers.dialect import PAPER, Inexpressible
 from gspo_conformance.trainers.textpolicy.dialect import DIALECT
 
-from .real import expressible, row_factors
+from .real import check_read_again, row_factors, same
 
 VERSION = "0.1.11"
 CLIP = {"kind": "clip", "low": 3e-4, "high": 3e-4, "dual": None}
@@ -26,10 +26,7 @@ def _rules(settings: dict[str, Any], *severities: str) -> set[str]:
 
 
 def test_what_is_written_is_read_again() -> None:
-    pairs = list(expressible(DIALECT, VERSION))
-    assert len(pairs) >= 8
-    for objective, read in pairs:
-        assert read == objective
+    check_read_again(DIALECT, VERSION, 8, same)
 
 
 def test_its_gspo_is_the_papers_but_for_lengths_and_the_other_side_of_the_clip() -> None:
