@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import gspo_core as gspo
 from gspo_conformance.audit import audit_trace
 from gspo_conformance.audit.report import render
-from gspo_conformance.reports.panel import LEFT
+from gspo_conformance.reports.panel import LEFT, WIDTH
 
 from .test_right_runs import batch, compute, write
 
@@ -37,3 +39,18 @@ def test_one_token_and_a_long_name_are_told_in_words_of_their_size(tmp_path: Pat
     assert "1 step, 1 rank, 1 token\n" in told
     assert max(map(len, told.splitlines())) < 160
     assert "1 groups" not in told
+
+
+@pytest.mark.parametrize("width", [331, 361, 381, 441, 460])
+def test_the_words_of_a_plot_are_read_on_a_narrow_screen(width: int) -> None:
+    """Hunts words of 8.7 pixels in a panel that shrinks with its figure."""
+    style = (resources.files("gspo_conformance.reports") / "page.css").read_text(encoding="utf-8")
+    steps = re.findall(r"@container \(max-width: (\d+)px\) \{ \.panel text \{ font-size: ([\d.]+)px", style)
+    sizes = [float(size) for below, size in steps if width <= int(below)]
+    assert (sizes or [12.0])[-1] * width / WIDTH >= 11
+
+
+def test_long_lines_of_a_page_are_wrapped() -> None:
+    """Hunts a message or a line of a traceback that runs out of the screen."""
+    style = (resources.files("gspo_conformance.reports") / "page.css").read_text(encoding="utf-8")
+    assert re.search(r"^pre \{.*white-space: pre-wrap; overflow-wrap: anywhere;", style, re.M)
