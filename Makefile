@@ -44,7 +44,7 @@ format: setup  ## apply the format and the fixes that ruff knows
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: setup  ## basedpyright, strict, on gspo_core and a use of the backends
+types: setup  ## basedpyright: strict on gspo_core and on uses of the packages, standard on the suite
 	$(BIN)/basedpyright
 
 unit: setup  ## the tests and every example in the documentation

@@ -29,8 +29,9 @@ from ..adapter import (
     torch_loss,
 )
 from ..stubs import names_only, stub
-from .dialect import ACTOR, AGGREGATIONS, ALGORITHM, DIALECT, ESTIMATORS
+from .dialect import AGGREGATIONS, DIALECT, ESTIMATORS
 from .filtering import Rows
+from .findings import ACTOR, ALGORITHM
 
 SOURCE, RELEASE = checkout()
 sys.path.insert(1, f"{SOURCE}/examples/reward_function")

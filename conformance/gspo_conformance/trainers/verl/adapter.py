@@ -23,7 +23,8 @@ from verl.workers.utils import losses
 
 from ...target import DTYPES, INPUT_DTYPES, Case, Skip
 from ..adapter import PaddedBatch, Settings, TrainerTarget, offered, per_token, tensor, torch_kl, torch_loss
-from .dialect import ACTOR, DIALECT
+from .dialect import DIALECT
+from .findings import ACTOR
 
 RELEASE = version("verl")
 # The engine hands over unpadded nested tensors; the cases are padded already.
