@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,17 @@ def offered(operations: Iterable[str], inputs: str, parameters: str, **options: 
         parameters=frozenset(parameters.split()),
         **options,
     )
+
+
+def overlaid(made: Any, settings: Mapping[str, Any], what: str) -> Any:
+    """`made` with these settings over it, a dot leading inwards; a key that it does not have is an error."""
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        place = reduce(getattr, path, made)
+        if not hasattr(place, last):
+            raise KeyError(f"{what} has no {key}")
+        setattr(place, last, value)
+    return made
 
 
 def parts_of(case: Case) -> list[Case]:

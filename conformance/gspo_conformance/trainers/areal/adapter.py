@@ -174,9 +174,7 @@ def kl_penalty(case: Case) -> Mapping[str, Any]:
 
 
 def _estimator(case: Case) -> KLEstimator:
-    if case.parameters["estimator"] not in ("k1", "k2", "k3"):
-        raise Skip(f"AReaL has no estimator {case.parameters['estimator']}")
-    return KLEstimator(case.parameters["estimator"])
+    return KLEstimator(demands.estimator(case, "AReaL", ("k1", "k2", "k3")))
 
 
 def _computed(case: Case, batch: Mapping[str, Any], **options: Any) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from ...target import DTYPES, Case, Skip
 from .. import demands
-from ..adapter import Settings, TrainerTarget, checkout, offered, per_token, tensor, torch_loss
+from ..adapter import Settings, TrainerTarget, checkout, offered, overlaid, per_token, tensor, torch_loss
 from ..dialect import Inexpressible
 from ..stubs import stub
 from .dialect import DIALECT, SEED, written_aggregation
@@ -68,16 +68,7 @@ def _worker(settings: Settings) -> SimpleNamespace:
 
 def config(settings: Settings) -> SimpleNamespace:
     """The real defaults of `RLVRConfig` with these settings over them; a key that it does not have is an error."""
-    made = SimpleNamespace(**_defaults())
-    for key, value in settings.items():
-        place = made
-        *path, last = key.split(".")
-        for name in path:
-            place = getattr(place, name)
-        if not hasattr(place, last):
-            raise KeyError(f"RLVRConfig of {RELEASE} has no {key}")
-        setattr(place, last, value)
-    return made
+    return overlaid(SimpleNamespace(**_defaults()), settings, f"RLVRConfig of {RELEASE}")
 
 
 def _defaults() -> dict[str, Any]:

@@ -36,7 +36,7 @@ from skyrl.train.utils.trainer_utils import zero_variance_filter
 
 from ...target import DTYPES, INPUT_DTYPES, Case, Skip
 from .. import demands
-from ..adapter import Settings, TrainerTarget, added, offered, per_token, tensor, torch_kl, torch_loss
+from ..adapter import Settings, TrainerTarget, added, offered, overlaid, per_token, tensor, torch_kl, torch_loss
 from .dialect import ALGORITHM, DIALECT, ESTIMATORS
 
 logger.remove()
@@ -55,15 +55,8 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 
 def _algorithm(settings: Settings) -> AlgorithmConfig:
     """The real defaults with these settings over them; a key that is not there is an error."""
-    made = AlgorithmConfig()
-    for key, value in settings.items():
-        place, (*path, last) = made, key.removeprefix(ALGORITHM).split(".")
-        for name in path:
-            place = getattr(place, name)
-        if not hasattr(place, last):
-            raise KeyError(f"AlgorithmConfig of SkyRL {RELEASE} has no {key}")
-        setattr(place, last, value)
-    return made
+    own = {key.removeprefix(ALGORITHM): value for key, value in settings.items()}
+    return overlaid(AlgorithmConfig(), own, f"AlgorithmConfig of SkyRL {RELEASE}")
 
 
 def _precise(algorithm: AlgorithmConfig, case: Case) -> None:
