@@ -21,6 +21,7 @@ from .evidence import Evidence
 from .evidence_findings import evidence_findings
 from .exact import NotComputable
 from .handed import audit_handed, explain_handed
+from .likeness import resembling
 from .rearranged import rearranged
 from .reported import by_call_before, by_multiple
 from .steps import Recomputed, StepAudit, audit_step
@@ -30,6 +31,7 @@ from .trace import Trace
 from .variants import Explanation, from_mutant
 
 MANY = 6
+NO_KNOWN = "no known deviation gives these numbers"
 # A metric that is right by another definition than the specification's says nothing against the run.
 OTHER_DEFINITIONS = ("metrics.clip-by-response",)
 
@@ -174,7 +176,8 @@ def _differences(found: Audit, of_advantages: Callable[[], list[Explanation]]) -
         told = [primary, *_folded(found, series, primary, explained)]
         for one in told:
             del series[one.what]
-        yield _finding(_rule(primary), told, explained)
+        like = resembling(_again(found, primary)) if primary.what == "loss" and not explained else ""
+        yield _finding(_rule(primary), told, explained, like)
 
 
 def _factors(found: Audit) -> Iterator[Finding]:
@@ -301,15 +304,15 @@ def _explain_advantages(found: Audit, bad: list[Rollout]) -> list[Explanation]:
     return list(rearranged(bad[:6], claimed, found.claim.precision))
 
 
-def _finding(rule: str, series: list[Series], explained: list[Explanation]) -> Finding:
-    """The first series in numbers, the others by name."""
+def _finding(rule: str, series: list[Series], explained: list[Explanation], like: str = "") -> Finding:
+    """The first series in numbers, the others by name; what it is `like` where nothing explains it."""
     first, *rest = series
     worst, since = first.worst, min(one.since for one in series)
     assert worst is not None
     told = f"{_what(first)} since step {since}, in {first.different:,} of {plural(first.compared, 'comparison')}"
     told += f"{first.only}{_too(rest)}; at worst {_numbers(worst)}"
     if not explained:
-        return Finding(f"{rule}-differs", "error", first.what, told, "", "no known deviation gives these numbers")
+        return Finding(f"{rule}-differs", "error", first.what, told, "", "; ".join(filter(None, (NO_KNOWN, like))))
     if len({one.name for one in explained}) > MANY:
         few = ", ".join(one.name for one in explained[:4])
         told += f". {len(explained)} known deviations give these numbers, among them {few}"

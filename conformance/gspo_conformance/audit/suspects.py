@@ -214,7 +214,7 @@ def explain_metric(parts: Sequence[Recomputed], name: str, precision: float, onl
     def right(one: Recomputed, answer: Mapping[str, Any]) -> bool:
         return abs(float(answer[output]) - one.part.metrics[name]) <= 64 * precision * (1 + abs(float(answer[output])))
 
-    known = _known(("metrics", *FAMILIES), only)
+    known = known_mutants(("metrics", *FAMILIES), only)
     found = [_told(one, few) for one in known if few and _all(few, one, (output,), right)]
     return found or list(by_definitions(few, name) if own == "clip_fraction" and only is None else ())
 
@@ -229,12 +229,12 @@ def explain_gradient(parts: Sequence[Recomputed], precision: float, only: Only =
         told = loss is None or _right_loss(one, float(loss), precision)
         return told and same_direction(one, np.asarray(answer["gradient"]).ravel(), precision)
 
-    known = _known(("gradient", *FAMILIES), only)
+    known = known_mutants(("gradient", *FAMILIES), only)
     found = [_told(one, few) for one in known if few and _all(few, one, outputs, right)]
     return found or (list(by_gradient_terms(few, precision)) if only is None else [])
 
 
-def _known(families: Sequence[str], only: Only) -> list[Mutant]:
+def known_mutants(families: Sequence[str], only: Only) -> list[Mutant]:
     """The mutants of some families, in the order of the families."""
     order = {family: i for i, family in enumerate(families)}
     found = [one for one in mutants() if one.name.partition(".")[0] in order and one.name not in _UNFIT]
@@ -277,7 +277,7 @@ def _few(parts: Sequence[Recomputed]) -> list[Recomputed]:
 
 
 def _by_mutants(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
-    for mutant in _known(FAMILIES, None):
+    for mutant in known_mutants(FAMILIES, None):
         if _all(few, mutant, ("loss",), partial(_right_answer, precision=precision)):
             yield _told(mutant, few)
 
@@ -287,7 +287,7 @@ def _told(mutant: Mutant, few: Sequence[Recomputed]) -> Explanation:
     found = from_mutant(mutant)
     if mutant.name != "clip.default-range":
         return found
-    known = [(_tokens(one), float(_answer(one, mutant, (_CLIPPED,), True)[_CLIPPED])) for one in few]
+    known = [(_tokens(one), float(answer_of(one, mutant, (_CLIPPED,), True)[_CLIPPED])) for one in few]
     share = sum(count * clipped for count, clipped in known) / max(sum(count for count, _ in known), 1)
     words = f"{plain(percent(share))} of the tokens are clipped" if share else "nothing is clipped"
     told = f"{mutant.title}: {words} in the {plural(len(few), 'micro-batch', 'micro-batches')} looked at"
@@ -325,13 +325,13 @@ def _all(
 
 def _right(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], right: Any, normalized: bool) -> bool:
     try:
-        answer = _answer(one, mutant, outputs, normalized)
+        answer = answer_of(one, mutant, outputs, normalized)
         return all(np.isfinite(value).all() for value in answer.values()) and right(one, answer)
     except (ValueError, IndexError, KeyError, NotImplementedError, ZeroDivisionError, NotComputable, AttributeError):
         return False
 
 
-def _answer(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normalized: bool) -> dict[str, Any]:
+def answer_of(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normalized: bool) -> dict[str, Any]:
     """What a mutant computes of a part as it was recorded, padding included."""
     objective, arrays = inputs_of(one.objective, one.part.tokens)
     inputs = {name: one.part.array(name) for name in LOGPS if name in arrays or name in one.part.names}

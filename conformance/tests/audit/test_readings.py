@@ -193,3 +193,41 @@ def test_advantages_that_were_recorded_in_fewer_bits_are_the_right_ones(tmp_path
     told = error(audit_trace(write(tmp_path, steps, objective=GSPO.to_dict(), advantages=made, group_size=4)))
     assert told.rule == "coarse-record"
     assert "float16, in which advantages were recorded" in told.message
+
+
+def _without_last(arrays: Arrays) -> Arrays:
+    counted = arrays["mask"].cumsum(axis=1)
+    return arrays | {"mask": arrays["mask"] & (counted < counted[:, -1:])}
+
+
+def _two_faults(arrays: Arrays, step: int, at: int) -> Arrays:
+    rounded = arrays["advantages"].astype(np.float16).astype(np.float32)
+    return _without_last(arrays) | {"advantages": rounded}
+
+
+def _two_units(arrays: Arrays, step: int, at: int) -> Arrays:
+    return arrays | {"advantages": (-2 * arrays["advantages"]).astype(np.float16).astype(np.float32)}
+
+
+def _noise(arrays: Arrays, step: int, at: int) -> Arrays:
+    noise = np.random.default_rng(step + 10 * at).normal(size=RESPONSES)
+    return arrays | {"advantages": (arrays["advantages"] + 0.3 * noise).astype(np.float32)}
+
+
+LIKE: list[tuple[Callable[[Arrays, int, int], Arrays], str]] = [
+    (_two_faults, "; they resemble mask.eos-dropped, which makes up for"),
+    (_two_units, "; they resemble -2 times what is claimed, which makes up for"),
+    (_noise, ""),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), LIKE)
+def test_of_two_faults_the_larger_is_what_a_loss_resembles(
+    wrong: Callable[[Arrays, int, int], Arrays], words: str, tmp_path: Path
+) -> None:
+    """Hunts silence on a fault that makes up for nearly everything; chance resembles nothing, and nothing is called what it resembles."""
+    told = error(recorded(tmp_path, wrong))
+    assert told.rule == "loss-differs"
+    assert told.consequence.partition("no known deviation gives these numbers")[2].startswith(words)
+    assert words or "resemble" not in told.consequence
+    assert "gives this" not in told.message
