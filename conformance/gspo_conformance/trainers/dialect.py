@@ -122,10 +122,10 @@ def lone(key: str, cost: str, fix: str, why: str = "every response is a group of
     return Finding("group-size", "error", key, f"one response per prompt: {why}", "GSPO-ADV-4", cost, fix)
 
 
-def entropy_bonus(key: str, coefficient: float, fix: str, more: str = "", clause: str = "GSPO-AGG-1") -> Finding:
+def entropy_bonus(key: str, coefficient: float, fix: str, more: str = "") -> Finding:
     """A warning of a term that the paper does not have."""
-    told = f"an entropy bonus with the coefficient {coefficient:g}{more}"
-    return Finding("entropy-bonus", "warning", key, told, clause, fix=fix)
+    told = f"an entropy bonus with the coefficient {coefficient:g} where the paper has none{more}"
+    return Finding("entropy-bonus", "warning", key, told, "GSPO-AGG-1", fix=fix)
 
 
 def kl_in_reward(key: str, coefficient: float, fix: str) -> Finding:

@@ -46,6 +46,13 @@ def test_findings_of_its_own(settings: dict[str, Any], rule: str) -> None:
     assert not DIALECT.read({"algo.kl.init_coef": 0}, VERSION).findings
 
 
+@pytest.mark.parametrize("loss", ["ppo", "gspo"])
+@pytest.mark.parametrize(("name", "value"), [("level", "sequence"), ("mode", "truncate"), ("gating", "kl")])
+def test_a_correction_that_openrlhf_refuses_is_not_read_as_another(loss: str, name: str, value: str) -> None:
+    with pytest.raises(Inexpressible, match=f"^is_correction_{name}: OpenRLHF has .*, not '{value}'$"):
+        DIALECT.read({"actor.policy_loss_type": loss, f"algo.advantage.is_correction_{name}": value}, VERSION)
+
+
 @pytest.mark.parametrize(
     ("settings", "severity"),
     [

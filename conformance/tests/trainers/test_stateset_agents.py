@@ -66,7 +66,7 @@ def test_overrides_come_last_nested_or_flat() -> None:
         ({"objective": "grpo"}, "refused"),
         ({"mini_batch_size": 4}, "key-ignored"),
         ({"beta": 0.1}, "kl-of-mean"),
-        ({OVERRIDES + "entropy_coef": 0.01}, "entropy"),
+        ({OVERRIDES + "entropy_coef": 0.01}, "entropy-bonus"),
         ({"rescore_old_log_probs": False}, "sampler-as-old"),
     ],
 )

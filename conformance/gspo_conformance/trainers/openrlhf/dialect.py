@@ -69,6 +69,7 @@ FORMER = {
     "overlong_buffer_len": "reward.overlong_buffer_len",
 }
 CORRECTION = ("level", "mode", "gating", "threshold")
+ACCEPTED = {"level": ("off", "token", "seq"), "mode": ("mask", "clip"), "gating": ("ratio", "binary_kl", "tv")}
 CORRECTIONS = ("enable_vllm_is_correction", ADVANTAGE + "is_correction_enable")
 # Level and mode of the former names of corrections; `tis` was the default.
 TYPE = ADVANTAGE + "is_correction_type"
@@ -104,6 +105,7 @@ class OpenRlhf:
         """What these arguments optimise."""
         former = _former(settings)
         given, every = completed(_renamed(settings, former), DEFAULTS)
+        _check_correction(every)
         gspo = every[ACTOR + "policy_loss_type"] == "gspo"
         mode = "seq-mean-token-mean" if gspo else every[ACTOR + "loss_agg_mode"]
         low, high = every[ACTOR + "eps_clip_low_high"] or (every[ACTOR + "eps_clip"],) * 2
@@ -176,6 +178,14 @@ def _penalty(every: Mapping[str, Any]) -> dict[str, Any] | None:
     )
 
 
+def _check_correction(every: Mapping[str, Any]) -> None:
+    """Refuses what OpenRLHF refuses, also where GSPO then ignores it."""
+    for name, accepted in ACCEPTED.items():
+        value = every[f"{ADVANTAGE}is_correction_{name}"]
+        if value not in accepted:
+            raise Inexpressible(f"is_correction_{name}: OpenRLHF has {', '.join(accepted)}, not {value!r}")
+
+
 def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The weight of a token, and the band outside which tokens or responses are dropped or held; a divergence drops what no weight says."""
     level, mode, gating, bounds = (every[f"{ADVANTAGE}is_correction_{name}"] for name in CORRECTION)
@@ -242,7 +252,7 @@ def _findings(every: Mapping[str, Any], gspo: bool) -> Iterator[Finding]:
         yield kl_in_reward(KL + "init_coef", coefficient, f"--{KL}init_coef 0")
     if every[ACTOR + "entropy_coef"]:
         key = ACTOR + "entropy_coef"
-        yield entropy_bonus(key, every[key], f"--{key} 0", " where the paper has none", "GSPO-SURR-1")
+        yield entropy_bonus(key, every[key], f"--{key} 0")
     if every[ADVANTAGE + "no_std_norm"] and every[ADVANTAGE + "estimator"] in WHITENED:
         told = "advantages are lessened by the mean over all tokens of the batch, and not divided"
         yield Finding("centred-only", "note", ADVANTAGE + "no_std_norm", told, "GSPO-ADV-10")

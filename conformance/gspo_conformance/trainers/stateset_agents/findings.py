@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..dialect import Finding
+from ..dialect import Finding, entropy_bonus
 
 IGNORED = ("mini_batch_size",)
 
@@ -31,8 +31,8 @@ def findings(every: Mapping[str, Any], fields: Mapping[str, Any], given: Mapping
             "kl-of-mean", "warning", "beta", told, "GSPO-KL-3", "it is smaller: deviations of tokens cancel", "beta=0.0"
         )
     if fields["entropy_coef"]:
-        told = f"an entropy bonus of {fields['entropy_coef']:g}"
-        yield Finding("entropy", "warning", "objective_overrides.entropy_coef", told, "GSPO-SURR-1")
+        key = "objective_overrides.entropy_coef"
+        yield entropy_bonus(key, fields["entropy_coef"], f"{key}=0")
     if not every["rescore_old_log_probs"]:
         told = "the ratio is taken to the generator's log-probabilities, its mismatch included"
         yield Finding("sampler-as-old", "note", "rescore_old_log_probs", told, "GSPO-DATA-5")

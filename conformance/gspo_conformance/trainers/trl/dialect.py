@@ -173,7 +173,7 @@ def _findings(every: Mapping[str, Any]) -> Iterator[Finding]:
     if every["entropy_coef"] or every["use_adaptive_entropy"]:
         key = "entropy_coef" if every["entropy_coef"] else "use_adaptive_entropy"
         told = "an entropy bonus where the paper has none, always a mean over the tokens of a micro-batch"
-        yield Finding("entropy-bonus", "warning", key, told, "GSPO-SURR-1", fix="entropy_coef=0.0")
+        yield Finding("entropy-bonus", "warning", key, told, "GSPO-AGG-1", fix="entropy_coef=0.0")
     if every["multi_objective_aggregation"] != "sum_then_normalize":
         key = "multi_objective_aggregation"
         told = "every reward function is normalised within its group, and their sum once more over the batch"

@@ -37,7 +37,7 @@ def _width(every: Mapping[str, Any]) -> Iterator[Finding]:
 def _terms(every: Mapping[str, Any]) -> Iterator[Finding]:
     entropy, key = every[ACTOR + "entropy_coeff"], ACTOR + "entropy_coeff"
     if entropy:
-        yield entropy_bonus(key, entropy, f"{key}=0", " where the paper has none", "GSPO-SURR-1")
+        yield entropy_bonus(key, entropy, f"{key}=0")
     if every["algorithm.use_kl_in_reward"]:
         key = "algorithm.use_kl_in_reward"
         yield kl_in_reward(key, every["algorithm.kl_ctrl.kl_coef"], f"{key}=False")
