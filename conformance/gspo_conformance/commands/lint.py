@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         found += [*idle, *repeated(configuration), *unset(reading, configuration.unread, arguments.configuration)]
         found.sort(key=lambda one: SEVERITIES.index(one.severity))
     except Inexpressible as reason:
-        switch = getattr(room.dialect, "fixes", {}).get("ratio", "")
+        switch = room.dialect.fixes.get("ratio", "")
         raise UsageError(f"{cut(str(reason), 400)}{f'; GSPO is {switch}' if switch else ''}") from None
     if how:
         print(f"{room.name}, recognised by {cut(how)}; --dialect names another", file=sys.stderr)

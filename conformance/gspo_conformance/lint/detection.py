@@ -150,7 +150,7 @@ def _plain(word: str) -> str:
 def _read(name: str, settings: Mapping[str, Any]) -> int:
     """How many of the settings this dialect reads; none where they are arguments in a program that names the trainer."""
     room = rooms()[name]
-    if getattr(room.dialect, "in_programs_alone", False):
+    if room.dialect.in_programs_alone:
         return 0
     names = own_names(settings, room.dialect)
     own = {names.get(key, key): value for key, value in settings.items()}

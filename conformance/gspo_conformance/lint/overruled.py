@@ -13,7 +13,7 @@ _FILE = re.compile(r"\.ya?ml(:\d+)?$")
 
 def overruled(configuration: Configuration, dialect: Dialect) -> tuple[Configuration, list[Finding]]:
     """The configuration with the defaults of `dialect.settled_by_flags` in place of what a file says, and a finding for each."""
-    flags = getattr(dialect, "settled_by_flags", {})
+    flags = dialect.settled_by_flags
     settings, places = configuration.settings, configuration.places
     idle = {key: value for key, value in flags.items() if key in settings and _FILE.search(places.get(key, ""))}
     found = [_finding(key, settings[key], value) for key, value in idle.items() if settings[key] != value]

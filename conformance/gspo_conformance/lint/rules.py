@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..trainers.dialect import PAPER, SEVERITIES, Finding, Reading, lone
+from ..trainers.dialect import PAPER, SEVERITIES, Dialect, Finding, Reading, lone
 
 # A token log-ratio that differs by this much is what mini-batches and engines produce; see the numerics page.
 TOKEN_SPREAD, LENGTH = 0.05, 512
@@ -69,7 +69,7 @@ def _clip_range(reading: Reading) -> Iterator[Finding]:
     if surrogate["kind"] != "clip" or reading.objective["ratio"] not in ("sequence", "gspo_token"):
         return
     low, high = surrogate["low"], surrogate["high"]
-    named = getattr(_dialect(reading), "clip_keys", ())
+    named = _dialect(reading).clip_keys
     keys = [key for key in named if key in reading.settings] or [
         key for key in reading.settings if "clip" in key.rpartition(".")[2] or "epsilon" in key.rpartition(".")[2]
     ]
@@ -197,7 +197,7 @@ def _advantages(reading: Reading) -> Iterator[Finding]:
 
 
 def _group_of_one(reading: Reading) -> Iterator[Finding]:
-    key, cost = getattr(_dialect(reading), "group", ("", ""))
+    key, cost = _dialect(reading).group
     grouped = reading.advantages is not None and reading.advantages.get("center", "mean") != "none"
     if grouped and reading.settings.get(key) == 1:
         yield lone(key, cost, f"{key}=8")
@@ -257,13 +257,14 @@ def _updates(reading: Reading) -> Iterator[Finding]:
 
 
 def _fix(reading: Reading, axis: str) -> str:
-    return getattr(_dialect(reading), "fixes", {}).get(axis, "")
+    return _dialect(reading).fixes.get(axis, "")
 
 
-def _dialect(reading: Reading) -> Any:
+def _dialect(reading: Reading) -> Dialect | type[Dialect]:
+    """That of its trainer, or one that says nothing of its own."""
     from ..trainers.room import rooms
 
-    return rooms()[reading.trainer].dialect if reading.trainer in rooms() else None
+    return rooms()[reading.trainer].dialect if reading.trainer in rooms() else Dialect
 
 
 def _key(fix: str, reading: Reading) -> str:

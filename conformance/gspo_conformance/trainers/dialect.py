@@ -7,9 +7,10 @@ the trainer's adapter writes with it; neither needs the trainer installed.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -188,30 +189,35 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, found.group().split("."))) if found else ()
 
 
-class Dialect(Protocol):
+class Dialect(ABC):
     """Both directions, and how the trainer's own documentation switches GSPO on."""
 
-    @property
-    def name(self) -> str:
-        """That of its room."""
-        ...
+    name: ClassVar[str]
+    """That of its room."""
+    versions: ClassVar[tuple[str, ...]]
+    """Those of the room that it was written for."""
+    clip_keys: ClassVar[tuple[str, ...]] = ()
+    """The widths of the clip range, where their names do not say so."""
+    group: ClassVar[tuple[str, str]] = ("", "")
+    """How many responses a prompt has, and what it costs if that is 1."""
+    fixes: ClassVar[dict[str, str]] = {}
+    """By part of the objective, or of what is beside it: the setting that makes it the paper's."""
+    settled_by_flags: ClassVar[dict[str, Any]] = {}
+    """The defaults of flags, which stand before what a file says."""
+    in_programs_alone: ClassVar[bool] = False
+    """Whether its settings are arguments in a program that names the trainer, and of no file."""
 
-    @property
-    def versions(self) -> tuple[str, ...]:
-        """Those of the room that it was written for."""
-        ...
-
+    @abstractmethod
     def read(self, settings: Mapping[str, Any], version: str) -> Reading:
         """Flat settings, keys as the trainer spells them (dots for nesting), to what they optimise."""
-        ...
 
+    @abstractmethod
     def write(self, objective: Mapping[str, Any], version: str) -> dict[str, Any]:
         """The settings that optimise this objective; raises `Inexpressible`."""
-        ...
 
+    @abstractmethod
     def gspo(self, clip: Mapping[str, Any], version: str) -> dict[str, Any]:
         """GSPO as the documentation says, with this clip range, and everything else left as it comes."""
-        ...
 
 
 def is_gspo(objective: Mapping[str, Any] | None) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -42,7 +42,7 @@ AGGREGATIONS = {
 NO_MASKS = {"off_policy_token_mask_bounds": None, "off_policy_sequence_mask_threshold": None}
 
 
-class AgileRl:
+class AgileRl(Dialect):
     """`loss_type: gspo` with `loss_norm: micro_batch`, no KL term and no masks is the paper's objective."""
 
     name = "agilerl"

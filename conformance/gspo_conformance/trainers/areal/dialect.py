@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, asides
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, asides
 from .findings import findings
 
 ACTOR = "actor."
@@ -67,7 +67,7 @@ NESTED = {f"{ACTOR}reward_norm": NORM, f"{ACTOR}adv_norm": NORM, REJECTION: BOUN
 LEVELS = {"token": "token", "sequence": "geometric"}
 
 
-class Areal:
+class Areal(Dialect):
     """`981e3f68` is the commit that merged GSPO (November 2025), `1.0.4` the package."""
 
     name = "areal"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -29,7 +29,7 @@ CAP = "max_negative_advantage_importance_sampling_weight"
 RATIOS = ("token", "sequence")
 
 
-class Art:
+class Art(Dialect):
     """`loss_fn="ppo"` is the surrogate of the paper; what comes without it is CISPO's."""
 
     name = "art"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, bare, bound_inside, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, bare, bound_inside, completed
 from .findings import findings
 
 SECTIONS = ("config.trainer.", "trainer.")
@@ -46,7 +46,7 @@ AGGREGATIONS = {
 SCALES = {"group": "std", True: "std", "batch": "batch_std", "none": "none", False: "none"}
 
 
-class EasyDel:
+class EasyDel(Dialect):
     """Settings are those of `GSPOConfig`, unless `trainer_type: grpo` says otherwise."""
 
     name = "easydel"

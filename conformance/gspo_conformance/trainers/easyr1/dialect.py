@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, asides, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, asides, completed
 from .findings import ACTOR, ALGORITHM, BESIDE, GROUP, LOSSES, OVERLONG, REWARD, findings
 
 BATCH = "data.rollout_batch_size"
@@ -51,7 +51,7 @@ ELSEWHERE = {
 WHITENED = ("gae", "reinforce_plus_plus")
 
 
-class EasyR1:
+class EasyR1(Dialect):
     """`gspo` and `gspo_token` are the paper's ratio; the dual clip is always on, and 1e9 is as good as none."""
 
     name = "easyr1"

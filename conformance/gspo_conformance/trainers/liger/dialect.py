@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Finding, Inexpressible, Reading, bound_inside, completed
+from ..dialect import PAPER, Dialect, Finding, Inexpressible, Reading, bound_inside, completed
 from ..trl.dialect import SAPO, VESPO, kl_term, written_aggregation, written_penalty
 
 DEFAULTS: dict[str, Any] = {
@@ -41,7 +41,7 @@ AGGREGATIONS = {
 TOKEN_ONLY = ("sapo", "cispo", "vespo")
 
 
-class Liger:
+class Liger(Dialect):
     """`loss_type: grpo` with `importance_sampling_level: sequence` and `beta: 0` is the paper's objective."""
 
     name = "liger"

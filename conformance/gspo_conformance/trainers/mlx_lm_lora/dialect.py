@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -25,7 +25,7 @@ SAMPLING: dict[str, Any] = {"temperature": None, "top_p": 0.95, "top_k": 20, "mi
 AGGREGATIONS = {"grpo": "sequence_mean_token_mean", "bnpo": "token_mean", "dr_grpo": "sequence_mean_token_sum"}
 
 
-class MlxLmLora:
+class MlxLmLora(Dialect):
     """The keys can say the paper's objective; no setting gives the trainer an old policy."""
 
     name = "mlx_lm_lora"

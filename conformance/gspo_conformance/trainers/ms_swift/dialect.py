@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, bound_inside, completed, updates
+from ..dialect import PAPER, Dialect, Finding, Inexpressible, Reading, asides, bound_inside, completed, updates
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -60,7 +60,7 @@ MODES = {
 }
 
 
-class MsSwift:
+class MsSwift(Dialect):
     """`importance_sampling_level: sequence` with the default `loss_type: grpo` is the paper's objective, but for range and KL."""
 
     name = "ms_swift"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, asides, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, asides, completed
 from .correction import read_correction, write_correction
 from .findings import findings
 
@@ -49,7 +49,7 @@ DEFAULTS: dict[str, Any] = {
 WHITENED = ("reinforce_plus_plus",)
 
 
-class NemoRl:
+class NemoRl(Dialect):
     """`sequence_level_importance_ratios: true` with `token_level_loss: false` is the paper's loss; any other pair with it is refused."""
 
     name = "nemo_rl"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from .. import parts
 from ..dialect import (
     PAPER,
+    Dialect,
     Finding,
     Inexpressible,
     Reading,
@@ -86,7 +87,7 @@ ALIASES = {"grpo": "group_norm"}
 WHITENED = ("gae", "reinforce", "reinforce_baseline")
 
 
-class OpenRlhf:
+class OpenRlhf(Dialect):
     """`gspo` forces the mean over responses, whatever `loss_agg_mode` says."""
 
     name = "openrlhf"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, asides, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, asides, completed
 from .findings import findings
 
 TUNE, RL = "finetune.", "finetune.rl."
@@ -42,7 +42,7 @@ FILES: dict[str, dict[str, Any]] = {
 SUM = "sequence_mean_token_sum"
 
 
-class PipelineRl:
+class PipelineRl(Dialect):
     """`policy_loss: gspo` weighs a response by its length, as LUSPO does; its own comment says that this is meant."""
 
     name = "pipelinerl"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, completed
 from . import agentic, variants
 from .findings import findings
 
@@ -77,7 +77,7 @@ LEVELS = ("token", "geometric", "sequence")
 OVER_BATCH = ("batch", "running")
 
 
-class Roll:
+class Roll(Dialect):
     """`c0c0d2b1` is of August 2025, when GSPO was first documented; `8eb27cc2` of August 2026."""
 
     name = "roll"

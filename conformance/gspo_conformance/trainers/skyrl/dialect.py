@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, completed, entropy_bonus
+from ..dialect import PAPER, Dialect, Finding, Inexpressible, Reading, asides, completed, entropy_bonus
 from .correction import CORRECTION, read_correction, write_correction
 from .correction import DEFAULTS as CORRECTIONS
 
@@ -60,7 +60,7 @@ ESTIMATORS = ("k1", "k2", "k3", "abs")
 ROWS = {"mode": "sequence_mean_token_mean", "count": "all", "constant": 1.0}
 
 
-class SkyRl:
+class SkyRl(Dialect):
     """`gspo` warns where `loss_reduction` is not `sequence_mean`, and goes on: its default is `token_mean`."""
 
     name = "skyrl"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, completed, entropy_bonus, lone
+from ..dialect import PAPER, Dialect, Finding, Inexpressible, Reading, asides, completed, entropy_bonus, lone
 
 DEFAULTS: dict[str, Any] = {
     "advantage_estimator": "grpo",
@@ -56,14 +56,14 @@ KINDS = {"k1": ("k1", None, None), "k2": ("k2", None, None), "k3": ("k3", None, 
 PLAIN = {"level": "token", "numerator": "old", "negative_only": False}
 
 
-class Slime:
+class Slime(Dialect):
     """`gspo` as it comes is the paper's objective, but for the range; what a fork has otherwise is an attribute.
 
     `kinds`: estimator of the KL term, clamp of its log-ratio and clamp of its value, by `kl_loss_type`.
     """
 
     name = title = "slime"
-    versions: tuple[str, ...] = ("624b824a",)
+    versions = ("624b824a",)
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
     grouped: tuple[str, ...] = ("grpo", "gspo", "cispo")
     kinds: ClassVar[dict[str, tuple[str, float | None, float | None]]] = {**KINDS, "low_var_kl": ("k3", None, 10.0)}

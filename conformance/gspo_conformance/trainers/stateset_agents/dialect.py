@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, bound_inside
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, bound_inside
 from .findings import findings
 
 OVERRIDES = "objective_overrides."
@@ -68,7 +68,7 @@ ADVANTAGES: dict[str, dict[str, Any]] = {
 }
 
 
-class StateSetAgents:
+class StateSetAgents(Dialect):
     """As `GSPOConfig` comes its objective is the paper's; what it lacks is a second update of a rollout."""
 
     name = "stateset_agents"

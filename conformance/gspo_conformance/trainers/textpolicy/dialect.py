@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, completed
 from .findings import findings
 
 DEFAULTS: dict[str, Any] = {
@@ -25,7 +25,7 @@ VARIANTS = {"policy_loss_sequence": "sequence", "policy_loss_token": "token", "p
 MEAN_ONLY = ("compute_advantages", "compute_advantages_dr_grpo", "compute_advantages_compiled")
 
 
-class TextPolicy:
+class TextPolicy(Dialect):
     """`gspo_policy_loss` has the lengths of the responses and the paper's mean over them; the trainer hands it none."""
 
     name = "textpolicy"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading
+from ..dialect import PAPER, Dialect, Inexpressible, Reading
 from .findings import between_synchronisations, findings, interval
 from .functions import ADVANTAGES, ALGORITHMS, CHANGES, KINDS, LOSSES, MODES, UNSET
 
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
 CORRECTION, NO_DUAL = "algorithm.rollout_correction.", 1e9
 
 
-class TrinityRft:
+class TrinityRft(Dialect):
     """`algorithm_type: gspo` is the paper's loss once `loss_agg_mode` and `kl_loss_fn` are set."""
 
     name = "trinity_rft"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Finding, Inexpressible, Reading, asides, bound_inside, completed, updates
+from ..dialect import PAPER, Dialect, Finding, Inexpressible, Reading, asides, bound_inside, completed, updates
 
 DEFAULTS: dict[str, Any] = {
     "importance_sampling_level": "token",
@@ -56,7 +56,7 @@ SAPO = {"tau_pos": "sapo_temperature_pos", "tau_neg": "sapo_temperature_neg"}
 VESPO = {"k_pos": "vespo_k_pos", "lam_pos": "vespo_lambda_pos", "k_neg": "vespo_k_neg", "lam_neg": "vespo_lambda_neg"}
 
 
-class Trl:
+class Trl(Dialect):
     """`loss_type: grpo` with `importance_sampling_level: sequence` is the paper's objective."""
 
     name = "trl"

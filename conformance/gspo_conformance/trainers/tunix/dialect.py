@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, bare, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, bare, completed
 from .findings import findings
 
 SECTIONS = ("agentic_grpo_config.", "grpo_config.", "rl_training_config.", "training_config.")
@@ -66,7 +66,7 @@ ADVANTAGES: dict[str, dict[str, Any]] = {
 }
 
 
-class Tunix:
+class Tunix(Dialect):
     """`loss_algo: gspo-token` with `beta: 0` is the paper's objective, in its token form."""
 
     name = "tunix"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .. import parts
-from ..dialect import PAPER, Inexpressible, Reading, asides, completed
+from ..dialect import PAPER, Dialect, Inexpressible, Reading, asides, completed
 from .findings import ACTOR, ROLLOUT, findings
 
 GROUP = "actor_rollout_ref.rollout.n"
@@ -73,7 +73,7 @@ FIXED = ("sapo", "geo_mean")
 CAPS = {"gspo": 10.0, "vanilla": 20.0, "sapo": 20.0, "cispo": 20.0}
 
 
-class Verl:
+class Verl(Dialect):
     """From 0.6.1 to 0.9.0 the loss mode `gspo` ignores `loss_agg_mode`; from 0.9.1 it obeys."""
 
     name = "verl"
