@@ -55,11 +55,10 @@ class Head:
         """Whether products run in a dtype narrower than the sums."""
         return self.weight.dtype != self.dtype
 
-    def chunks(self, count: int, size: int | None = None) -> Iterator[slice]:
-        """Consecutive chunks of `count` tokens, of another size if one is given."""
-        size = size or self.chunk_size
-        for start in range(0, count, size):
-            yield slice(start, min(count, start + size))
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Consecutive chunks of `count` tokens."""
+        for start in range(0, count, self.chunk_size):
+            yield slice(start, min(count, start + self.chunk_size))
 
     def rows(self, positions: Tensor) -> Tensor:
         """h at flat positions, `[tokens, D]`; a gather, so that slices of a larger array are not copied whole."""
@@ -94,6 +93,7 @@ class Head:
 
     def _room(self, count: int) -> Tensor:
         if self._logits is None or self._logits.shape[0] < count:
+            self._logits = None  # The smaller one goes before the larger one comes.
             self._logits = self.hidden.new_empty((count, self.weight.shape[0]), dtype=self.dtype)
         return self._logits[:count]
 

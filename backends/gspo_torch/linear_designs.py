@@ -5,10 +5,10 @@ A chunk costs one product forward (its logits) and two backward (hidden states, 
 * Recompute: all logits once for log π, the coefficients d loss / d log π of the core, all logits again
   for the softmax of the tokens whose coefficient is not 0. Four products; asks nothing of the objective.
 * Single pass: three products. A chunk of whole responses, or of tokens whose coefficients depend on
-  nothing else, has its coefficients as soon as its logits are there. A response longer than a chunk adds
-  up its gradient without its coefficient, where it is one scalar, and scales it at its end; that takes a
-  second `[V, D]` sum if the weight is trained, and the response pays its backward products even where the
-  scalar turns out to be 0.
+  nothing else, has its coefficients as soon as its logits are there, and so has the last chunk of a longer
+  response, of which the others are recomputed. Or they add up their gradient without its coefficient, where
+  it is one scalar, and scale it at the end; that takes a second `[V, D]` sum if the weight is trained, and
+  the response pays its backward products even where the scalar turns out to be 0.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ from .linear_parts import Parts, depends_on_token_alone, one_scalar_per_sequence
 from .normalise import normalise_, slopes_
 
 DESIGNS = ("auto", "recompute", "single_pass")
-# By bandwidth and peak rate, clearing and adding a [V, D] sum takes as long as the product it saves for about a hundred
-# tokens on a CPU, less than any chunk there, and a thousand on a GPU.
+# By bandwidth and peak rate, clearing and adding a [V, D] sum takes as long as the product it saves for a thousand tokens
+# on a GPU. On a CPU it takes less, and a shorter response saves little by it: most of its logits fit the last chunk.
 _LONG = 1024
-_QUICK_SUMS = ("cpu",)
 
 
 class FusedCall:
@@ -130,35 +129,30 @@ class _Stream:
         return self.call.parts.runs(self.head.chunk_size)
 
     def _way(self, length: int) -> Callable[[slice], None]:
-        if length <= self.head.chunk_size:
-            return self._at_once
-        if not self.call.by_sequence:
-            return self._twice
-        return self._unscaled if self.call.design == "single_pass" or self._worth_a_sum(length) else self._twice
+        if length <= self.head.chunk_size or not self.call.by_sequence:
+            return self._scaled
+        # The second sum is worth its room where it is smaller than the response's own logits.
+        worth = not self.gradients.needs.weight or length >= max(_LONG, self.head.weight.shape[1])
+        return self._unscaled if worth or self.call.design == "single_pass" else self._scaled
 
-    def _worth_a_sum(self, length: int) -> bool:
-        """Whether the second sum saves time, and is smaller than the response's own logits."""
-        weight = self.head.weight
-        saves = length >= _LONG or weight.device.type in _QUICK_SUMS
-        return not self.gradients.needs.weight or (saves and length >= weight.shape[1])
-
-    def _at_once(self, tokens: slice) -> None:
-        """One chunk whose coefficients are known as soon as its logits are."""
-        positions, ids = self.call.positions[tokens], self.call.tokens[tokens]
-        rows = self.head.rows(positions)
+    def _scaled(self, tokens: slice) -> None:
+        """Tokens whose coefficients are known when all their logits were made; of a long response all but the last chunk are made again."""
+        last = slice(max(tokens.start, tokens.stop - self.head.chunk_size), tokens.stop)
+        early = slice(tokens.start, last.start)
+        positions, ids = self.call.positions, self.call.tokens
+        before = self.head.normalised(positions[early], ids[early])
+        rows = self.head.rows(positions[last])
         logits = self.head.logits(rows)
-        found = normalise_(logits, ids)
-        self.logp[tokens] = found.logp
-        weights = self.call.parts.coefficients(tokens, found.logp)
-        for run in self.call.parts.moving(tokens, weights):
-            self.gradients.add_weighted(logits[run], ids[run], found.at(run), weights[run], rows[run], positions[run])
-
-    def _twice(self, tokens: slice) -> None:
-        """A long response by recomputation."""
-        positions, ids = self.call.positions[tokens], self.call.tokens[tokens]
-        found = self.head.normalised(positions, ids)
-        self.logp[tokens] = found.logp
-        self.gradients.add_tokens(positions, ids, found, self.call.parts.coefficients(tokens, found.logp))
+        found = normalise_(logits, ids[last])
+        self.logp[early], self.logp[last] = before.logp, found.logp
+        weights = self.call.parts.coefficients(tokens, self.logp[tokens])
+        kept = weights[last.start - tokens.start :]
+        for run in self.call.parts.moving(last, kept):
+            self.gradients.add_weighted(
+                logits[run], ids[last][run], found.at(run), kept[run], rows[run], positions[last][run]
+            )
+        if early.stop > early.start:
+            self.gradients.add_tokens(positions[early], ids[early], before, weights[: -len(kept)])
 
     def _unscaled(self, tokens: slice) -> None:
         """A long response whose gradient is added up without its coefficient, which multiplies the sum at the end."""
@@ -167,7 +161,7 @@ class _Stream:
             self.logp[tokens] = self.head.normalised(positions, ids).logp
             return
         self._sums.clear()
-        for at in self.head.chunks(len(positions), self._beside_a_sum(len(positions))):
+        for at in self.head.chunks(len(positions)):
             rows = self.head.rows(positions[at])
             logits = self.head.logits(rows)
             found = normalise_(logits, ids[at])
@@ -177,11 +171,6 @@ class _Stream:
         factor = self.call.parts.coefficients(tokens, self.logp[tokens])[0].to(self.head.dtype)
         self.gradients.sums.add_scaled(self._sums, factor)
         self.gradients.scale_hidden(positions, factor)
-
-    def _beside_a_sum(self, length: int) -> int:
-        """Tokens per chunk: half as many where the sum weighs much beside so short a response, unless time is all that counts."""
-        whole = length >= _LONG or not self.gradients.needs.weight or self.call.design == "single_pass"
-        return self.head.chunk_size if whole else max(1, self.head.chunk_size // 2)
 
     @cached_property
     def _sums(self) -> WeightSum:
