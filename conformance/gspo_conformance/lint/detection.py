@@ -44,23 +44,30 @@ NAMED: dict[str, str] = {
 # Trainers that are not known here, by what tells them from the one that they began as.
 FORKS: dict[str, str] = {
     "AReaL up to 0.3": r"^ppo\.(ppo_n_minibatches|gen\.max_new_tokens)$|\brealhf\.experiments\b",
+    "LightRFT": r"\blightrft\.\w+|\btrain_colocate\.py\b",
     "MARTI": r"\bmarti\.(cli|models|trainer)\.\w+|\bmulti_agent_train_ppo_ray\b",
     "MaxText": r"\bmaxtext\.trainers\.\w+|^rl\.grpo_(beta|epsilon)$",
     "MindSpeed-RL": r"^rl_config\.\w+",
+    "miniRL": r"\b(from|import) minirl\b",
     "Molt": r"\bmolt\.cli\.\w+",
     "rLLM without verl": r"\brllm/backend=(?!verl)\w+",
     "siiRL": r"\bsiirl\.\w+",
 }
 # Trainers that are not known here and began as none that is: a file that names one that is known is one of that.
 UNKNOWN: dict[str, str] = {
+    "AReno": r"\b(from|import) areno\b|\bareno\.\w+",
     "ChatLearn": r"\bchatlearn[/.]\w+",
     "ColossalChat": r"\bcoati\.\w+",
     "cosmos-rl": r"\bcosmos[-_]rl\b|^train\.train_policy\.\w+",
+    "Lumen-RL": r"\blumenrl\b",
     "oat": r"\boat\.(experiment|algorithms)\b",
     "open-instruct": r"\bopen_instruct[/.]\w+",
     "RL2": r"\bRL2\.trainer\.\w+",
+    "RLinf": r"\brlinf\b|^cluster\.component_placement\b",
     "torchforge": r"\bapps\.grpo\.main\b",
+    "torchtitan": r"\btorchtitan\.\w+",
     "torchtune": r"\btorchtune\.\w+|\btune run\b",
+    "UniRL": r"\bunirl\.\w+",
     "XTuner": r"\bxtuner\.\w+",
 }
 # What else these trainers do, by its programs and keys; a file that names a policy optimisation too is one of that.
