@@ -92,6 +92,21 @@ def test_the_constants_of_a_program_and_what_it_sets_later(tmp_path: Path) -> No
     assert found.unread == {"top_p", "delta", "stride"}
 
 
+def test_what_is_replaced_in_a_configuration(tmp_path: Path) -> None:
+    """Hunts settings that a program changes by the name of the field, in whatever order the tree is walked."""
+    text = """
+args = GRPOConfig(beta=0.04, epsilon=0.2, delta=2.0)
+if True:
+    setattr(args, "epsilon", 3e-4)
+other = dataclasses.replace(args, beta=0.0, **more)
+setattr(unknown, "beta", 1.0)
+setattr(args, "delta", read())
+"""
+    found = _read(tmp_path, "run.py", text)
+    assert found.settings == {"beta": 0.0, "epsilon": 3e-4}
+    assert found.unread == {"delta", "**keywords of replace"}
+
+
 def test_a_notebook_and_one_saved_as_a_script(tmp_path: Path) -> None:
     cells = [
         {"cell_type": "markdown", "source": ["GRPOConfig(epsilon=1)"]},

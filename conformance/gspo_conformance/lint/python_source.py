@@ -258,23 +258,33 @@ def _is_section(key: ast.expr | None, value: ast.expr) -> bool:
 
 
 def _later(tree: ast.AST, reader: _Reader) -> None:
-    """`args.beta = 0.0` after `args = GRPOConfig(...)`; `config["algorithm"]["gamma"] = 1.0`."""
-    bound: set[str] = set()
-    values: dict[int, ast.expr] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            values |= {id(target): node.value for target in node.targets}
-            if isinstance(node.value, ast.Call) and _is_configuration(node.value):
-                bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    places = [node for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Subscript))]
-    for target in sorted((one for one in places if isinstance(one.ctx, ast.Store)), key=lambda one: one.lineno):
-        value = values.get(id(target), target)  # what is not assigned but added, say, cannot be told
-        if isinstance(target, ast.Subscript):
-            path = _subscripts(target)
-            if path and path[0] in ROOTS:
-                reader.setting(".".join(path), value)
-        elif isinstance(target.value, ast.Name) and target.value.id in bound:
-            reader.setting(target.attr, value)
+    """What is set behind the call that `args` is bound to, in the order of the file."""
+    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    made = [node for node in assigned if isinstance(node.value, ast.Call) and _is_configuration(node.value)]
+    bound = {target.id for node in made for target in node.targets if isinstance(target, ast.Name)}
+    values = {id(target): node.value for node in assigned for target in node.targets}
+    found = [one for node in ast.walk(tree) for one in _set_by(node, bound, values)]
+    for key, value in sorted(found, key=lambda one: one[1].lineno):
+        if key:
+            reader.setting(key, value)
+        else:
+            reader.computed.append((value.lineno, "**keywords of replace"))
+
+
+def _set_by(node: ast.AST, bound: set[str], values: Mapping[int, ast.expr]) -> Iterator[tuple[str, ast.expr]]:
+    """`args.beta = 0.0`, `setattr(args, "beta", 0.0)`, `replace(args, beta=0.0)`; `config["algorithm"]["gamma"] = 1.0`."""
+    if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+        value = values.get(id(node), node)  # what is not assigned but added, say, cannot be told
+        path = _subscripts(node) if isinstance(node, ast.Subscript) else []
+        if path and path[0] in ROOTS:
+            yield ".".join(path), value
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in bound:
+            yield node.attr, value
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Name) and node.args[0].id in bound:
+        if called(node) == "replace":
+            yield from ((word.arg or "", word.value) for word in node.keywords)
+        elif called(node) == "setattr" and len(node.args) == 3 and isinstance(node.args[1], ast.Constant):
+            yield str(node.args[1].value), node.args[2]
 
 
 def _subscripts(node: ast.expr) -> list[str]:
