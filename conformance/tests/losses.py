@@ -45,6 +45,11 @@ def narrow(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - 3e-4, 1 + 4e-4) * advantages)
 
 
+def mean(values: Any, mask: Any) -> Any:
+    """The mean of every row's counted values."""
+    return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+
+
 def centred(values: Any) -> Any:
     return (values - values.mean()) / (values.std(unbiased=False) + 1e-8)
 

@@ -17,7 +17,7 @@ from gspo_conformance.diagnosis.verdict import atlas_of
 from gspo_conformance.mutants.atlas import Atlas
 from gspo_conformance.runner import run_vectors
 
-from .losses import by_token, centred, formed, last_place, narrow, no_end, paper, rest, spans, tied
+from .losses import by_token, centred, formed, last_place, mean, narrow, no_end, paper, rest, spans, tied
 from .test_diagnosis import deviant, found
 
 
@@ -83,6 +83,9 @@ SEEN: dict[str, tuple[Any, str]] = {
     "a loss held": (lambda new, old, a, m: paper(new, old, a, m).clamp(max=0.01).mean(), "the loss of a response is held at 0.01"),
     "one ratio": (lambda new, old, a, m: -(torch.exp(torch.where(m, new - old, 0.0).sum()) * a).mean(), "all tokens of a batch have one gradient, as where the ratio is one of the whole batch"),
     "one mean ratio": (lambda new, old, a, m: -((r := torch.exp(torch.where(m, new - old, 0.0).sum() / m.sum())) * a).minimum(r.clamp(1 - 3e-4, 1 + 4e-4) * a).mean(), "all tokens of a batch have one gradient"),
+    "a cap of log s": (lambda new, old, a, m: paper(mean(new - old, m).clamp(-5, 5)[:, None].expand_as(new), torch.zeros_like(old), a, m).mean(), "no gradient where |log s| is above a bound between 3 and 5.5: a cap that nobody asked for"),
+    "all tokens summed": (lambda new, old, a, m: (paper(new, old, a, m) * m.sum(1)).sum(), "near ratio 1 the gradient is that of a sum over all tokens"),
+    "times log π": (lambda new, old, a, m: (paper(new, old, torch.ones_like(a), m, clip=(1, 1e9)) * a * mean(new, m)).mean(), "near ratio 1 the gradient is multiplied by 1 + the mean log-probability"),
     "no response of one": (lambda new, old, a, m: (paper(new, old, a, m) * (m.sum(1) > 2)).mean(), "only in responses of 2 tokens and fewer"),
 }  # fmt: skip
 
@@ -123,6 +126,16 @@ def test_a_weight_of_cispo_that_is_differentiated_is_seen_where_it_is_held(atlas
     assert "tokens whose weight is held at its bound have no gradient: the weight is differentiated" in texts
 
 
+def test_a_factor_beside_the_weights_of_cispo_is_seen(atlas: Atlas) -> None:
+    def loss(new: Any, old: Any, a: Any, m: Any) -> Any:
+        weight = torch.exp(torch.where(m, new - old, 0.0)).clamp(max=5).detach()
+        return -(weight * a[:, None] * new)[m].sum()
+
+    assert "near ratio 1 the gradient is multiplied by the number of tokens" in seen(
+        loss_target(loss, objective="cispo"), atlas
+    )
+
+
 def test_a_factor_of_each_batch_is_no_scaled_log_ratio(atlas: Atlas) -> None:
     """Hunts "the log-ratio is scaled" of a token mean over the longest response times their number."""
     held = gspo_core.Objective.dapo().replace(aggregation="token_mean")
@@ -142,6 +155,27 @@ def product(new: Any, old: Any, a: Any, m: Any) -> Any:
 
 def test_a_ratio_whose_mistake_hides_that_of_the_clip_is_put_together_with_it() -> None:
     assert found(loss_target(product))["mutants"] == ["ratio.no-length-normalisation", "clip.none"]
+
+
+def test_a_second_mistake_that_most_answers_it_moves_speak_against_is_not_named() -> None:
+    """Hunts `mask.prefix-assumed` said of a token mean whose ratio counts what lies between a response's tokens."""
+
+    def loss(new: Any, old: Any, a: Any, m: Any) -> Any:
+        s = mean(new - old, torch.arange(m.shape[1]) < (last_place(m) * m.any(1))[:, None]).detach()[:, None]
+        ratio, a = torch.exp(new - new.detach() + s), a[:, None]
+        value = -torch.minimum(ratio * a, ratio.clamp(1 - 3e-4, 1 + 4e-4) * a)
+        return (value * m).sum() / m.sum()
+
+    told = found(loss_target(loss))
+    assert told["mutants"] == ["aggregation.token-mean"]
+    assert told["sentence"].endswith("explains 69 of 83 answers, not where there are gaps or left padding in the mask")
+
+
+def test_of_equal_pairs_the_one_in_one_place_is_named() -> None:
+    told = found(
+        loss_target(lambda new, old, a, m: (paper(new, old, a, m) * m.sum(1)).sum()), "aggregation/*", "mask/*"
+    )
+    assert told["mutants"] == ["aggregation.token-sum", "aggregation.response-sum"]
 
 
 def test_constants_that_fit_some_answers_alone_are_not_the_nearest() -> None:

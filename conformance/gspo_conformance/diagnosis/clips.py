@@ -1,15 +1,34 @@
-"""From which ratio on a gradient is missing: the bounds in force, where they are not those that were asked for."""
+"""Where a gradient is missing: in one place, of one sign, from a ratio on that is not the bound that was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, log
 
 from .responses import Response
 
-NEAR, FAR, MOST, CLOSE, SEVERAL = 4e-4, 0.1, 0.9, 1e-3, 3
+NEAR, FAR, MOST, CLOSE, SEVERAL, ENOUGH = 4e-4, 0.1, 0.9, 1e-3, 3, 6
 CLIPPED_FROM = "is clipped from a ratio between"
-DUAL = "a dual bound that nobody asked for"
+UNASKED = "that nobody asked for"
+
+
+def of_one_place(found: Sequence[Response], wrong: Sequence[Response]) -> str:
+    """Whether it is the first or the last response of every batch that has no gradient."""
+    for words, place in (("first", 0), ("last", -1)):
+        there = [one for one in found if one.responses > 1 and one.place == place % one.responses]
+        if not any(one.live for one in there) and len([one for one in there if not one.right]) == len(wrong):
+            return f"the {words} response of a batch has no gradient"
+    return ""
+
+
+def of_one_sign(found: Sequence[Response]) -> str:
+    """Whether it is the responses of one sign that have no gradient, while others have."""
+    due = [one for one in found if not one.clipped]
+    for sign, side in (("<", -1), (">", 1)):
+        there = [one for one in due if one.advantage * side > 0]
+        if len(there) >= ENOUGH and not any(one.live for one in there) and any(one.live for one in due):
+            return f"responses with A {sign} 0 have no gradient"
+    return ""
 
 
 def clip_range(found: Sequence[Response]) -> str:
@@ -58,14 +77,19 @@ def _level(total: float, each: Sequence[float]) -> float | None:
 
 
 def _dual(found: Sequence[Response]) -> str:
-    """The ratio from which on bad responses that are due a gradient have none."""
+    """The ratio from which on bad responses that are due a gradient have none; where good ones lose theirs as far below 1, the cap of |log s|."""
     due = [one for one in found if one.advantage < 0 < one.log_ratio and one.farthest < 1 / FAR and not one.clipped]
     bracket = _bound([(exp(one.log_ratio), one.live) for one in due])
     live = [one.right for one in due if one.live]
     if bracket is None or sum(live) < MOST * len(live):
         return ""
     low, high = bracket
-    return f"A < 0 has no gradient from a ratio between {low:.6g} and {high:.6g} on: {DUAL}"
+    small = [one for one in found if one.log_ratio < 0 < one.advantage and one.farthest < 1 / FAR and not one.clipped]
+    below = _bound([(exp(-one.log_ratio), one.live) for one in small])
+    if below and max(low, below[0]) < min(high, below[1]):
+        low, high = log(max(low, below[0])), log(min(high, below[1]))
+        return f"no gradient where |log s| is above a bound between {low:.3g} and {high:.3g}: a cap {UNASKED}"
+    return f"A < 0 has no gradient from a ratio between {low:.6g} and {high:.6g} on: a dual bound {UNASKED}"
 
 
 def _bound(seen: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:

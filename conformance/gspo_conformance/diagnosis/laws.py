@@ -14,11 +14,11 @@ import numpy as np
 from ..judge import UNIT_ROUNDOFF
 from ..mutants.atlas import Atlas
 from ..words import plural
-from .clips import FAR, MOST, NEAR, clip_range
+from .clips import ENOUGH, FAR, MOST, NEAR, clip_range, of_one_place, of_one_sign
 from .evidence import Evidence
 from .responses import Response, responses, tokens
 
-CLOSE, ENOUGH, FEW, APART = 1e-2, 6, 3, 1.2
+CLOSE, FEW, APART = 1e-2, 3, 1.2
 ROUGH, LEAST = 0.2, 2.0**-13
 NARROW = ("float16", "bfloat16")
 OTHERWISE = "the responses of a batch are off by one factor, other batches by another"
@@ -50,6 +50,11 @@ FACTORS: dict[str, Law] = {
     "that of the padded width in place of the length": lambda one: one.length / one.width,
     "that of a mean over all tokens": lambda one: one.length * one.responses / one.tokens,
     "divided by the number of tokens": lambda one: 1 / one.tokens,
+    "that of a sum over all tokens": lambda one: one.length * one.responses,
+    "multiplied by the number of tokens": lambda one: one.tokens,
+    "multiplied by 1 + the mean log-probability: the ratio times log π, both differentiated": lambda one: (
+        1 + one.level or np.nan
+    ),
 }
 SIDES: dict[str, Callable[[Response], bool]] = {
     "where A < 0": lambda one: one.advantage < 0,
@@ -94,6 +99,13 @@ def of_tokens(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     return _told([one for item in evidence for one in tokens(item, atlas)], "log w", _steady(evidence))
 
 
+def of_weights(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
+    """The factor alone, of an objective whose weights are constants."""
+    found = [one for item in evidence for one in tokens(item, atlas) if one.advantage != 0]
+    wrong = [one for one in found if not one.right]
+    return [_factor(found, wrong)] if wrong else []
+
+
 def _steady(evidence: Sequence[Evidence]) -> bool:
     return all(item.steady for item in evidence)
 
@@ -107,7 +119,7 @@ def _told(everything: Sequence[Response], ratio: str, steady: bool) -> list[str]
     if common := _common(everything):
         return [common]
     factor = _factor(found, wrong)
-    told = [_uneven(wrong), _missing(found, wrong), _dead(found), factor]
+    told = [_uneven(wrong), of_one_place(found, wrong), of_one_sign(found), factor]
     if not factor:
         told.append(_rounding(found) if steady else "")
         told += [clip_range(found), _beside(idle), _power(found, ratio) or _side(found, wrong)]
@@ -140,25 +152,6 @@ def _uneven(wrong: Sequence[Response]) -> str:
                 " of the others" if any(odd) else ""
             )
     return "" if many[0].at else "the gradient differs between tokens of one response"
-
-
-def _missing(found: Sequence[Response], wrong: Sequence[Response]) -> str:
-    """Whether it is the first or the last response of every batch that has no gradient."""
-    for words, place in (("first", 0), ("last", -1)):
-        there = [one for one in found if one.responses > 1 and one.place == place % one.responses]
-        if not any(one.live for one in there) and len([one for one in there if not one.right]) == len(wrong):
-            return f"the {words} response of a batch has no gradient"
-    return ""
-
-
-def _dead(found: Sequence[Response]) -> str:
-    """Whether it is the responses of one sign that have no gradient, while others have."""
-    due = [one for one in found if not one.clipped]
-    for sign, side in (("<", -1), (">", 1)):
-        there = [one for one in due if one.advantage * side > 0]
-        if len(there) >= ENOUGH and not any(one.live for one in there) and any(one.live for one in due):
-            return f"responses with A {sign} 0 have no gradient"
-    return ""
 
 
 def _factor(found: Sequence[Response], wrong: Sequence[Response]) -> str:

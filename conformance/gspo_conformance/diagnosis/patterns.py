@@ -16,7 +16,7 @@ from ..tensors import NumPyArray
 from ..words import cut, uncapitalised
 from .clips import held_loss, held_weights
 from .evidence import NAMELESS, REFUSED, Evidence
-from .laws import of_responses, of_tokens
+from .laws import of_responses, of_tokens, of_weights
 from .responses import losses, tokens
 from .settings import of_settings
 
@@ -90,6 +90,7 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     wrong = [item for item in evidence if not item.right]
     numbers = [item for item in wrong if not item.row.odd]
     paper = [item for item in evidence if _is_paper(item, atlas)]
+    weighted = [item for item in evidence if _is_clipped(item, atlas, TOKENS, "cispo")]
     found = [
         *_of_errors(wrong),
         *_of_forms(wrong),
@@ -101,7 +102,8 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
             else of_tokens([i for i in evidence if _is_clipped(i, atlas, TOKENS)], atlas)
         ),
         held_loss([one for item in paper if (one := losses(item, atlas))]),
-        held_weights([one for i in evidence if _is_clipped(i, atlas, TOKENS, "cispo") for one in tokens(i, atlas)]),
+        held_weights([one for item in weighted for one in tokens(item, atlas)]),
+        *of_weights(weighted, atlas),
     ]
     found += [*_of_outputs(numbers), *_of_factors(numbers, atlas)]
     found += [*_of_flags(wrong, evidence, atlas)]
@@ -282,8 +284,9 @@ def _gap(item: Evidence, atlas: Atlas) -> str | None:
     inputs = atlas.bench.questions[item.question].case.inputs
     if "mask" not in inputs or inputs["mask"].ndim != 2:
         return None
-    steps = np.abs(np.diff(inputs["mask"].astype(int), axis=1)).sum(axis=1)
-    return "gaps or left padding in the mask" if (steps > 1).any() else "no gaps in the mask"
+    mask = inputs["mask"].astype(bool)
+    before = (mask[:, 1:] > mask[:, :-1]).any()  # a counted token behind one that does not count
+    return "gaps or left padding in the mask" if before else "no gaps in the mask"
 
 
 TRAITS: dict[str, Callable[[Evidence, Atlas], str | None]] = {

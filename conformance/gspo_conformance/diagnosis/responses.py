@@ -27,6 +27,7 @@ class Response(NamedTuple):
     `holes`: tokens between its first and its last that do not count; `gaps`: these, or some before the first.
     `at`: which counted token of its response it is, from 1; 0 where it is the whole response.
     `learning`: how many responses of the batch have A other than 0. `farthest`: the largest |log-ratio| of a token.
+    `level`: the mean log-probability of its tokens.
     """
 
     question: int
@@ -39,6 +40,7 @@ class Response(NamedTuple):
     advantage: float
     log_ratio: float
     farthest: float
+    level: float
     clip: tuple[float, float]
     clipped: bool
     live: bool
@@ -108,6 +110,7 @@ def _rows(question: int, vector: Vector, case: Case, got: NumPyArray) -> Iterato
             advantage=float(advantages[i]),
             log_ratio=float(moved.mean()),
             farthest=float(np.abs(moved).max()),
+            level=float(case.inputs["logp"][i][row].astype(float).mean()),
             clip=(_bound(surrogate["low"]), _bound(surrogate["high"])),
             clipped=False,
             live=False,

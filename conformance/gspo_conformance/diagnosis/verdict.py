@@ -13,10 +13,10 @@ from ..mutants.dialects import DIALECTS, Dialect
 from ..mutants.registry import mutants
 from ..run import Result, Run
 from ..words import plural, uncapitalised
-from .clips import CLIPPED_FROM, DUAL, MOST
+from .clips import CLIPPED_FROM, MOST, UNASKED
 from .constants import Constants
 from .evidence import REFUSED, Evidence, evidence_of
-from .patterns import CUT, factor_text, factors, observed
+from .patterns import CUT, TRAITS, factor_text, factors, observed
 from .settings import WHERE
 from .suspects import Search, Suspect
 
@@ -41,6 +41,7 @@ BEGUN = 0.1
 SAID = 4
 FEW = 4
 ODD = 0.3
+MASKS = "where there are"
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
         return None
     search = Search(atlas, evidence)
     suspects = _suspects(search) if _answers(evidence) else []
+    while suspects and not _credible(search, suspects[0]):
+        suspects.pop(0)
     span = factors(evidence, atlas)
     seen = (*_rounded(search), *observed(evidence, atlas))
     if not suspects or suspects[0].share <= NAMED or _contradicted(suspects[0], seen):
@@ -168,6 +171,19 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
     return Diagnosis(told, best, alike, others, known, seen, span)
 
 
+def _credible(search: Search, suspect: Suspect) -> bool:
+    """Whether each of several mistakes adds as many answers as it leaves wrong of those that it moves."""
+    if len(suspect.named) == 1 or suspect.share >= SURE:
+        return True
+    missed = search.missed(suspect.parts, search.evidence)
+    for part in suspect.named:
+        others = tuple(other for other in suspect.parts if other is not part)
+        gained = [item for item in search.missed(others, search.evidence) if item not in missed]
+        if len(gained) < sum(search.atlas.active(part, item.question) for item in missed):
+            return False
+    return True
+
+
 def _alike(best: Suspect, level: Sequence[Suspect]) -> tuple[str, ...]:
     """Who explains as much by as many mistakes, in whatever order they are put together."""
     told = {frozenset(part.name for part in best.named): best.name}
@@ -188,7 +204,9 @@ def _contradicted(suspect: Suspect, seen: Sequence[str]) -> bool:
     if suspect.share >= SURE:
         return False
     clips = [part.name.startswith("clip.") for part in suspect.parts if suspect.share < MOST] or [False]
-    return any(CUT in text or (all(clips) and CLIPPED_FROM in text) or (any(clips) and DUAL in text) for text in seen)
+    return any(
+        CUT in text or (all(clips) and CLIPPED_FROM in text) or (any(clips) and UNASKED in text) for text in seen
+    )
 
 
 _ATLASES: dict[tuple[int, ...], Atlas] = {}
@@ -223,13 +241,19 @@ def _settled(suspects: list[Suspect]) -> bool:
 
 
 def _ranked(suspects: list[Suspect]) -> list[Suspect]:
-    """By share; a further mutant must explain a hundredth more, or all that is left. Of equals, the one seen most in public."""
+    """By share; a further mutant must explain a hundredth more, or all that is left. Of equals, mistakes in one place, and the one seen most in public."""
     unique = {suspect.parts: suspect for suspect in suspects}
     cost = {parts: 0.0 if one.share == 1 else 0.01 * (len(parts) - 1) for parts, one in unique.items()}
     seen = {parts: sum(len(part.links) for part in parts) for parts in unique}
     return sorted(
-        unique.values(), key=lambda one: (cost[one.parts] - one.share, len(one.parts), -seen[one.parts], one.name)
+        unique.values(),
+        key=lambda one: (cost[one.parts] - one.share, len(one.parts), _places(one), -seen[one.parts], one.name),
     )
+
+
+def _places(one: Suspect) -> int:
+    """How many parts of the objective the mistakes are in."""
+    return len({part.name.partition(".")[0] for part in one.named})
 
 
 def _parts(dialects: Iterable[Dialect]) -> list[tuple[Any, ...]]:
@@ -280,12 +304,14 @@ def _left(search: Search, best: Suspect) -> str:
 
 
 def _missed(search: Search, best: Suspect) -> str:
-    """What the best does not explain, by name where it is little."""
-    missed = [
-        search.atlas.bench.questions[item.question].vector.id for item in search.missed(best.parts, search.evidence)
-    ]
-    named = list(dict.fromkeys(missed))
-    return f", not {', '.join(named)}" if len(named) <= FEW else ""
+    """What the best does not explain: by name where it is little, else by the masks that it has, where hardly another answer has such."""
+    left = search.missed(best.parts, search.evidence)
+    named = list(dict.fromkeys(search.atlas.bench.questions[item.question].vector.id for item in left))
+    if len(named) <= FEW:
+        return f", not {', '.join(named)}"
+    masks = [TRAITS[MASKS](item, search.atlas) for item in left]
+    alike = [item for item in search.evidence if item not in left and TRAITS[MASKS](item, search.atlas) == masks[0]]
+    return f", not {MASKS} {masks[0]}" if masks[0] and len({*masks}) == 1 and 4 * len(alike) <= len(left) else ""
 
 
 def _noun(evidence: Sequence[Evidence], atlas: Atlas) -> str:
