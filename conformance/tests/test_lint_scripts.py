@@ -150,7 +150,6 @@ def test_the_other_ways_to_write_settings_down(
         ("c.yaml", "algorithm: {name: grpo, grpo: {num_generations: 8, kl_coeff: 0.0, clip_ratio: 0.2}}\nlogger: {project: lumenrl}", "a configuration of Lumen-RL"),
         ("c.yaml", "bundle: {_target_: unirl.models.qwen3.bundle.Qwen3Bundle.from_config}\nalgorithm: {clip_range: 0.2, num_generations: 8}", "a configuration of UniRL"),
         ("rl.yml", "rl: {num_generations: 2, num_iterations: 1, grpo_beta: 0.08, grpo_epsilon: 0.2, loss_algo: gspo-token, loss_agg_mode: sequence-mean-token-mean}", "a configuration of MaxText"),
-        ("c.toml", "[train.train_policy]\ntype = 'grpo'\nvariant = 'gspo'\ntemperature = 0.9\nepsilon_low = 3e-4\nepsilon_high = 4e-4", "a configuration of cosmos-rl"),
         ("c.yaml", "kl_coef: 0.01\nuse_kl_loss: true\n" + "\n".join(f"unknown_{i}: {i}" for i in range(40)), "only 2 of the 42 keys here are keys of slime"),
     ],
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Cosmos-RL: `compute_loss` under a `Config` that its validators accept."""
