@@ -122,6 +122,14 @@ def test_the_ratio_is_one_unless_a_rank_takes_more_than_one_step() -> None:
     assert found == [wanted for _, wanted in updates]
 
 
+def test_a_variant_that_nothing_says_is_of_grpo_is_not_read() -> None:
+    variant = {POLICY + "variant": "gspo"}
+    assert "not-policy" in {one.rule for one in DIALECT.read(variant, VERSION).findings}
+    for more in ({"type": "grpo"}, {"temperature": 1.0}, {"use_remote_reward": True}):
+        settings = variant | {POLICY + key: value for key, value in more.items()}
+        assert "not-policy" not in {one.rule for one in DIALECT.read(settings, VERSION).findings}
+
+
 def test_a_negative_epsilon_is_no_bound_and_aipo_is_one_for_either_sign() -> None:
     own = {POLICY + "variant": "grpo"}
     free = {POLICY + "epsilon_low": -1.0, POLICY + "epsilon_high": -1.0}

@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
             "mini_batch": 2,
             "batch_size_per_optimize": None,
             "min_filter_prefix_tokens": None,
+            "use_remote_reward": False,
             "uncentralized_training": False,
             "overlong_reward.enable_overlong_penalty": False,
         }.items()

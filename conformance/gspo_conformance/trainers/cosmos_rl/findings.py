@@ -8,11 +8,13 @@ from typing import Any
 from ..dialect import Finding, entropy_bonus
 
 POLICY = "train.train_policy."
+TELL_GRPO = ("type", "temperature", "epsilon_low", "epsilon_high", "kl_beta", "use_remote_reward")
 
 
 def findings(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Finding]:
     """Each point, where it holds."""
     yield from _refused(own)
+    yield from _taken_for_demonstrations(given)
     yield from _without_effect(own, given)
     yield from _denominator(own)
     yield from _beside_the_loss(own)
@@ -36,6 +38,13 @@ def _refused(own: Mapping[str, Any]) -> Iterator[Finding]:
         key = POLICY + "use_rollout_logprobs_for_loss"
         told = "use_decoupled_loss and use_rollout_logprobs_for_loss are refused together"
         yield Finding("refused", "error", key, told, "GSPO-DATA-5", fix=f"{key} = false")
+
+
+def _taken_for_demonstrations(given: Mapping[str, Any]) -> Iterator[Finding]:
+    if POLICY + "variant" in given and not any(POLICY + key in given for key in TELL_GRPO):
+        told = f"without type, and without one of {', '.join(TELL_GRPO[1:])}, the section is read as one of supervised fine-tuning"
+        cost = "variant is then read by nothing"
+        yield Finding("not-policy", "error", POLICY + "type", told, "GSPO-RATIO-2", cost, POLICY + 'type = "grpo"')
 
 
 def _without_effect(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Finding]:
