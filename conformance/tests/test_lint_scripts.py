@@ -149,6 +149,7 @@ def test_the_other_ways_to_write_settings_down(
         ("c.yaml", "cluster: {num_nodes: 1, component_placement: {actor: 0-7}}\nalgorithm: {group_size: 16, clip_ratio_low: 0.2, clip_ratio_high: 0.28, adv_type: grpo}", "a configuration of RLinf"),
         ("c.yaml", "algorithm: {name: grpo, grpo: {num_generations: 8, kl_coeff: 0.0, clip_ratio: 0.2}}\nlogger: {project: lumenrl}", "a configuration of Lumen-RL"),
         ("c.yaml", "bundle: {_target_: unirl.models.qwen3.bundle.Qwen3Bundle.from_config}\nalgorithm: {clip_range: 0.2, num_generations: 8}", "a configuration of UniRL"),
+        ("run.py", "from torchrl.objectives.llm import GRPOLoss\nGRPOLoss(policy, clip_epsilon=(3e-4, 4e-4), aggregation='prompt_mean', kl_to_ref_coeff=0.0)", "a configuration of TorchRL"),
         ("rl.yml", "rl: {num_generations: 2, num_iterations: 1, grpo_beta: 0.08, grpo_epsilon: 0.2, loss_algo: gspo-token, loss_agg_mode: sequence-mean-token-mean}", "a configuration of MaxText"),
         ("c.yaml", "kl_coef: 0.01\nuse_kl_loss: true\n" + "\n".join(f"unknown_{i}: {i}" for i in range(40)), "only 2 of the 42 keys here are keys of slime"),
     ],

@@ -66,6 +66,7 @@ UNKNOWN: dict[str, str] = {
     "RLinf": r"\brlinf\b|^cluster\.component_placement\b",
     "torchforge": r"\bapps\.grpo\.main\b",
     "torchtitan": r"\btorchtitan\.\w+",
+    "TorchRL": r"\btorchrl\.objectives\b",
     "torchtune": r"\btorchtune\.\w+|\btune run\b",
     "UniRL": r"\bunirl\.\w+",
     "XTuner": r"\bxtuner\.\w+",
