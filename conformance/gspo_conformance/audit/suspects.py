@@ -55,6 +55,8 @@ LIKELY = ("clip.default-range", "mask.eos-dropped", "ratio.token-level")
 # They differ from a simpler mistake where a weight is outside its band, or a batch has several groups.
 NARROW = ("aggregation.by-group", "correction.mask-unweighted")
 MOST_PARTS, MOST_TOKENS = 5, 400_000
+# A loss that is less than this share of what it is a sum of is what is left of terms that cancel.
+CANCELLED = 0.1
 _CLIPPED = "metrics.clip_fraction"
 # They change how parts are put together, of which a part alone shows nothing.
 _UNFIT = ("distribution.mean-of-means", "distribution.divided-again", "distribution.last-part-only")
@@ -304,8 +306,11 @@ def _right_answer(one: Recomputed, answer: Mapping[str, Any], precision: float) 
 
 
 def _slack(one: Recomputed, loss: float) -> float:
-    """A wrong loss that is larger is off by more: rounding goes with its size."""
-    return max(1.0, abs(loss) / (abs(one.expected) or 1.0)) if abs(one.expected) > 1e-12 else 1.0
+    """A wrong loss that is larger is off by more: rounding goes with what it is a sum of. Where the claim's nearly cancels, its quotient with that tells no size beyond a sum over responses."""
+    size = one.truth.tolerance(1.0, one.normalizer) / one.truth.reference.k or 1.0
+    times = abs(loss) / abs(one.expected) if abs(one.expected) > 1e-12 else 1.0
+    most = one.part.tokens.number if abs(one.expected) < CANCELLED * size else times
+    return max(1.0, abs(loss) / size, min(times, most))
 
 
 def _all(

@@ -39,6 +39,21 @@ def test_a_gradient_that_is_nothing_is_no_multiple_of_one(tmp_path: Path) -> Non
     assert "at worst 0 where" in message
 
 
+def test_a_loss_near_that_of_another_objective_is_not_taken_for_it_where_the_claim_cancels(tmp_path: Path) -> None:
+    """Hunts "the loss with cispo()" of one that is off by a thousandth: the claim's is 0 but for rounding, as of normalised advantages."""
+    calls = []
+    for step in range(4):
+        arrays, fields = _call(step, moved=1e-3)
+        del arrays["gradient"]
+        arrays["advantages"] -= arrays["advantages"].mean()
+        ratio = np.exp((arrays["logp"] - arrays["old_logp"])[arrays["mask"].astype(bool)].mean(dtype=float))
+        weighed = arrays["logp"].astype(float) * arrays["advantages"][:, None] * arrays["mask"]
+        calls.append((arrays, fields | {"loss": -float(ratio * weighed.sum() / arrays["mask"].sum())}))
+    ((rule, message),) = _found(tmp_path, calls)
+    assert rule == "loss-differs"
+    assert "cispo" not in message
+
+
 def test_what_gives_the_gradient_and_another_loss_is_no_explanation(tmp_path: Path) -> None:
     """Hunts `old log-probabilities of the truncated sampler` of a loop that detaches bad responses: their losses are right."""
     calls = [_call(step, moved=1e-5) for step in range(3)]
