@@ -128,6 +128,8 @@ def test_a_variant_that_nothing_says_is_of_grpo_is_not_read() -> None:
     for more in ({"type": "grpo"}, {"temperature": 1.0}, {"use_remote_reward": True}):
         settings = variant | {POLICY + key: value for key, value in more.items()}
         assert "not-policy" not in {one.rule for one in DIALECT.read(settings, VERSION).findings}
+    with pytest.raises(Inexpressible, match="supervised fine-tuning"):
+        DIALECT.read({POLICY + "mini_batch": 1, POLICY + "experiment": "sft_8b"}, VERSION)
 
 
 def test_a_negative_epsilon_is_no_bound_and_aipo_is_one_for_either_sign() -> None:
@@ -150,7 +152,7 @@ def test_what_it_cannot_express() -> None:
     with pytest.raises(Inexpressible, match="trainer_type 'grpo_vla'"):
         DIALECT.read({POLICY + "trainer_type": "grpo_vla"}, VERSION)
     with pytest.raises(Inexpressible, match="ends it at 1"):
-        DIALECT.read({POLICY + "aipo_rho": 1.0}, VERSION)
+        DIALECT.read({POLICY + "type": "grpo", POLICY + "aipo_rho": 1.0}, VERSION)
 
 
 def test_its_configurations_are_recognised(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .. import parts
 from ..dialect import PAPER, Dialect, Inexpressible, Reading, asides, completed
-from .findings import POLICY, findings
+from .findings import POLICY, findings, tells
 
 DEFAULTS: dict[str, Any] = {
     **{
@@ -87,6 +87,8 @@ class CosmosRl(Dialect):
         for key, known in {"type": ("grpo",), "trainer_type": ("grpo",), "variant": CAPS, "loss_type": MODES}.items():
             if own[key] not in known:
                 raise Inexpressible(f"the {key} {own[key]!r} of Cosmos-RL is not of this family")
+        if any(key.startswith(POLICY) for key in settings) and POLICY + "variant" not in given and not tells(given):
+            raise Inexpressible("Cosmos-RL reads this section as one of supervised fine-tuning: it has no type")
         objective = {
             **PAPER,
             "ratio": "sequence" if own["variant"] == "gspo" else "token",

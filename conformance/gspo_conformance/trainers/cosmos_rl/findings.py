@@ -29,6 +29,11 @@ def findings(own: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Findi
         yield Finding("token-mask", "note", key, told, "GSPO-DATA-1", fix=f"no {key}")
 
 
+def tells(given: Mapping[str, Any]) -> bool:
+    """Whether a key says that this is GRPO, or `type` what it is."""
+    return any(POLICY + key in given for key in TELL_GRPO)
+
+
 def _refused(own: Mapping[str, Any]) -> Iterator[Finding]:
     if own["uncentralized_training"] and own["variant"] != "grpo":
         key = POLICY + "uncentralized_training"
@@ -41,7 +46,7 @@ def _refused(own: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _taken_for_demonstrations(given: Mapping[str, Any]) -> Iterator[Finding]:
-    if POLICY + "variant" in given and not any(POLICY + key in given for key in TELL_GRPO):
+    if POLICY + "variant" in given and not tells(given):
         told = f"without type, and without one of {', '.join(TELL_GRPO[1:])}, the section is read as one of supervised fine-tuning"
         cost = "variant is then read by nothing"
         yield Finding("not-policy", "error", POLICY + "type", told, "GSPO-RATIO-2", cost, POLICY + 'type = "grpo"')
