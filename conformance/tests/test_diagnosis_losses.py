@@ -178,6 +178,14 @@ def test_of_equal_pairs_the_one_in_one_place_is_named() -> None:
     assert told["mutants"] == ["aggregation.token-sum", "aggregation.response-sum"]
 
 
+def test_what_follows_from_a_range_beside_the_papers_is_not_said_of_another() -> None:
+    """Hunts "nothing is clipped" of GRPO with 0.2 on both sides."""
+    told = found(loss_target(lambda new, old, a, m: by_token(new, old, a, m, high=0.2).mean(), objective="grpo"))
+    assert told["mutants"] == ["clip.default-range"]
+    assert "nothing is clipped" not in told["sentence"]
+    assert told["equivalents"] == ["clip.symmetric"]
+
+
 def test_constants_that_fit_some_answers_alone_are_not_the_nearest() -> None:
     """Hunts "nearest is `clip(high=0.000301, dual=0.01)`" of a loss held at 0.01."""
     told = found(loss_target(lambda new, old, a, m: paper(new, old, a, m).clamp(max=0.01).mean()))["sentence"]

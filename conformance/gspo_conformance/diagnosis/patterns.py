@@ -37,7 +37,7 @@ _NARROW = re.compile(r"expected (float\d+), got (\w+)")
 def factors(evidence: Sequence[Evidence], atlas: Atlas, output: str = "gradient") -> tuple[float, float] | None:
     """The smallest and the largest got / expected of an output where it is wrong, over the paper's objective where it is there."""
     chosen = [item for item in evidence if not item.right and _has(item, atlas, output)]
-    paper = [item for item in chosen if _is_paper(item, atlas)]
+    paper = [item for item in chosen if is_paper(item, atlas)]
     found = [_quotients(item, atlas, output) for item in (paper or chosen)]
     whole = np.concatenate(found) if found else np.zeros(0)
     return (float(whole.min()), float(whole.max())) if whole.size else None
@@ -48,7 +48,8 @@ def _has(item: Evidence, atlas: Atlas, output: str) -> bool:
     return item.result is not None and output in vector.expected and output in item.result.answer
 
 
-def _is_paper(item: Evidence, atlas: Atlas) -> bool:
+def is_paper(item: Evidence, atlas: Atlas) -> bool:
+    """Whether a question is one of the paper's objective."""
     return _is_clipped(item, atlas, PAPER_RATIOS)
 
 
@@ -89,7 +90,7 @@ def observed(evidence: Sequence[Evidence], atlas: Atlas) -> list[str]:
     """Patterns of the wrong answers, in words, the most telling first."""
     wrong = [item for item in evidence if not item.right]
     numbers = [item for item in wrong if not item.row.odd]
-    paper = [item for item in evidence if _is_paper(item, atlas)]
+    paper = [item for item in evidence if is_paper(item, atlas)]
     weighted = [item for item in evidence if _is_clipped(item, atlas, TOKENS, "cispo")]
     found = [
         *_of_errors(wrong),

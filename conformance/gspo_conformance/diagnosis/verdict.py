@@ -16,7 +16,7 @@ from ..words import plural, uncapitalised
 from .clips import CLIPPED_FROM, MOST, UNASKED
 from .constants import Constants
 from .evidence import REFUSED, Evidence, evidence_of
-from .patterns import CUT, TRAITS, factor_text, factors, observed
+from .patterns import CUT, TRAITS, factor_text, factors, is_paper, observed
 from .settings import WHERE
 from .suspects import Search, Suspect
 
@@ -41,6 +41,8 @@ BEGUN = 0.1
 SAID = 4
 FEW = 4
 ODD = 0.3
+# What these say of what follows is said of the paper's ratio and range.
+OF_PAPER = ("ratio", "clip")
 MASKS = "where there are"
 
 
@@ -167,7 +169,8 @@ def diagnose_evidence(evidence: Sequence[Evidence], atlas: Atlas) -> Diagnosis |
         *_rounded(search),
         *(text for text in seen if CUT in text or (best.share < SURE and text.startswith(WHERE))),
     ]
-    told = "; ".join(text for text in (_named(best, _noun(evidence, atlas)), *tail) if text)
+    paper = any(not item.right and is_paper(item, atlas) for item in evidence)
+    told = "; ".join(text for text in (_named(best, _noun(evidence, atlas), paper), *tail) if text)
     return Diagnosis(told, best, alike, others, known, seen, span)
 
 
@@ -271,8 +274,9 @@ def _measured(result: Result) -> bool:
     return all(judged.ok or judged.expected for judged in result.judged)
 
 
-def _named(best: Suspect, noun: str) -> str:
-    alone = len(best.named) == 1
+def _named(best: Suspect, noun: str, paper: bool) -> str:
+    """What is suspected; what follows of one alone too, of ratios and ranges where they are the paper's."""
+    alone = len(best.named) == 1 and (paper or best.named[0].name.partition(".")[0] not in OF_PAPER)
     told = [
         uncapitalised(text) for part in best.named for text in (part.title, part.consequence if alone else "") if text
     ]
