@@ -12,6 +12,7 @@ from .manifest import MANIFEST, verify_manifest
 from .run import EXPECTED_FAILURE, FAIL, SKIPPED, UNSUPPORTED, Result, Run
 from .runner import Options, Progress, run_vectors, select
 from .target import Target
+from .trainers.environment import expected
 from .trainers.room import choose, is_trainer
 from .words import HarnessError, UsageError, near, plural
 
@@ -83,7 +84,7 @@ def known_failures(path: Path | str | None, spec: str = "") -> KnownFailures:
         named, variant = choose(str(path)), choose(spec).variant if is_trainer(spec) else ""
         path = named.room.known(named.version.name, named.variant or variant)
     elif path is None and is_trainer(spec):
-        path = choose(spec).known
+        path = expected(choose(spec))
     return KnownFailures() if path is None else read_known(Path(path), [vector.id for vector in load_vectors()])
 
 

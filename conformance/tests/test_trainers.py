@@ -14,9 +14,11 @@ import pytest
 from gspo_conformance.cli import main
 from gspo_conformance.resolve import connect
 from gspo_conformance.suite import known_failures
+from gspo_conformance.target import Capabilities
 from gspo_conformance.trainers import room as room_module
+from gspo_conformance.trainers.adapter import TrainerTarget
 from gspo_conformance.trainers.dialect import nearest
-from gspo_conformance.trainers.environment import Environment, environment_of
+from gspo_conformance.trainers.environment import Environment, environment_of, expected
 from gspo_conformance.trainers.room import Choice, Room, Version, choose, is_trainer, rooms
 from gspo_conformance.words import HarnessError, UsageError
 
@@ -55,8 +57,8 @@ def test_a_choice_names_version_and_variant(sample: Path) -> None:
 
 
 def test_known_failures_are_those_of_the_version(sample: Path) -> None:
-    assert choose("sample@1.0").known == sample / "known" / "1.0.txt"
-    assert choose("sample").known is None
+    assert expected(choose("sample@1.0")) == sample / "known" / "1.0.txt"
+    assert expected(choose("sample")) is None
 
 
 def test_known_failures_are_borrowed_by_name(sample: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_an_environment_of_the_users_own(sample: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fork"))
     for spec, variant in ((f"sample@{own}", "claims"), (f"sample@{own}/bin/python:default", "default")):
         choice = choose(spec)
-        assert (choice.version.name, choice.attribute.rpartition(":")[2], choice.known) == ("1.1", variant, None)
+        assert (choice.version.name, choice.attribute.rpartition(":")[2], expected(choice)) == ("1.1", variant, None)
         environment = environment_of(choice, spec)
         assert environment.command("a:b")[0] == str(own / "bin" / "python")
         path = environment.variables()["PYTHONPATH"].split(os.pathsep)
@@ -147,6 +149,65 @@ def test_a_checkout_is_no_package(sample: Path) -> None:
     rooms.cache_clear()
     with pytest.raises(UsageError, match="`gspo trainers setup sample --source DIR` takes yours"):
         choose("sample@./here")
+
+
+def _git(folder: Path, *words: str) -> str:
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    done = subprocess.run(["git", *who, "-C", str(folder), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_checkout_at_another_commit_is_code_of_the_users_own(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hunts a run of some commit under the name, the known failures and the record of another."""
+    source = tmp_path / "a checkout"
+    (source / "inside").mkdir(parents=True)
+    (source / "inside" / "loss.py").write_text("1\n", encoding="utf-8")
+    _git(source, "init", "-q")
+    _git(source, "add", ".")
+    _git(source, "commit", "-qm", "one")
+    commit = _git(source, "rev-parse", "HEAD")
+    toml = f'source = "https://example.org"\n{TOML}'.replace("[]", f'[]\ncommit = "{commit}"', 1)
+    (sample / "trainer.toml").write_text(toml, encoding="utf-8")
+    rooms.cache_clear()
+    environment = Environment((choice := choose("sample@1.0")).room, choice.version)
+
+    def found(folder: Path) -> tuple[str, bool]:
+        environment.folder.mkdir(parents=True, exist_ok=True)
+        written = {"install": [], "source": str(folder)}
+        (environment.folder / "gspo.json").write_text(json.dumps(written), encoding="utf-8")
+        assert environment.variables()["GSPO_OTHER"] == environment.other
+        return environment.other, expected(choice) is not None
+
+    assert found(source) == ("", True)
+    assert found(source / "inside") == ("", True), "a folder below some repository: nobody says of what commit"
+    (source / "inside" / "loss.py").write_text("2\n", encoding="utf-8")
+    assert found(source) == (f"{commit[:8]}, changed", False)
+    _git(source, "commit", "-qam", "two")
+    other = _git(source, "rev-parse", "HEAD")[:8]
+    assert found(source) == (other, False)
+    assert main(["trainers", "record", "sample@1.0"]) == 2
+    assert f"expected a checkout of A trainer of the tests at {commit}, got {other}" in capsys.readouterr().err
+    assert main(["trainers", "setup", "sample@1.0", "--source", str(source)]) == 0
+    assert f"its checkout is {other}: code of your own" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("release", "other", "version"),
+    [
+        ("8eb27cc2", "", {"roll": "8eb27cc2", "torch": "2"}),
+        ("8eb27cc2", "12345678", {"roll": "12345678", "torch": "2", "adapter written for": "c0c0d2b1, 8eb27cc2"}),
+        ("ffff", "", {"roll": "ffff", "torch": "2", "adapter written for": "c0c0d2b1, 8eb27cc2"}),
+    ],
+)
+def test_the_code_that_runs_is_named(
+    release: str, other: str, version: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSPO_OTHER", other)
+    given, dialect = {"roll": release, "torch": "2"}, rooms()["roll"].dialect
+    target = TrainerTarget(given, dialect, release, lambda settings, case: {}, {}, Capabilities(operations=frozenset()))
+    assert target.version == version
 
 
 @pytest.mark.parametrize("action", ["setup", "remove", "record"])

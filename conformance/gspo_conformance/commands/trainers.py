@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
             lambda text: print(text, file=sys.stderr, flush=True), arguments.source, force=arguments.force
         )
         print(f"{name} is ready after {time.monotonic() - began:.0f} s: gspo check {name}")
+        if environment.other:
+            print(f"its checkout is {environment.other}: code of your own, of which no failure is expected")
     return 0
 
 
@@ -87,6 +89,8 @@ def _record(name: str) -> int:
     from ..trainers.records import write
 
     choice, runs, known, chosen = _ours(name), {}, {}, vectors()
+    if other := Environment(choice.room, choice.version).other:
+        raise UsageError(f"{name}: expected a checkout of {choice.room.title} at {choice.version.commit}, got {other}")
     for variant in ("claims", "default"):
         spec = name if variant == "claims" else f"{name}:{variant}"
         known[variant] = known_failures(None, spec)

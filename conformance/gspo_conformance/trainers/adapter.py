@@ -46,10 +46,12 @@ class TrainerTarget:
         return self.dialect.name + ":default" * self.default
 
     def __post_init__(self) -> None:
-        """A release that the adapter was not written for says so in every report."""
-        if self.release not in self.dialect.versions:
-            written = {"adapter written for": ", ".join(self.dialect.versions)}
-            object.__setattr__(self, "version", {**self.version, **written})
+        """A release or a commit that the adapter was not written for says so in every report."""
+        other = os.environ.get("GSPO_OTHER")
+        if other or self.release not in self.dialect.versions:
+            name, *_ = self.version
+            found = {name: other or self.version[name], "adapter written for": ", ".join(self.dialect.versions)}
+            object.__setattr__(self, "version", {**self.version, **found})
 
     def as_documented(self, **changes: Any) -> TrainerTarget:
         """The target `NAME:default`, asked for the policy loss of GSPO alone; `changes` are those of its capabilities."""

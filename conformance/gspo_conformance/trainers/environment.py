@@ -63,6 +63,16 @@ class Environment:
         """Whether `gspo check` can use it."""
         return bool(self.record)
 
+    @property
+    def other(self) -> str:
+        """What the checkout holds where that is not the commit of this version: `1a2b3c4d`, `8eb27cc2, changed`."""
+        source = Path(self.record.get("source") or "/")
+        top, _, head = _git(source, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
+        if Path(top) != source:
+            return ""
+        changed = bool(_git(source, "status", "--porcelain", "--untracked-files=no", "--", "*.py"))
+        return "" if head == self.version.commit and not changed else head[:8] + ", changed" * changed
+
     def set_up(self, say: Callable[[str], None], source: Path | None = None, *, force: bool = False) -> None:
         """Makes it, step by step; `say` hears of each. A failed step leaves no environment that looks ready."""
         source = _checked_source(self.room, self.version, source)
@@ -82,7 +92,7 @@ class Environment:
         link = self.folder / "suite"
         _link_suite(link)
         chosen = {"GSPO_SOURCE": self.record.get("source", ""), "GSPO_VERSION": self.version.name}
-        return {"PYTHONPATH": str(link), **chosen, **FIXED}
+        return {"PYTHONPATH": str(link), "GSPO_OTHER": self.other, **chosen, **FIXED}
 
     def _install(self, say: Callable[[str], None]) -> None:
         steps = [*self.version.install, NEEDED]
@@ -143,6 +153,21 @@ def environment_of(choice: Choice, spec: str = "") -> Environment:
         name = f"{choice.room.name}@{choice.version.name}"
         raise UsageError(f"trainer {name} is not set up: run `gspo trainers setup {name}` first")
     return found
+
+
+def expected(choice: Choice) -> Path | None:
+    """The file of its expected failures; of code that is not that version's nothing is expected."""
+    own = choice.python is not None or Environment(choice.room, choice.version).other
+    return None if own else choice.room.known(choice.version.name, choice.variant)
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says of a folder; nothing where there is no git, or no checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return "" if done.returncode else done.stdout.strip()
 
 
 def _checked_source(room: Room, version: Version, source: Path | None) -> Path | None:

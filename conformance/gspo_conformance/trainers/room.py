@@ -79,11 +79,6 @@ class Choice:
         """What `gspo_conformance.serve` loads."""
         return f"{__package__}.{self.room.name}.adapter:{self.variant or 'claims'}"
 
-    @property
-    def known(self) -> Path | None:
-        """Its expected failures; of the user's own code nothing is expected."""
-        return None if self.python else self.room.known(self.version.name, self.variant)
-
 
 @cache
 def rooms() -> dict[str, Room]:
