@@ -84,7 +84,7 @@ class MicroBatchMeans(Reference):
     "aggregation.token-sum",
     "GSPO-AGG-1",
     effect="gradients larger by |y|: the learning rate grows with the length, and training diverges",
-    seen=("alibaba/ROLL#165", "arXiv:2602.05261"),
+    seen=("alibaba/ROLL#165", "huggingface/trl#4988", "arXiv:2602.05261"),
 )
 class TokenSum(_mode({"sequence_mean_token_mean": "sequence_mean_token_sum"})):
     """The mean over responses of their token sums: each response is weighted by its length, and nothing divides it again.
