@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
 from inspect import cleandoc
-from typing import Any
+from typing import Any, TypeVar
 
 from ..target import Capabilities, Case
 from ..words import UsageError, choices
 from .whole import Reference
 
+Kind = TypeVar("Kind", bound=type[Reference])
 PREFIX = "mutant:"
 FILES = (
     "ratio",
+    "turns",
     "clip",
     "relatives",
     "aggregation",
@@ -111,12 +113,10 @@ class Mutant:
         return cleandoc(self.kind.__doc__ or "")
 
 
-def mutant(
-    name: str, clause: str, *, effect: str = "", seen: Iterable[str] = ()
-) -> Callable[[type[Reference]], type[Reference]]:
+def mutant(name: str, clause: str, *, effect: str = "", seen: Iterable[str] = ()) -> Callable[[Kind], Kind]:
     """Registers a class as the mutant of that name."""
 
-    def register(kind: type[Reference]) -> type[Reference]:
+    def register(kind: Kind) -> Kind:
         if isinstance(seen, str):
             raise TypeError(f"seen: expected a tuple of places, got {seen!r}")
         if name in _FOUND:

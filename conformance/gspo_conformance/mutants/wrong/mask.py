@@ -58,6 +58,10 @@ def _to_eos(mask: NumPyArray) -> NumPyArray:
     return mask & (np.cumsum(started & ~mask) == 0)
 
 
+def _from_last_gap(mask: NumPyArray) -> NumPyArray:
+    return _to_eos(mask[::-1])[::-1]
+
+
 @mutant(
     "mask.shifted",
     "GSPO-DATA-4",
@@ -141,6 +145,19 @@ class FirstTurnOnly(_rule(_to_eos)):
     """Counting stops at the first gap: later turns are not trained.
 
     The response is taken to end at its first end-of-sequence or padding token.
+    """
+
+
+@mutant(
+    "mask.last-turn-only",
+    "GSPO-DATA-4",
+    effect="the turns before the last go untrained, whatever the tools were asked",
+    seen=("modelscope/ms-swift#7838", "NVIDIA-NeMo/Speech#16284"),
+)
+class LastTurnOnly(_rule(_from_last_gap)):
+    """Counting starts behind the last gap: earlier turns are not trained.
+
+    The final answer taken for the response.
     """
 
 

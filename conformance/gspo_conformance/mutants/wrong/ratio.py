@@ -280,33 +280,6 @@ class TokenValueLost(Reference):
 
 
 @mutant(
-    "ratio.per-turn",
-    "GSPO-RATIO-2",
-    effect="short turns leave the range that the trajectory stays in; the unit of reward and of ratio differ",
-    seen=("rllm-org/rllm#513", "NovaSky-AI/SkyRL#1278"),
-)
-class PerTurn(Reference):
-    """One ratio for each unbroken run of counted tokens: a trajectory of two turns has two ratios.
-
-    Each model turn stored as a row of its own.
-    """
-
-    def sequence_unit(self) -> Any:
-        return self._by_run(self.log_ratio())
-
-    def gspo_token_unit(self) -> Any:
-        return self._by_run(stop(self.log_ratio())) + (self.new - stop(self.new))
-
-    def _by_run(self, log_ratio: Any) -> Any:
-        counted, own = self.sequences.counted, self.sequences.offsets
-        starts = np.flatnonzero(counted & ~np.append(False, counted[:-1]))
-        offsets = np.unique(np.concatenate([own, starts, [counted.size]]))
-        runs = Sequences(offsets, counted, (counted.size,))
-        lengths = np.maximum(runs.sum(counted.astype(float)), 1)
-        return runs.spread(runs.sum(self.clean(log_ratio)) / lengths)
-
-
-@mutant(
     "ratio.cap-10",
     "GSPO-RATIO-6",
     effect="a bad response that became far likelier gets no gradient: the one that most needs it",
