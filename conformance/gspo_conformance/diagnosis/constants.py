@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from math import inf
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -11,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..mutants.atlas import Atlas
-from ..mutants.registry import Mutant
+from ..mutants.registry import Mutant, compose, find
 from ..mutants.whole import Reference
 from ..tensors import NumPyArray
 from .evidence import Evidence, spread
@@ -24,12 +26,18 @@ FIELDS = {
 }
 SOME, DIGITS, ROUNDS, APART, LESS = 12, 3, 6, 1.5, 0.9
 LEAST, MOST, FINE = -5, 1, 1e-5
+# Both ends of a range move the loss at once: one alone may look best where neither is right.
+USUAL = (0.05, 0.1, 0.15, 0.2, 0.25, 0.27, 0.28, 0.3, 0.35, 0.4, 0.5)
 
 Values: TypeAlias = Mapping[str, float]
 
 
-class Constants(Mutant):
-    """The reference with numbers of its own in place of those that a surrogate is given: nobody's known mistake."""
+class Unlisted(Mutant):
+    """A reference changed to fit this run: no mistake that `gspo explain` knows by its name."""
+
+
+class Constants(Unlisted):
+    """The reference with numbers of its own in place of those that a surrogate is given."""
 
 
 def constants(kind: str, values: Values, asked: Mapping[str, Any]) -> Constants:
@@ -46,8 +54,79 @@ def constants(kind: str, values: Values, asked: Mapping[str, Any]) -> Constants:
     return Constants(f"{kind}({told})", next((FIELDS[kind][name] for name in names), ""), changed)
 
 
-def fitted(evidence: list[Evidence], atlas: Atlas) -> tuple[Constants, bool] | None:
-    """The constants nearest to the wrong answers: the one that mends most first, then each in the light of the others; and whether it is one of two digits."""
+@dataclass(frozen=True)
+class Fit:
+    """A few wrong answers, and a surrogate whose numbers are tried on them, `beside` a mistake that was made too."""
+
+    kind: str
+    asked: Mapping[str, Any]
+    few: Sequence[Evidence]
+    atlas: Atlas
+    beside: tuple[Mutant, ...] = ()
+
+    def distance(self, values: Values, most: float = inf) -> float:
+        """How unlike the answers are with these numbers; beyond `most`, that it is more."""
+        found, total = constants(self.kind, values, self.asked), 0.0
+        for mutant in self.beside:
+            found = compose(mutant, found)
+        for item in self.few:
+            total += _apart(item, self.atlas.fresh(found, item.question).numbers) if total < most else 0.0
+        return total
+
+    def nearest(self, least: float) -> tuple[dict[str, float], float]:
+        """The numbers nearest to the answers, from those asked for and from a usual range."""
+        ranges = ({"low": low, "high": high} for low, high in product(USUAL, USUAL))
+        usual = self._best(ranges, {}, least) if self.kind == "clip" else ({}, least)
+        found = [self._descended({}, least), *([self._descended(*usual)] if usual[1] < LESS * least else [])]
+        values, far = min(found, key=itemgetter(1))
+        return {name: value for name, value in values.items() if value != self.asked.get(name)}, far
+
+    def _descended(self, values: dict[str, float], least: float) -> tuple[dict[str, float], float]:
+        """The number that mends most first, then each in the light of the others."""
+        for _ in range(ROUNDS):
+            tried = [self._mended(name, values, least) for name in FIELDS[self.kind]]
+            best, far = min(tried, key=itemgetter(1))
+            if far >= LESS * least:  # numbers of the right surrogate mend whole answers
+                break
+            values, least = best, far
+        return values, least
+
+    def _mended(self, name: str, values: dict[str, float], least: float) -> tuple[dict[str, float], float]:
+        """`values` with the number that answers most like the target, of as few digits as do."""
+        best = values
+        for digits in range(1, DIGITS + 1):
+            numbers = _numbers(digits, best.get(name, self.asked.get(name)))
+            best, least = self._best(({**values, name: number} for number in numbers), best, least)
+        return best, least
+
+    def _best(
+        self, tried: Iterable[dict[str, float]], best: dict[str, float], least: float
+    ) -> tuple[dict[str, float], float]:
+        for values in tried:
+            far = self.distance(values, least)
+            if far < least * (1 - 1e-9):
+                best, least = values, far
+        return best, least
+
+
+def fitted(evidence: list[Evidence], atlas: Atlas) -> tuple[tuple[Mutant, ...], bool] | None:
+    """The constants nearest to the wrong answers, under token ratios where these are nearer; and whether it is one of two digits alone."""
+    if (fit := _fit(evidence, atlas)) is None:
+        return None
+    least = fit.distance({})
+    level = replace(fit, beside=(find("ratio.token-level"),))
+    if (far := level.distance({}, least)) < LESS * least:
+        fit, least = level, far
+    values, least = fit.nearest(least)
+    # A number in whose place another is as good is not told by the answers.
+    near = [{**values, name: value * times} for name, value in values.items() for times in (APART, 1 / APART)]
+    if not values or any(fit.distance(other) <= least for other in near):
+        return None
+    short = not fit.beside and len(values) == 1 and all(float(f"{v:.2g}") == v for v in values.values())
+    return (*fit.beside, constants(fit.kind, values, fit.asked)), short
+
+
+def _fit(evidence: list[Evidence], atlas: Atlas) -> Fit | None:
     questions = {item.question: atlas.bench.questions[item.question] for item in evidence if not item.right}
     told = {at: question.case.objective["surrogate"] for at, question in questions.items() if question.case.objective}
     kinds = Counter(surrogate["kind"] for surrogate in told.values() if surrogate["kind"] in FIELDS)
@@ -58,39 +137,7 @@ def fitted(evidence: list[Evidence], atlas: Atlas) -> tuple[Constants, bool] | N
     asked = surrogates[0] if all(surrogate == surrogates[0] for surrogate in surrogates) else {}
     wrong = [item for item in evidence if told.get(item.question, {}).get("kind") == kind and not item.row.odd]
     few = spread([*{questions[item.question].vector.id: item for item in wrong}.values()], atlas, SOME)
-
-    def distance(values: Values, most: float) -> float:
-        found, total = constants(kind, values, asked), 0.0
-        for item in few:
-            total += _apart(item, atlas.fresh(found, item.question).numbers) if total < most else 0.0
-        return total
-
-    values, least = dict[str, float](), distance({}, inf)
-    for _ in range(ROUNDS):
-        tried = [_nearest(name, values, least, asked.get(name), distance) for name in FIELDS[kind]]
-        far, best = min(tried, key=itemgetter(0))
-        if far >= LESS * least:  # numbers of the right surrogate mend whole answers
-            break
-        values, least = best, far
-    # A number in whose place another is as good is not told by the answers.
-    near = [{**values, name: value * times} for name, value in values.items() for times in (APART, 1 / APART)]
-    if not values or any(distance(other, inf) <= least for other in near):
-        return None
-    return constants(kind, values, asked), len(values) == 1 and all(float(f"{v:.2g}") == v for v in values.values())
-
-
-def _nearest(
-    name: str, values: Values, least: float, asked: float | None, distance: Callable[[Values, float], float]
-) -> tuple[float, dict[str, float]]:
-    """`values` with the number that answers most like the target, of as few digits as do, and how unlike it still is."""
-    best = dict(values)
-    for digits in range(1, DIGITS + 1):
-        for number in _numbers(digits, best.get(name, asked)):
-            tried = {**values, name: number}
-            far = distance(tried, least)
-            if far < least * (1 - 1e-9):
-                best, least = tried, far
-    return least, best
+    return Fit(kind, asked, few, atlas)
 
 
 def _numbers(digits: int, near: float | None) -> Iterator[float]:
@@ -110,4 +157,4 @@ def _apart(item: Evidence, numbers: NumPyArray) -> float:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         off = np.abs(got - numbers) / np.maximum(np.abs(got), np.abs(numbers))
     same = (got == numbers) | (~np.isfinite(got) & ~np.isfinite(numbers)) | ~item.row.present
-    return float(np.where(same, 0.0, np.log1p(np.minimum(off, 1.0) / FINE)).sum())
+    return float(np.where(same, 0.0, np.log1p(np.fmin(off, 1.0) / FINE)).sum())

@@ -127,7 +127,7 @@ class Search:
     def fitted(self) -> list[Suspect]:
         """The reference with other constants. Long numbers, or several, may make up for something else: they have to explain everything."""
         found, short = fitted(self.evidence, self.atlas) or (None, False)
-        return [one for one in self._best([(found,)]) if short or one.share == 1] if found else []
+        return [one for one in self._best([found]) if short or one.share == 1] if found else []
 
     def _screened(self) -> list[Mutant]:
         scores: dict[int, int] = {}

@@ -14,8 +14,9 @@ from ..mutants.registry import mutants
 from ..run import Result, Run
 from ..words import plural, uncapitalised
 from .clips import CLIPPED_FROM, MOST, UNASKED
-from .constants import Constants
+from .constants import Constants, Unlisted
 from .evidence import REFUSED, Evidence, evidence_of
+from .objectives import objectives
 from .patterns import CUT, TRAITS, factor_text, factors, is_paper, observed
 from .settings import WHERE
 from .suspects import Search, Suspect
@@ -62,7 +63,7 @@ class Diagnosis:
     def names(self) -> tuple[str, ...]:
         """The mutants that are named."""
         parts = () if self.suspect is None else self.suspect.named
-        return tuple(part.name for part in parts if not isinstance(part, Constants))
+        return tuple(part.name for part in parts if not isinstance(part, Unlisted))
 
     @property
     def confidence(self) -> float:
@@ -225,10 +226,10 @@ def atlas_of(vectors: Sequence[Vector]) -> Atlas:
 
 
 def _suspects(search: Search) -> list[Suspect]:
-    """Singles; where none explains everything, singles in another form, what the best leave over; then dialects and all pairs."""
+    """Singles; where none explains everything, singles in another form, other objectives, what the best leave over; then dialects and all pairs."""
     found = _ranked(search.singles())
     if not _settled(found):
-        found = _ranked(found + search.formed())
+        found = _ranked(found + search.formed() + search.combinations((other,) for other in objectives()))
     if not _settled(found):
         found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= BEGUN]))
     if not _settled(found):
