@@ -98,7 +98,7 @@ def token_weights(
     else:
         omega, count = _group_weights(xp, aggregation, lengths, groups)
     if normalizer is not None or aggregation.count == "given":
-        count = _given(normalizer, count, lengths)
+        count = given_count(normalizer, count, lengths)
     return Weights(omega, count, lengths)
 
 
@@ -171,8 +171,8 @@ def _responses(xp: Namespace, aggregation: Aggregation, nonempty: Array) -> Arra
     return xp.sum(nonempty if aggregation.count == "non_empty" else xp.ones_like(nonempty))
 
 
-def _given(normalizer: Any, count: Array, lengths: Array) -> Array:
-    """The caller's M; 0 is no M unless no token counts, as where the counts of a step are those of empty responses."""
+def given_count(normalizer: Any, count: Array, lengths: Array) -> Array:
+    """The caller's M, like `count`; 0 is no M unless no token counts, as where the counts of a step are those of empty responses."""
     if normalizer is None:
         raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
     if _is_number(normalizer, namespace_of(count)):

@@ -28,7 +28,7 @@ from gspo_core.validation import check_finite, reads_values
 from .backend import backend, numpy, numpy_of
 from .corrected import response_weights, token_weights
 from .penalised import add_penalty
-from .solution import Solution
+from .solution import Solution, places
 from .token_surrogates import Terms, covers, finish, scan
 from .tokens import LogRatioSums, log_ratio_sums, scaled, spread, token_sums
 
@@ -42,7 +42,7 @@ def solve(objective: Objective, logp: Tensor, rest: dict[str, Any]) -> Solution:
         return found
     step = prepare(objective, logp=logp, **rest)
     (loss, metrics), gradient = step_solution(step)
-    return Solution(loss, metrics, gradient.mul, _places(layout))
+    return Solution(loss, metrics, gradient.mul, places(layout))
 
 
 def _at_once(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
@@ -89,12 +89,7 @@ def _by_response(objective: Objective, layout: Layout, logp: Tensor, rest: dict[
     else:
         options = (rest[name] for name in ("advantages", "groups", "normalizer"))
         (loss, metrics), coefficient = _entries(objective, sums, *options, weight, logps)
-    return Solution(loss, metrics, lambda factor: spread(coefficient * factor, layout), _places(layout))
-
-
-def _places(layout: Layout) -> tuple[Tensor, ...]:
-    """What says where the tokens of responses are, when a value per response is laid on them or a loss is differentiated again."""
-    return (layout.counted,) if layout.counted.ndim == 2 else (layout.counted, layout.offsets)
+    return Solution(loss, metrics, lambda factor: spread(coefficient * factor, layout), places(layout))
 
 
 def _by_token(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> Solution | None:
@@ -106,7 +101,7 @@ def _by_token(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str
     if not terms.by_response:
         rest = rest | {"advantages": torch.ones_like(sums.lengths)}
     (loss, metrics), scale = _in_numpy(finish, objective, sums, rest, weight)
-    return Solution(loss, metrics, lambda factor: scaled(slopes, scale * factor, layout), _places(layout))
+    return Solution(loss, metrics, lambda factor: scaled(slopes, scale * factor, layout), places(layout))
 
 
 def _terms(objective: Objective, layout: Layout, logp: Tensor, rest: dict[str, Any]) -> tuple[Terms, Tensor | None]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 import gspo_core
 from gspo_core import Clip, Objective
@@ -24,7 +23,7 @@ from .closed_form import solve
 from .inference import keepable
 from .observers import OBSERVERS, tell
 from .results import PolicyLoss
-from .solution import Solution
+from .solution import Solution, times
 
 
 def policy_loss(
@@ -175,7 +174,7 @@ class _ClosedForm(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         logp = ctx.saved_tensors[0]
         if not torch.is_grad_enabled():
-            return _times(ctx.gradient, factor).to(logp.dtype), None, None, None
+            return times(ctx.gradient, factor).to(logp.dtype), None, None, None
         # Under create_graph the gradient is differentiated in turn, from the arguments as they are now.
         changed = [name for name, version in _versions(ctx.rest).items() if version != ctx.versions[name]]
         if changed:
@@ -185,13 +184,6 @@ class _ClosedForm(torch.autograd.Function):
         loss = gspo_core.policy_loss(ctx.objective, logp=logp, **ctx.rest).loss
         (gradient,) = torch.autograd.grad(loss, logp, factor, create_graph=True)
         return gradient, None, None, None
-
-
-def _times(gradient: Callable[[Tensor], Tensor], factor: Tensor) -> Tensor:
-    """The gradient times a factor, or times many at once (`is_grads_batched`), which products alone can follow."""
-    if not is_legacy_batchedtensor(factor):
-        return gradient(factor)
-    return gradient(torch.ones((), dtype=factor.dtype, device=factor.device)) * factor
 
 
 def _versions(rest: dict[str, Any]) -> dict[str, int]:

@@ -12,10 +12,10 @@ from torch._compile import _disable_dynamo
 from torch.distributed.tensor import DTensor
 
 from gspo_core import Objective, Packed, Padded
-from gspo_core.aggregation import Aggregation, check_groups
+from gspo_core.aggregation import Aggregation, check_groups, given_count
 from gspo_core.sequences import Layout, bind_sequences
 from gspo_core.step import Step
-from gspo_core.validation import check_number
+from gspo_core.validation import check_array, check_floating, check_number, reads_values
 
 from ..observers import OBSERVERS, tell
 from ..results import PolicyLoss
@@ -23,7 +23,7 @@ from .dtensor import localise
 from .ranks import check_disjoint, data_group
 from .reports import Report, result_of
 from .share import share
-from .union import Part, normalizer_of, totals_of, weights_of
+from .union import Part, normalizer_of, same, totals_of, weights_of
 
 
 class Union:
@@ -61,22 +61,20 @@ class Union:
         device: Any = None,
     ) -> None:
         check_number("world_scale", world_scale, low=0.0, strict=True)
-        if normalizer is None and any(aggregation.count == "given" for aggregation in _aggregations(objective)):
-            raise ValueError("normalizer: expected a number, since the aggregation counts as given, got None")
-        self._objective, self._scale, self._normalizer = objective, world_scale, normalizer
+        self._objective, self._scale = objective, world_scale
         self._data = data_group(data)
         self._reports: list[Report] = []
-        found = [_part(part, self._data) for part in _listed(parts)]
-        self._parts = len(found)
-        self._like = torch.zeros((), device=device if device is not None or not found else found[0].lengths.device)
-        self._totals = totals_of(found, _aggregations(objective), self._data, self._like)
+        self._parts = found = [_part(part, self._data) for part in _listed(parts)]
+        place = device if device is not None or not found else found[0].lengths.device
+        self._like = torch.zeros((), dtype=torch.float32, device=place)
+        self._given = self._checked(normalizer)
+        self._totals = totals_of(found, self._aggregations, self._data, self._like)
 
     @property
     def normalizer(self) -> Tensor:
         """M of the union."""
-        if self._normalizer is not None:
-            return torch.as_tensor(self._normalizer, dtype=self._like.dtype, device=self._like.device)
-        return normalizer_of(self._objective.aggregation, self._totals).to(self._like.dtype)
+        found = normalizer_of(self._objective.aggregation, self._totals) if self._given is None else self._given
+        return found.to(self._like)
 
     @_disable_dynamo
     def loss(
@@ -96,7 +94,8 @@ class Union:
         responses: `logp`, of any shape, gets a gradient of 0, so that this rank takes part in the
         framework's own exchanges; it alone needs no `old_logp` and no `advantages`.
         """
-        if logp.dtype == torch.float64:
+        check_floating("logp", logp)
+        if torch.float64 in (logp.dtype, getattr(old_logp, "dtype", None)):
             self._like = self._like.double()
         if sequences is None:
             return torch.where(torch.zeros_like(logp, dtype=torch.bool), logp, 0.0).sum()
@@ -112,19 +111,40 @@ class Union:
     @_disable_dynamo
     def result(self) -> PolicyLoss:
         """The loss and the metrics of the union of what `loss` was given on all ranks; no gradient."""
-        if self._normalizer is None and len(self._reports) != self._parts:
+        if self._given is None and len(self._reports) != len(self._parts):
             raise RuntimeError(
-                f"result: expected one loss of each of the {self._parts} parts that the union was made with, got "
+                f"result: expected one loss of each of the {len(self._parts)} parts that the union was made with, got "
                 f"{len(self._reports)} losses"
             )
         return result_of(self._reports, self._like, self._data)
 
     def _weigh(self, step: Step, groups: Tensor | None) -> Step:
         part = Part(step.weights.lengths, groups)
-        weights = [weights_of(aggregation, part, self._totals) for aggregation in _aggregations(self._objective)]
-        if self._normalizer is not None:
-            weights[0] = weights[0]._replace(count=self.normalizer.to(part.lengths.dtype))
+        self._check_counted(part)
+        weights = [weights_of(aggregation, part, self._totals) for aggregation in self._aggregations]
+        if self._given is not None:
+            weights[0] = weights[0]._replace(count=self._given.to(part.lengths))
         return step.replace(weights=weights[0], penalty_weights=weights[-1])
+
+    @property
+    def _aggregations(self) -> list[Aggregation]:
+        return aggregations_of(self._objective)
+
+    def _checked(self, normalizer: Any) -> Tensor | None:
+        if normalizer is None and all(aggregation.count != "given" for aggregation in self._aggregations):
+            return None
+        lengths = torch.cat([self._like.new_zeros(0), *(part.lengths for part in self._parts)])
+        return given_count(normalizer, self._like.double(), lengths)
+
+    def _check_counted(self, part: Part) -> None:
+        """One of the parts that the union was made with, wherever ω or M is made of those."""
+        by_group = any(aggregation.mode == "group_token_mean" for aggregation in self._aggregations)
+        needed = self._given is None or by_group or len(self._aggregations) > 1
+        if needed and reads_values(part.lengths) and not any(same(part, one, by_group) for one in self._parts):
+            raise ValueError(
+                f"sequences, groups: expected those of one of the {len(self._parts)} parts that the union was made with, "
+                f"got {part.lengths.shape[0]} responses of {int(part.lengths.sum())} tokens that are none of them"
+            )
 
 
 @_disable_dynamo
@@ -154,6 +174,7 @@ def reduce(
     """
     arguments = {"logp": logp, "old_logp": old_logp, "advantages": advantages, "sequences": sequences}
     arguments |= {"ref_logp": ref_logp, "behavior_logp": behavior_logp, "groups": groups}
+    check_array("logp", logp)
     if isinstance(logp, DTensor):
         arguments, data = localise(arguments, data)
         sequences, groups = arguments["sequences"], arguments["groups"]
@@ -182,7 +203,7 @@ class _WithValue(torch.autograd.Function):
         return gradient, None
 
 
-def _aggregations(objective: Objective) -> list[Aggregation]:
+def aggregations_of(objective: Objective) -> list[Aggregation]:
     """Of the surrogate, and of the penalty where it has its own."""
     if not isinstance(objective, Objective):
         raise TypeError(f"objective: expected an Objective, got {type(objective).__name__}")
@@ -198,7 +219,7 @@ def _listed(parts: Any) -> Iterable[Any]:
 
 
 def _part(part: Any, data: Any) -> Part:
-    sequences, groups = part if isinstance(part, tuple) else (part, None)
+    sequences, groups = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
     layout = _bound(sequences)
     check_disjoint(data, layout.context)
     check_groups(groups, layout)
@@ -211,4 +232,5 @@ def _bound(sequences: Any) -> Layout:
         size = sequences.mask.shape[0] if sequences.mask is not None else int(sequences.offsets[-1])
         return sequences.bind((size,))
     mask = sequences.mask if isinstance(sequences, Padded) else sequences
+    check_array("sequences", mask)
     return bind_sequences(sequences, tuple(mask.shape))

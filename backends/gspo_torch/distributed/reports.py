@@ -12,6 +12,7 @@ from gspo_core.metrics import RatioSums, ratio_statistics, ratio_sums
 from gspo_core.step import Step, unit_log_ratio
 
 from ..results import PolicyLoss
+from ..solution import Solution
 from .ranks import gather
 
 
@@ -35,7 +36,7 @@ class Report(NamedTuple):
     squares: Tensor
 
 
-def report_of(step: Step, found: PolicyLoss) -> Report:
+def report_of(step: Step, found: PolicyLoss | Solution) -> Report:
     """The report of a step whose loss is `found`, a share of the union's."""
     metrics = {name: value.detach().double() for name, value in found.metrics.items()}
     units = RatioSums(*(value.double() for value in ratio_sums(step, step.stop(unit_log_ratio(step)))))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import gspo_core
+from gspo_core.validation import as_boolean, check_array, check_floating, check_integer
 
 from .ranks import data_group, gather_uneven
 
@@ -49,9 +50,8 @@ def _of_union(
     data: Any,
     settings: dict[str, Any],
 ) -> Tensor:
-    _check(rewards, groups, valid)
+    valid = _checked(rewards, groups, valid)
     group = data_group(data)
-    valid = torch.ones_like(groups, dtype=torch.bool) if valid is None else valid.bool()
     parts = [gather_uneven(values, group, name) for name, values in _named(rewards, groups, valid)]
     everyone = [torch.cat(part) for part in parts]
     if everyone[0].shape[0] == 0:
@@ -65,10 +65,17 @@ def _named(rewards: Tensor, groups: Tensor, valid: Tensor) -> tuple[tuple[str, T
     return ("rewards", rewards), ("groups", groups), ("valid", valid)
 
 
-def _check(rewards: Tensor, groups: Tensor, valid: Tensor | None) -> None:
-    """Here rather than in the core, so that one rank's mistake is an error on it and not a hang of the others."""
+def _checked(rewards: Tensor, groups: Tensor, valid: Tensor | None) -> Tensor:
+    """`valid` as booleans, after checks here rather than in the core, so that one rank's mistake is an error on it and not a hang of the others."""
+    check_floating("rewards", rewards)
+    check_integer("groups", groups)
     if rewards.ndim != 1:
         raise ValueError(f"rewards: expected shape [n], got {tuple(rewards.shape)}")
     for name, values in (("groups", groups), ("valid", valid)):
-        if values is not None and values.shape != rewards.shape:
-            raise ValueError(f"{name}: expected shape {tuple(rewards.shape)} like rewards, got {tuple(values.shape)}")
+        if values is not None:
+            check_array(name, values)
+            if values.shape != rewards.shape:
+                raise ValueError(
+                    f"{name}: expected shape {tuple(rewards.shape)} like rewards, got {tuple(values.shape)}"
+                )
+    return torch.ones_like(groups, dtype=torch.bool) if valid is None else as_boolean("valid", valid)

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from gspo_core import Objective, PolicyLoss
+from gspo_core import Objective
 from gspo_core.arrays import compute_dtype
 from gspo_core.gradient import step_gradient
 from gspo_core.loss import step_loss
@@ -19,6 +18,9 @@ from gspo_core.sequences import Layout
 from gspo_core.step import Step, bind, prepare
 from gspo_core.validation import check_finite, reads_values
 
+from ..inference import keepable
+from ..once import once
+from ..solution import Solution, places, times
 from ..tokens import log_ratio_sums, spread
 from .reports import Report, report_of
 
@@ -39,17 +41,17 @@ def share(objective: Objective, weigh: Weigh, arguments: dict[str, Any]) -> tupl
         return found.loss, report_of(step, found)
     with torch.no_grad():
         if tokens["logp"].numel() and needs_no_tokens(objective, arguments["advantages"], layout.num_sequences):
-            step, found, gradient = _by_response(objective, layout, weigh, arguments)
+            step, found = _by_response(objective, layout, weigh, arguments)
         else:
             step = weigh(prepare(objective, **arguments, normalizer=1.0))
-            found, gradient = step_loss(step), step_gradient(step).mul
+            found = Solution(*step_loss(step), step_gradient(step).mul, ())
         report = report_of(step, found)
-    return _WithGradient.apply(tokens["logp"], found.loss, gradient), report
+    return _Shared.apply(tokens["logp"], found), report
 
 
 def _by_response(
     objective: Objective, layout: Layout, weigh: Weigh, arguments: dict[str, Any]
-) -> tuple[Step, PolicyLoss, Callable[[Tensor], Tensor]]:
+) -> tuple[Step, Solution]:
     """Where T_i and Σ_t d_{i,t} are enough: the tokens are read once, and again for the gradient."""
     logp, old_logp = arguments["logp"], arguments["old_logp"]
     sums = log_ratio_sums(logp, old_logp, layout, compute_dtype(logp, old_logp))
@@ -59,20 +61,21 @@ def _by_response(
     options = {name: arguments[name] for name in ("advantages", "groups")}
     step = weigh(response_step(objective, log_ratio=sums.log_ratio, lengths=sums.lengths, normalizer=1.0, **options))
     coefficient = step_gradient(step)
-    return step, step_loss(step, sums.tokens), lambda factor: spread(coefficient * factor, layout)
+    loss, metrics = step_loss(step, sums.tokens)
+    return step, Solution(loss, metrics, lambda factor: spread(coefficient * factor, layout), places(layout))
 
 
-class _WithGradient(torch.autograd.Function):
-    """A scalar that was found, and its derivative as a function of the factor that comes back."""
-
-    @staticmethod
-    def forward(ctx: Any, logp: Tensor, loss: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(logp)  # so that a change in place before the gradient is made is an error
-        ctx.gradient = gradient
-        return loss.clone()
+class _Shared(torch.autograd.Function):
+    """The loss that was found, with the derivative that was found."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
-        (logp,) = ctx.saved_tensors
-        return ctx.gradient(factor).to(logp.dtype), None, None
+    def forward(ctx: Any, logp: Tensor, found: Solution) -> Tensor:
+        # What the gradient reads again is saved, so that a change in place before then is an error.
+        ctx.save_for_backward(logp, *map(keepable, found.reads))
+        ctx.gradient = found.gradient
+        return found.loss.clone()
+
+    @staticmethod
+    @once("distributed.Union, distributed.reduce")
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
+        return times(ctx.gradient, factor).to(ctx.saved_tensors[0].dtype), None

@@ -42,6 +42,12 @@ def totals_of(
     return Totals(whole[0], whole[1], whole[2], _group_table(parts, lengths, data) if by_group else None)
 
 
+def same(part: Part, other: Part, by_group: bool) -> bool:
+    """Whether two parts have the same lengths, and the same groups where those weigh."""
+    lengths, others = part.lengths.double(), other.lengths.double()
+    return torch.equal(lengths, others) and (not by_group or torch.equal(_ids(part), _ids(other)))
+
+
 def weights_of(aggregation: Aggregation, part: Part, totals: Totals) -> Weights:
     """ω of the responses of `part` and M, as the one call on the whole union would have them (GSPO-AGG-8)."""
     lengths, mode = part.lengths, aggregation.mode

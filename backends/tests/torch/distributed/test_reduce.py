@@ -197,6 +197,76 @@ def test_a_union_takes_what_it_knows() -> None:
     for parts in (whole["sequences"], gspo.Padded(whole["sequences"])):
         with pytest.raises(TypeError, match=r"^parts: expected a list, the sequences of each micro-batch, got one"):
             distributed.Union(objective, parts, world_scale=1)
+    for part in (None, [whole["sequences"]], (whole["sequences"], whole["groups"], 1)):
+        with pytest.raises(TypeError, match=r"^sequences: expected an array, got (NoneType|list|tuple)$"):
+            distributed.Union(objective, [part], world_scale=1)
+    with pytest.raises(TypeError, match=r"^logp: expected an array, got NoneType"):
+        distributed.reduce(objective, **whole | {"logp": None}, world_scale=1)
+
+
+@pytest.mark.parametrize("normalizer", [0, -1.0, float("nan"), True, torch.tensor(-3.0), torch.tensor(0.0)])
+def test_a_normaliser_is_a_positive_number(normalizer: Any) -> None:
+    """Hunts M = 1 in the place of what is no M at all."""
+    with pytest.raises((TypeError, ValueError), match=r"^normalizer: expected "):
+        distributed.Union(gspo.Objective.gspo(), [batch()["sequences"]], world_scale=1, normalizer=normalizer)
+
+
+@pytest.mark.parametrize("missing", ["parts", "loss", "both but another mask"])
+def test_a_loss_of_what_was_not_counted_is_an_error(missing: str) -> None:
+    """Hunts a share of a group that the union has not heard of, which is 0."""
+    part, objective = batch(), gspo.Objective.dapo()
+    mask, groups = part["sequences"], part["groups"]
+    parts = [mask] if missing == "parts" else [(mask.roll(1, 0) if "mask" in missing else mask, groups)]
+    union = distributed.Union(objective, parts, world_scale=1)
+    with pytest.raises(ValueError, match="sequences, groups: expected those of one of the 1 parts"):
+        union.loss(**part | {"groups": None if missing == "loss" else groups})
+
+
+def test_a_loss_without_groups_that_weigh() -> None:
+    """Groups are not compared where no aggregation reads them."""
+    part = batch()
+    distributed.Union(gspo.Objective.gspo(), [part["sequences"]], world_scale=1).loss(**part)
+
+
+@pytest.mark.parametrize("name", ["sequences", "offsets"])
+def test_a_layout_changed_before_the_gradient_is_made(name: str) -> None:
+    """Hunts a gradient that is laid on the tokens of the next micro-batch."""
+    part = rows(batch(), range(8), packed=name == "offsets")
+    logp = part["logp"].requires_grad_()
+    union = distributed.Union(gspo.Objective.gspo(), [part["sequences"]], world_scale=1)
+    loss = union.loss(**part)
+    (part["sequences"].offsets if name == "offsets" else part["sequences"]).zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, logp)
+
+
+@pytest.mark.parametrize("name", ["gspo", "grpo"])
+def test_a_share_is_differentiated_once(name: str) -> None:
+    """Hunts a gradient penalty that passes for a constant beside another term; and many factors at once."""
+    part = batch()
+    logp = part["logp"].requires_grad_()
+    loss = distributed.Union(objectives()[name], [part["sequences"]], world_scale=1).loss(**part)
+    twice, once = torch.autograd.grad(loss, logp, torch.tensor([2.0, 1.0]), is_grads_batched=True, retain_graph=True)[0]
+    close(twice, 2 * once, "batched")
+    (gradient,) = torch.autograd.grad(loss, logp, create_graph=True)
+    with pytest.raises(RuntimeError, match="expected to be differentiated once"):
+        (gradient.square().sum() + logp.sum()).backward()
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("old", [torch.float32, torch.float64])
+def test_the_dtype_of_the_result_is_that_of_the_log_probabilities(default: torch.dtype, old: torch.dtype) -> None:
+    """Hunts results in the default dtype, and float64 that one of the two policies alone does not keep (GSPO-NUM-2)."""
+    whole = batch(dtype=torch.float32)
+    part = whole | {"old_logp": whole["old_logp"].to(old)}
+    torch.set_default_dtype(default)
+    try:
+        union = distributed.Union(gspo.Objective.gspo(), [part["sequences"]], world_scale=1)
+        union.loss(**part)
+        assert union.normalizer.dtype == old
+        _check(union.result(), gspo.policy_loss(gspo.Objective.gspo(), **part), "result")
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_named_group_needs_a_process_group() -> None:

@@ -56,6 +56,13 @@ def refusals() -> None:
         distributed.group_advantages(torch.zeros(2), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"rewards: expected shape \[n\], got \(2, 1\)"):
         distributed.group_advantages(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.int64))
+    rewards, groups = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match="rewards: expected a real floating-point dtype"):
+        distributed.group_advantages(rewards.cfloat(), groups)
+    with pytest.raises(TypeError, match="groups: expected integers that PyTorch computes with"):
+        distributed.group_advantages(rewards, groups.to(torch.uint16))
+    with pytest.raises(ValueError, match="valid: expected only 0 and 1, got 1 other values"):
+        distributed.group_advantages(rewards, groups, valid=torch.tensor([1, 2]))
 
 
 def test_what_is_refused(world: World) -> None:
