@@ -22,6 +22,7 @@ from gspo_core import Aggregation, Clip, Correction, Objective, Padded, Penalty
 
 from ..distributed import Union
 from ..distributed.ranks import ALONE
+from ..distributed.reduce import aggregations_of
 from .absent import import_trainer
 
 _AGGREGATIONS = {"grpo": "sequence_mean_token_mean", "dapo": "token_mean", "luspo": "sequence_mean_token_sum"}
@@ -161,11 +162,11 @@ class GSPOLossMixin:
         return [self._buffered_inputs[(self._step + later) % per_generation] for later in range(steps)]
 
     def _rows_of_a_step(self, inputs: dict[str, Any], steps: int) -> int:
-        aggregation = self.objective.aggregation
-        if not aggregation.mode.startswith("sequence_mean") or aggregation.count != "all":
+        aggregation, *own = aggregations_of(self.objective)
+        if own or not aggregation.mode.startswith("sequence_mean") or aggregation.count != "all":
             raise ValueError(
                 f"gradient_accumulation_steps: expected a divisor of steps_per_generation · num_iterations = "
-                f"{self.args.steps_per_generation * self.num_iterations} with {aggregation!r}, whose normaliser needs "
+                f"{self.args.steps_per_generation * self.num_iterations} with {(own or [aggregation])[0]!r}, whose normaliser needs "
                 f"every completion of the step, got {steps}"
             )
         return inputs["completion_ids"].shape[0] * steps * self.accelerator.num_processes

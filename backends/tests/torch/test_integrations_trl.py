@@ -164,6 +164,9 @@ def test_completions_that_come_in_the_middle_of_a_step(tmp_path: Path) -> None:
         torch.testing.assert_close(found[2][name], value, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="gradient_accumulation_steps: expected a divisor of"):
         _run("ours", tmp_path, **(settings | {"loss_type": "dapo"}))
+    penalty = gspo.Penalty("k3", 0.1, aggregation=gspo.Aggregation("token_mean"))  # its M is the tokens of the step
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps: expected a divisor of .*token_mean"):
+        _run("ours", tmp_path, objective=gspo.Objective.gspo().replace(penalty=penalty), **settings, beta=0.1)
 
 
 @pytest.mark.parametrize(
