@@ -32,8 +32,14 @@ USUAL = (0.05, 0.1, 0.15, 0.2, 0.25, 0.27, 0.28, 0.3, 0.35, 0.4, 0.5)
 Values: TypeAlias = Mapping[str, float]
 
 
+@dataclass(frozen=True)
 class Unlisted(Mutant):
-    """A reference changed to fit this run: no mistake that `gspo explain` knows by its name."""
+    """A reference changed to fit this run: no mistake that `gspo explain` knows by its name.
+
+    `loose`: the scale on which it may round otherwise than the target does.
+    """
+
+    loose: float = 0.0
 
 
 class Constants(Unlisted):

@@ -16,7 +16,7 @@ from typing import Any
 from ..mutants.atlas import Atlas, Row
 from ..mutants.registry import Mutant, compose
 from ..mutants.whole import Reference
-from .constants import fitted
+from .constants import Unlisted, fitted
 from .evidence import Evidence, spread
 
 SCREENED = 32
@@ -118,7 +118,8 @@ class Search:
     def explains(self, parts: tuple[Mutant, ...], item: Evidence) -> bool:
         """Whether the parts together give this answer."""
         row = self.predicted(parts, item.question)
-        return item.right if row is None else self.atlas.matches(item.question, item.row, [row])[0]
+        loose = sum(part.loose for part in parts if isinstance(part, Unlisted))
+        return item.right if row is None else self.atlas.matches(item.question, item.row, [row], loose)[0]
 
     def pairs(self) -> list[Suspect]:
         """The best pairs, best first."""

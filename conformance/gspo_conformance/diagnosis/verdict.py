@@ -20,6 +20,7 @@ from .objectives import objectives
 from .patterns import CUT, TRAITS, factor_text, factors, is_paper, observed
 from .settings import WHERE
 from .suspects import Search, Suspect
+from .terms import added
 
 NOUNS = {
     "policy_loss": "loss",
@@ -226,10 +227,11 @@ def atlas_of(vectors: Sequence[Vector]) -> Atlas:
 
 
 def _suspects(search: Search) -> list[Suspect]:
-    """Singles; where none explains everything, singles in another form, other objectives, what the best leave over; then dialects and all pairs."""
+    """Singles; where none explains everything, singles in another form, other objectives, added terms, what the best leave over; then dialects and all pairs."""
     found = _ranked(search.singles())
     if not _settled(found):
-        found = _ranked(found + search.formed() + search.combinations((other,) for other in objectives()))
+        made = (*((other,) for other in objectives()), *added(search.evidence, search.atlas))
+        found = _ranked(found + search.formed() + search.combinations(made))
     if not _settled(found):
         found = _ranked(found + search.extended([suspect for suspect in found[:3] if suspect.share >= BEGUN]))
     if not _settled(found):

@@ -75,12 +75,13 @@ class Atlas:
             self._right[question] = row_of(self.bench.questions[question], self.bench.right(question))
         return self._right[question]
 
-    def matches(self, question: int, got: Row, rows: Sequence[Row]) -> list[bool]:
-        """Which of the rows `got` equals up to rounding."""
+    def matches(self, question: int, got: Row, rows: Sequence[Row], loose: float = 0.0) -> list[bool]:
+        """Which of the rows `got` equals up to rounding, of numbers as large as `loose` too."""
         asked = self.bench.questions[question]
         if question not in self._slack:
             self._slack[question] = (np.zeros(0), np.zeros(0)) if asked.vector.refuses else slack(asked)
-        return agree(asked, got, rows, self._slack[question])
+        fixed, relative = self._slack[question]
+        return agree(asked, got, rows, (fixed + 4 * UNIT_ROUNDOFF[asked.case.dtype] * loose, relative))
 
 
 def row_of(question: Question, answer: Answer | Mapping[str, Any]) -> Row:
