@@ -20,7 +20,7 @@ from gspo_core import Aggregation, Clip, Objective, Padded, aggregate
 from gspo_core.sequences import bind_sequences
 from gspo_core.validation import reads_values
 
-from .. import policy_loss
+from .. import PolicyLoss, policy_loss
 from .absent import import_trainer
 
 NAME = "gspo_core"
@@ -57,18 +57,22 @@ def policy_loss_function(objective: Objective | None = None) -> PolicyLossFuncti
     ) -> tuple[Tensor, dict[str, Any]]:
         chosen = _paper(config, loss_agg_mode) if objective is None else objective
         mask = Padded(response_mask)
-        # J is homogeneous in A, so a weight on the surrogate is a weight on the advantage.
+        normalizer = _normalizer(chosen.aggregation, config, log_prob)
+
+        def found(values: Tensor) -> PolicyLoss:
+            values = _per_response(values, mask) if chosen.per_sequence else values
+            rest = {"advantages": values, "sequences": mask, "normalizer": normalizer}
+            return policy_loss(chosen, logp=log_prob, old_logp=old_log_prob, **rest)
+
+        # J is homogeneous in A, so a weight on the surrogate is a weight on the advantage; but a weight of 0 takes the
+        # sign of A away, which says what is clipped (GSPO-METRIC-1).
         weighted = advantages if rollout_is_weights is None else advantages * rollout_is_weights
-        found = policy_loss(
-            chosen,
-            logp=log_prob,
-            old_logp=old_log_prob,
-            advantages=_per_response(weighted, mask) if chosen.per_sequence else weighted,
-            sequences=mask,
-            normalizer=_normalizer(chosen.aggregation, config, log_prob),
-        )
+        loss, metrics = found(weighted)
+        if rollout_is_weights is not None:
+            with torch.no_grad():
+                metrics = found(advantages).metrics
         kl = aggregate((old_log_prob - log_prob).detach(), mask, "token_mean")
-        return found.loss, _named(found.metrics) | {"actor/ppo_kl": kl.item()}
+        return loss, _named(metrics) | {"actor/ppo_kl": kl.item()}
 
     return gspo_core_loss
 

@@ -157,7 +157,8 @@ def test_an_objective_of_ones_own_in_verl(mode: str, info: dict[str, Any], norma
 def test_weights_of_verls_rollout_correction_multiply_the_surrogate() -> None:
     batch = _verl_batch()
     weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0], dtype=torch.float64)[:, None].expand(5, 7)
-    loss, _ = verl.policy_loss_function()(**batch, config=_actor(), rollout_is_weights=weights)
+    loss, metrics = verl.policy_loss_function()(**batch, config=_actor(), rollout_is_weights=weights)
+    assert metrics == verl.policy_loss_function()(**batch, config=_actor())[1]
     scaled = batch | {"advantages": batch["advantages"] * weights}
     torch.testing.assert_close(loss, verl.policy_loss_function()(**scaled, config=_actor())[0])
     assert loss != verl.policy_loss_function()(**batch, config=_actor())[0]
