@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,9 @@ def _share(item: Evidence, beside: tuple[Mutant, ...], mutant: Mutant, atlas: At
         return None
     with np.errstate(invalid="ignore", over="ignore"):
         basis, off = moved.numbers - without.numbers, item.row.numbers - without.numbers
-    known = np.isfinite(basis) & np.isfinite(off)
-    size = float(basis[known] @ basis[known])
-    return float(off[known] @ basis[known]) / size if size else None
+        known = np.isfinite(basis) & np.isfinite(off)
+        size, part = float(basis[known] @ basis[known]), float(off[known] @ basis[known])
+    return part / size if 0 < size < inf and isfinite(part) else None
 
 
 def _short(value: float) -> float:
