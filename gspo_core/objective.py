@@ -79,7 +79,8 @@ class Objective:
             raise ValueError(f"ratio: expected 'token' with the Gmpo surrogate, which clips tokens, got {self.ratio!r}")
 
     def _check_types(self) -> None:
-        if not isinstance(self.surrogate, tuple(_KINDS.values())):
+        # One of them itself: backends know these by their names and fields, and would not ask a subclass.
+        if type(self.surrogate) not in _KINDS.values():
             raise TypeError(f"surrogate: expected one of {', '.join(_KINDS)}, got {type(self.surrogate).__name__}")
         if self.penalty is not None:
             check_kind("penalty", self.penalty, Penalty)

@@ -10,7 +10,7 @@ from torch._compile import _disable_dynamo
 
 from gspo_core import Objective
 from gspo_core.sequences import Sequences, bind_sequences
-from gspo_core.validation import check_choice
+from gspo_core.validation import check_array, check_choice
 
 from .head import Gradients, Needs
 from .linear import autocast, check_layer
@@ -80,6 +80,7 @@ def linear_policy_loss(
     """
     check_choice("design", design, DESIGNS)
     layer = check_layer(hidden, weight, bias, temperature, chunk_size)
+    check_array("tokens", tokens)
     layout = bind_sequences(sequences, tuple(tokens.shape), "tokens")
     check_tokens(tokens, tuple(hidden.shape[:-1]), weight.shape[0], "like hidden without D", layout.counted)
     call = FusedCall(

@@ -203,10 +203,15 @@ def test_text_that_is_no_json_is_quoted_as_far_as_it_helps() -> None:
         gspo.Objective.from_json("x" * 100)
 
 
+class Own(gspo.Clip):
+    """A surrogate of somebody's own, which a backend that knows `Clip` would take for one, and JSON has no name for."""
+
+
 def test_an_axis_of_another_type_is_refused() -> None:
     gspo_ = gspo.Objective.gspo()
     for changes, message in (
         ({"surrogate": gspo.Penalty()}, "^surrogate: expected one of clip, unclipped, reinforce, .*, got Penalty$"),
+        ({"surrogate": Own(0.1, 0.1)}, "^surrogate: expected one of clip, .*, got Own$"),
         ({"penalty": gspo.Clip(0.1, 0.1)}, "^penalty: expected a Penalty, got Clip$"),
         ({"correction": (gspo.Correction(), gspo.Penalty())}, "^correction: expected a Correction, got Penalty$"),
         ({"aggregation": 3}, "^aggregation: expected an Aggregation or the name of a mode, got int$"),

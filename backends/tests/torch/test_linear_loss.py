@@ -341,6 +341,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"design": "fast"}, ValueError, "design: expected one of 'auto', 'recompute', 'single_pass', got 'fast'"),
     ({"objective": "gspo"}, TypeError, "objective: expected an Objective, got str"),
     ({"tokens": torch.zeros(5, 6, dtype=torch.int64)}, ValueError, "mask: expected shape .* like tokens"),
+    ({"tokens": [[0]]}, TypeError, "tokens: expected an array, got list"),
     ({"tokens": torch.zeros(5, 7)}, TypeError, "tokens: expected an integer dtype"),
     (
         {"tokens": torch.full((5, 7), 11)},
