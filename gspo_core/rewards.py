@@ -162,8 +162,9 @@ def token_kl_rewards(
     dtype = compute_dtype(rewards, logp, ref_logp)
     rewards, logp, ref_logp = (xp.astype(array, dtype) for array in (rewards, logp, ref_logp))
     rewards = backend_of(rewards).stop_gradient(xp.where(held, rewards, 0.0))
-    kl = kl_penalty(logp, ref_logp, estimator)
-    return layout.clean(last_counted(layout, sequences, rewards) - coefficient * kl)
+    last = last_counted(layout, sequences, rewards)
+    # Without a coefficient nothing is subtracted, whatever overflowed in the KL.
+    return layout.clean(last - coefficient * kl_penalty(logp, ref_logp, estimator) if coefficient else last)
 
 
 def soft_overlong_penalty(lengths: Array, max_length: int, cache: int) -> Array:
@@ -202,12 +203,18 @@ def _check_statistics(method: str | None, groups: Array | None, running: Running
 
 
 def _check_moments(running: RunningMoments, rewards: Array) -> None:
-    """Moments are numbers, or arrays like `rewards`."""
-    for name, value in (("mean", running.mean), ("m2", running.m2)):
-        if hasattr(value, "dtype"):
-            check_same_namespace(namespace_of(rewards), rewards=rewards, **{name: value})
-        else:
-            check_number(name, value)
+    """Moments are numbers, or arrays like `rewards` without a dimension; the first and the last of them at least 0."""
+    if not hasattr(running.count, "dtype"):
+        check_number("count", running.count, low=0.0)
+    for name, value, low in (("mean", running.mean, None), ("m2", running.m2, 0.0)):
+        if not hasattr(value, "dtype"):
+            check_number(name, value, low=low)
+            continue
+        check_same_namespace(namespace_of(rewards), rewards=rewards, **{name: value})
+        check_shape(name, value, (), "one number")
+        check_finite(name, value)
+        if low is not None:
+            check_not_negative(name, value)
 
 
 def _beside(running: RunningMoments, rewards: Array) -> RunningMoments:

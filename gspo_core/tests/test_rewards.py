@@ -245,3 +245,32 @@ def test_running_moments_go_on_from_three_numbers(xp: Any) -> None:
     for before, after in ((running, restored), (running.update(then), restored.update(then))):
         expected, found = (normalize_rewards(then, method="running", running=one) for one in (before, after))
         np.testing.assert_allclose(xp.numpy(found), xp.numpy(expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": -3}, "count: expected a number >= 0, got -3"),
+        ({"count": float("nan")}, "count: expected a finite number, got nan"),
+        ({"count": True}, "count: expected a number, got bool"),
+        ({"mean": np.ones(2)}, r"mean: expected shape \(\) \(one number\), got \(2,\)"),
+        ({"mean": np.asarray(np.nan)}, "mean: expected finite numbers, got 1 NaN or inf"),
+        ({"m2": -1.0}, "m2: expected a number >= 0, got -1.0"),
+        ({"m2": np.asarray(-1.0)}, "m2: expected numbers >= 0, got 1 below"),
+        ({"m2": np.asarray(np.inf)}, "m2: expected finite numbers, got 1 NaN or inf"),
+    ],
+)
+def test_what_are_no_moments_is_refused(changes: dict[str, Any], message: str) -> None:
+    """Hunts rewards that are returned undivided, or as NaN, by moments that no rewards have."""
+    rewards = np.asarray([1.0, 2.0])
+    running = RunningMoments().update(rewards)._replace(**changes)
+    for function in (running.update, lambda given: normalize_rewards(given, method="running", running=running)):
+        with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+            function(rewards)
+
+
+def test_no_coefficient_no_kl() -> None:
+    """Hunts 0 times a KL that overflowed."""
+    tokens = np.asarray([[-200.0, -1.0]], "float32"), np.asarray([[0.0, -1.0]], "float32"), np.ones((1, 2), bool)
+    found = token_kl_rewards(np.ones(1, "float32"), *tokens, coefficient=0, estimator="k3")
+    assert found.tolist() == [[0.0, 1.0]]
