@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from ..mutants.registry import Mutant, mutants
 from ..mutants.whole import Reference
 from ..target import Case
 from ..tensors import NumPyArray
+from ..trainers.dialect import Finding
+from ..words import plural
 from .claim import Claim
 from .differences import Difference, Ledger
 from .shards import Broken
@@ -187,6 +189,16 @@ def _uncertain(
     if rollout.whole or group_size is not None or fits([rollout], settings, claim.precision):
         return False
     return not any(fits([rollout], found, claim.precision, mutant) for _, found, mutant in candidates(settings))
+
+
+def small_groups(rollouts: Iterable[Rollout], group_size: int | None) -> Iterator[Finding]:
+    """Groups that all have one size in whole rollouts, and a smaller one than is claimed."""
+    whole = [rollout for rollout in rollouts if rollout.whole]
+    sizes = {int(n) for one in whole for n in np.unique(one.arrays()["groups"], return_counts=True)[1]}
+    if group_size is not None and len(sizes) == 1 and (size := sizes.pop()) < group_size:
+        told = f"every group has {plural(size, 'response')} since {whole[0].name}, where {group_size} are claimed"
+        costs = "advantages are relative to fewer responses, or to others than those of one prompt"
+        yield Finding("group-size", "error", "groups", told, "GSPO-ADV-1", costs)
 
 
 def _once(arrays: dict[str, NumPyArray], group_size: int | None) -> dict[str, NumPyArray]:

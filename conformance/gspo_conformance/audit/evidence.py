@@ -24,6 +24,8 @@ SLOPE, EXPLAINED, ENOUGH = 0.03, 0.5, 16
 UNRELATED, UNLIKE = -0.8, 0.3
 # One place apart: far from each other as they stand, and five times nearer when moved.
 APART, NEARER = 0.05, 0.2
+# A log-probability that is exactly 0 is that of a sure token, or of none: the other policy tells.
+SURE, ALIKE = 0.5, 0.5
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Evidence:
     positive: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
     misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
+    unscored: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    repeated: dict[tuple[str, str], int] = field(default_factory=dict)
     minibatches_known: bool = False
     # Later mini-batches with ratios of 1 behind a learning rate of 0; steps that score the responses of an earlier one: as it did, or not.
     idle: list[int] = field(default_factory=list)
@@ -120,10 +124,12 @@ class Evidence:
         own, sampler, sampler_of_old = Moments(), Moments(), Moments()
         own_of: dict[int, Moments] = defaultdict(Moments)
         pushes = False
+        scorings: dict[bytes, Part] = {}
         for part in step.parts:
             try:
                 tokens = part.tokens
                 self._add_part(part, tokens)
+                self._add_repeated(part, scorings)
             except Broken:
                 continue
             pushes = pushes or _pushes(tokens)
@@ -150,12 +156,26 @@ class Evidence:
             self.prompts.append(part.step)
         if _own_reference(tokens) and part.step not in self.own_reference[-1:]:
             self.own_reference.append(part.step)
-        for apart in _misaligned(tokens):
+        unscored = dict(_unscored(tokens))
+        for name, count in unscored.items():
+            self.unscored.setdefault(name, []).append((part.step, count))
+        for apart in () if unscored else _misaligned(tokens):
             self.misaligned.setdefault(apart, part.step)
         self._add_rounding(part.step, tokens)
         self._add_scoring(part, tokens)
         self._add_signs(part.step, tokens)
         self._add_unknown(part, tokens)
+
+    def _add_repeated(self, part: Part, scorings: dict[bytes, Part]) -> None:
+        """Whether a micro-batch has the `logp` of another of its step to the last bit, and another `old_logp`."""
+        new = part.array("logp")
+        if new is None or np.unique(new).size < ENOUGH:
+            return
+        first = scorings.setdefault(_digest(new), part)
+        old, other = part.array("old_logp"), first.array("old_logp")
+        if first is not part and old is not None and other is not None and not np.array_equal(old, other):
+            name = f"micro-batch {first.microbatch}" + f" of rank {first.rank}" * (first.rank != part.rank)
+            self.repeated.setdefault((f"micro-batch {part.microbatch}", name), part.step)
 
     def _is_halted(self, step: Step) -> bool:
         """Whether its learning rate is 0, or that reported with the step before: many report the next one."""
@@ -239,6 +259,27 @@ def _own_reference(tokens: Tokens) -> bool:
 def _append(gaps: list[Gap], found: Gap | None) -> None:
     if found is not None:
         gaps.append(found)
+
+
+def _unscored(tokens: Tokens) -> Iterator[tuple[str, int]]:
+    """Where most counted log-probabilities of exactly 0 are, by the other policy, of tokens that were not sure: how many."""
+    new, old = tokens.logp, tokens.old_logp
+    if new is None or old is None or not _are_of_one_text(new, old):
+        return
+    for name, values, other in (("logp", new, old), ("old_logp", old, new)):
+        zero = values == 0
+        unlike = int(np.count_nonzero(zero & (other < -SURE)))
+        if 2 * unlike > np.count_nonzero(zero):
+            yield name, unlike
+
+
+def _are_of_one_text(new: NumPyArray, old: NumPyArray) -> bool:
+    """Whether two scorings go together, where both are scored."""
+    both = (new != 0) & (old != 0)
+    spread = new[both].astype(np.float64), old[both].astype(np.float64)
+    if np.count_nonzero(both) < ENOUGH or min(values.std() for values in spread) == 0:
+        return True
+    return bool(np.corrcoef(*spread)[0, 1] > ALIKE)
 
 
 def _misaligned(tokens: Tokens) -> Iterator[tuple[str, int]]:

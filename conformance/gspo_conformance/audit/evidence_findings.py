@@ -20,8 +20,10 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
     return [
         *_not_finite(evidence),
         *_positive(evidence),
+        *_unscored(evidence),
+        *_repeated(evidence),
         *_misaligned(evidence),
-        *(tempered or ([] if evidence.misaligned else _stale(evidence))),
+        *(tempered or ([] if evidence.misaligned or evidence.unscored or evidence.repeated else _stale(evidence))),
         *_frozen(evidence),
         *_own_reference(evidence),
         *_rounded(evidence, claim),
@@ -50,6 +52,26 @@ def _positive(evidence: Evidence) -> Iterator[Finding]:
         costs = "what is recomputed from them means nothing"
         fix = "record log π of the sampled tokens, not π and not the cross-entropy -log π"
         yield Finding("not-log-probabilities", "error", names[0], told, "GSPO-DATA-5", costs, fix)
+
+
+def _unscored(evidence: Evidence) -> Iterator[Finding]:
+    """Counted tokens whose log-probability is that of nothing."""
+    for name, found in evidence.unscored.items():
+        other = "old_logp" if name == "logp" else "logp"
+        count = plural(sum(count for _, count in found), "counted token")
+        told = f"{name} is exactly 0 at {count} since step {found[0][0]}, where {other} is not near it: they were not scored"
+        costs = "their ratio is made of one policy alone; a loss that leaves them out is not that of the mask that was recorded"
+        fix = "count the tokens that are scored, and score those that count: one mask for both"
+        yield Finding("unscored-tokens", "error", name, told, "GSPO-DATA-4", costs, fix)
+
+
+def _repeated(evidence: Evidence) -> Iterator[Finding]:
+    """Micro-batches that were scored as another one was."""
+    for (part, first), step in list(evidence.repeated.items())[:4]:
+        told = f"logp of {part} is that of {first} to the last bit, since step {step}, and old_logp is not: the same tokens were scored twice"
+        costs = "what was sampled for one of the two is never trained; the ratio compares different tokens"
+        fix = "take each micro-batch of a step once, and old_logp, advantages and mask together with its tokens"
+        yield Finding("repeated-logp", "error", "logp", told, "GSPO-DATA-5", costs, fix)
 
 
 def _misaligned(evidence: Evidence) -> Iterator[Finding]:

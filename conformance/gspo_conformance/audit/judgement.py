@@ -13,7 +13,7 @@ from ..noise.findings import findings_of
 from ..noise.responses import gate_of
 from ..trainers.dialect import SEVERITIES, Finding
 from ..words import plural, uncapitalised
-from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local
+from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local, small_groups
 from .claim import Claim, findings_of_settings
 from .coverage import Coverage, coverage_findings, usual_parts
 from .differences import TELLING, Difference, Ledger, Series
@@ -120,6 +120,7 @@ def audit(trace: Trace, claim: Claim) -> Audit:
         [
             *coverage_findings(trace, coverage),
             *evidence_findings(evidence, claim),
+            *(small_groups(gathered, trace.run.get("group_size")) if len(trace.ranks) == ranks else ()),
             *_differences(
                 found, lambda: _explain_advantages(found, bad) if bad else explain_handed(misplaced, gathered)
             ),
@@ -140,7 +141,9 @@ def with_noise(found: Audit) -> Audit:
         found.ledger.miss(f"noise: the log-probabilities are beyond its model ({error})")
         return found
     known = {one.rule for one in found.findings}
+    other_tokens = {"unscored-tokens", "repeated-logp"}
     same = {"rounded-logp": {"bfloat16-logp", "coarse-record"}, "inert-ratio": {"frozen-ratio"}}
+    same |= {"first-minibatch": other_tokens, "sample-size": other_tokens}
     more = [one for one in more if not known & {one.rule, *same.get(one.rule, ())}]
     found.findings = _sorted([*found.findings, *(replace(one, rule=f"noise/{one.rule}") for one in more)])
     return found

@@ -226,12 +226,12 @@ def _gradient_coefficient(one: Recomputed, both: Exact, precision: float) -> flo
 
 _MEAN = Aggregation("token_mean")
 _TERMS: tuple[tuple[str, str, str, Aggregation | None], ...] = (
-    *((f"{name} of the reference policy", "ref_logp", name, None) for name in ("k3", "k1", "k2")),
     *(
-        (f"{name} of the reference policy, averaged over tokens", "ref_logp", name, _MEAN)
+        (f"{name} of the {policy} policy{how}", field, name, aggregation)
+        for policy, field in (("reference", "ref_logp"), ("old", "old_logp"))
+        for how, aggregation in (("", None), (", averaged over tokens", _MEAN))
         for name in ("k3", "k1", "k2")
     ),
-    *((f"{name} of the old policy", "old_logp", name, None) for name in ("k3", "k1", "k2")),
     ("the mean log-probability of a response, as an entropy bonus has it", "", "k1", None),
     ("the mean log-probability of a token, as an entropy bonus has it", "", "k1", _MEAN),
 )

@@ -117,6 +117,8 @@ def _reported(mine: dict[str, NumPyArray], mistake: str, total: dict[str, int]) 
     z = mine["ref_logp"].astype(np.float64) - new
     if mistake == "kl":
         loss += ((0.02 * (np.exp(z) - z - 1) * mask).sum(1) / length).sum() / total["responses"]
+    if mistake == "old kl":
+        loss += 0.03 * ((new - old) * mask).sum() / length.sum()
     gated = ((s > 1 + HIGH) & (a > 0)) | ((s < 1 - LOW) & (a < 0))
     outside = (s > 1 + HIGH) | (s < 1 - LOW)
     clipped = {"responses": gated.mean(), "outside": outside.mean()}.get(mistake, (gated * length).sum() / length.sum())

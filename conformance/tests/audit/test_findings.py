@@ -201,3 +201,45 @@ def test_no_damage_ends_in_a_traceback(seed: int, tmp_path: Path) -> None:
         found = with_noise(_audit(folder, Claim(gspo.Objective.gspo(), "the test")))
         for form in FORMATS:
             assert render(found, form)
+
+
+def test_tokens_that_count_and_were_not_scored_are_told_first(tmp_path: Path) -> None:
+    """TRL scores nothing where its mask is 0, and leaves 0 there: a mask that is cut on the way to the loss."""
+
+    def unscored(_: Any, fields: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["logp"][np.arange(4), arrays["mask"].sum(1) - 1] = 0.0
+
+    found = _changed(tmp_path, unscored)
+    one = found.errors[0]
+    assert one.rule == "unscored-tokens"
+    assert "logp is exactly 0 at 48 counted tokens since step 0, where old_logp is not near it" in one.message
+    rules = {other.rule for other in with_noise(found).findings}
+    assert not rules & {"misaligned-logp", "noise/first-minibatch", "noise/sample-size"}, "all of it is told once"
+
+
+def test_tokens_that_both_policies_are_sure_of_are_no_finding(tmp_path: Path) -> None:
+    def sure(_: Any, fields: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name in ("logp", "old_logp"):
+            arrays[name][:, 0] = 0.0
+
+    assert "unscored-tokens" not in {one.rule for one in _changed(tmp_path, sure).findings}
+
+
+def test_a_micro_batch_that_was_scored_as_another_is_told(tmp_path: Path) -> None:
+    kept: dict[int, Any] = {}
+
+    def repeated(_: Any, fields: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["logp"] = kept.setdefault(fields["step"], arrays["logp"])
+
+    (one,) = [one for one in _changed(tmp_path, repeated).errors if one.rule == "repeated-logp"]
+    assert "logp of micro-batch 1 is that of micro-batch 0 to the last bit, since step 0" in one.message
+
+
+def test_groups_smaller_than_claimed_are_an_error(tmp_path: Path) -> None:
+    """Hunts "agrees": the advantages of groups that were not whole were set aside, and nothing was compared."""
+    run = Run(TRL)
+    for file in run.files:
+        file.header["run"]["group_size"] = 8
+    run.write(tmp_path)
+    (one,) = [one for one in _audit(tmp_path).errors if one.rule == "group-size"]
+    assert one.message == "every group has 4 responses since rollout 0, where 8 are claimed"

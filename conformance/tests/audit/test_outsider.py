@@ -44,6 +44,7 @@ def test_a_clip_fraction_over_responses_is_another_definition_and_no_error(tmp_p
         ("truncated", "truncated-dropped", "reach the last column"),
         ("reference", "ratio.reference-as-old", "the reference policy in place of the old one"),
         ("kl", "added-term", "0.02 times k3 of the reference policy"),
+        ("old kl", "added-term", "0.03 times k1 of the old policy, averaged over tokens"),
         ("weighted", "objective", "a correction for the sampler, of the level geometric"),
         ("tokens", "aggregation.token-mean", "of its step"),
         ("sums", "aggregation.token-sum", "mean over responses of their token sums"),
