@@ -86,14 +86,15 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """agrees, differs, or incomplete: nothing of the run could be compared, or files are cut."""
+        """agrees, differs, or incomplete: nothing of the run, or of its losses, could be compared, or files are cut."""
         if any(one.rule not in ("truncated-file", "broken-file") for one in self.errors):
             return "differs"
-        return "incomplete" if self.errors or not self.compared else "agrees"
+        blind = not self.tokens and any(reason.startswith("loss:") for reason in self.ledger.missing)
+        return "incomplete" if self.errors or not self.compared or blind else "agrees"
 
     @property
     def exit_code(self) -> int:
-        """0 where the run agrees with its claim, 1 where it does not or nothing could be compared."""
+        """0 where the run agrees with its claim, 1 where it does not or not enough could be compared."""
         return int(self.verdict != "agrees")
 
 

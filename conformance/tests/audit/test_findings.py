@@ -69,6 +69,7 @@ def test_what_is_missing_is_said_and_not_guessed(name: str, reason: str, tmp_pat
     found = _changed(tmp_path, lambda _, fields, arrays: arrays.pop(name))
     assert found.ledger.missing[reason] == 12
     assert "loss" not in found.ledger.series
+    assert found.verdict == "incomplete", "advantages that agree say nothing of the losses"
 
 
 def test_a_trace_in_which_nothing_can_be_compared_is_incomplete(tmp_path: Path) -> None:
