@@ -16,7 +16,7 @@ from gspo_conformance.trainers.room import rooms
 from .linted import lint, rules
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
-# What no setting of the trainer mends: AReaL's only aggregation is the mean over tokens, OpenRLHF's eps is 1e-9,
+# What no setting of the trainer mends: the only aggregation of AReaL and Molt is the mean over tokens, the eps of OpenRLHF and Molt 1e-9,
 # AgileRL's 1e-8, EasyDeL and mlx-lm-lora make one update of a rollout, TextPolicy guesses lengths,
 # PipelineRL weighs a response by its length, EasyR1 a micro-batch by its tokens.
 REMAINS = {
@@ -26,6 +26,7 @@ REMAINS = {
     "easydel": {("error", "one-update"), ("warning", "clip-inverted")},
     "easyr1": {("warning", "micro-batches")},
     "mlx_lm_lora": {("error", "one-update")},
+    "molt": {("error", "aggregation"), ("warning", "eps")},
     "pipelinerl": {("error", "aggregation"), ("warning", "baseline")},
     "textpolicy": {
         ("error", "guessed-lengths"),

@@ -141,7 +141,6 @@ def test_the_other_ways_to_write_settings_down(
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("run.sh", "python -m molt.cli.train_rl_ray --actor.eps_clip_low_high 3e-4 4e-4", "a configuration of Molt"),
         ("run.sh", "python3 -m marti.cli.train_ppo_ray --policy_loss_type gspo --enable_vllm_is_correction --eps_clip_low_high 3e-4 4e-4 --n_samples_per_prompt 8 --advantage_estimator group_norm", "a configuration of MARTI"),
         ("run.sh", "python3 -m siirl.main_dag algorithm.adv_estimator=grpo actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "a configuration of siiRL"),
         ("run.sh", "torchrun --nproc-per-node 8 examples/gsm8k_geo3k/train_colocate.py --advantage_estimator group_norm --n_samples_per_prompt 8 --init_kl_coef 0.01 --kl_estimator k3 --use_kl_loss --micro_train_batch_size 4 --rollout_batch_size 128 --actor_learning_rate 1e-6 --use_gspo", "a configuration of LightRFT"),
@@ -240,6 +239,7 @@ def test_a_program_without_settings_says_where_they_come_from(
         ("uv run examples/run_dpo.py --config x.yaml # nemo_rl", "run_dpo.py: no policy optimisation"),
         ("torchrun -m verl.trainer.fsdp_sft_trainer optim.lr=1e-5", "verl.trainer.fsdp_sft_trainer: no policy"),
         ("python -m openrlhf.cli.train_rm --learning_rate 9e-6", "openrlhf.cli.train_rm: no policy optimisation"),
+        ("python -m molt.cli.train_sft --adam.lr 5e-6", "molt.cli.train_sft: no policy optimisation"),
         ("python train_async.py --loss-type sft_loss --hf-checkpoint a", "--loss-type sft_loss: no policy"),
         ("python train.py rllm/backend=tinker data.train_batch_size=32 training.group_size=8", "rLLM without verl"),
     ],

@@ -26,6 +26,7 @@ NAMED: dict[str, str] = {
     "liger": r"\bLigerFusedLinearGRPOLoss\b",
     "textpolicy": r"\btextpolicy\b",
     "stateset_agents": r"\bstateset_agents\b",
+    "molt": r"\bmolt\.cli\b",
     "openrlhf": r"\bopenrlhf\.cli\b",
     "skyrl": r"\bskyrl(_train|\.)|\bskyrl\b.*\bmain_base\b|\btrainer\.algorithm\.[\w.]+[\"']?\s*[=:]",
     "nemo_rl": r"\bnemo_rl\b|\bnemo-rl\b|\brun_grpo_\w+\.py\b",
@@ -50,7 +51,6 @@ FORKS: dict[str, str] = {
     "MaxText": r"\bmaxtext\.trainers\.\w+|^rl\.grpo_(beta|epsilon)$",
     "MindSpeed-RL": r"^rl_config\.\w+",
     "miniRL": r"\b(from|import) minirl\b",
-    "Molt": r"\bmolt\.cli\.\w+",
     "rLLM without verl": r"\brllm/backend=(?!verl)\w+",
     "siiRL": r"\bsiirl\.\w+",
 }
@@ -75,6 +75,7 @@ UNKNOWN: dict[str, str] = {
 ELSEWHERE: dict[str, str] = {
     "ms_swift": r"\b(swift|megatron) (sft|pt)\b",
     "miles": r"--loss-type[ =]sft_loss\b",
+    "molt": r"\bmolt\.cli\.(?!train_rl)\w+",
     "openrlhf": r"\bopenrlhf\.cli\.(?!train_ppo)\w+",
     "nemo_rl": r"\brun_(sft|dpo|rm|ppo|eval|distillation)\w*\.py\b|^(sft|dpo|rm|ppo|distillation)\.\w+",
     "slime": r"--loss-type[ =]sft_loss\b",
@@ -87,6 +88,7 @@ ENOUGH, SHARE = 5, 10
 SAME_KEYS = (
     ("trl", "unsloth", "unsloth_mlx", "easydel", "liger", "mlx_lm_lora", "ms_swift", "art"),
     ("slime", "miles"),
+    ("openrlhf", "molt"),
 )
 
 
