@@ -114,3 +114,13 @@ def test_the_entropy_of_the_sampled_tokens_is_a_term_too() -> None:
         return loss(Objective.gspo())(logp, old_logp, advantages, mask) + 0.01 * mean(logp, mask).mean()
 
     assert "returns the loss of `0.01 log π` (GSPO-KL-6)" in found(loss_target(bonus))["sentence"]
+
+
+def test_grpo_with_its_kl_term_is_told_as_that() -> None:
+    def grpo(logp: Any, old_logp: Any, advantages: Any, mask: Any) -> Any:
+        z = torch.where(mask, logp - old_logp, 0.0)
+        w, a = z.exp(), advantages[:, None]
+        return mean(0.04 * k3(z) - torch.min(w * a, w.clamp(0.8, 1.28) * a), mask).mean()
+
+    sentence = found(loss_target(grpo))["sentence"]
+    assert "returns the loss of `grpo(0.2, 0.28)` (GSPO-RATIO-2) and `0.04 k3` (GSPO-KL-6)" in sentence

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from math import inf, isfinite
 from typing import Any
 
 import numpy as np
 
-from ..mutants.atlas import Atlas
+from ..mutants.atlas import Atlas, Row
 from ..mutants.registry import Mutant, compose, find
 from ..mutants.whole import Reference
 from ..tensors import NumPyArray
 from .constants import Unlisted
 from .evidence import Evidence, spread
+from .objectives import MODES as REDUCED
+from .objectives import WIDTH, objectives
 
 TERMS = {
     "k1": "k1 towards the old policy",
@@ -23,30 +26,56 @@ TERMS = {
     "log π": "log π, the entropy of the sampled tokens,",
 }
 MODES = ("", "token_mean")
-BESIDE = ((), ("aggregation.token-mean",), ("aggregation.token-sum",))
-SOME, AGREE, DIGITS = 12, 1e-2, (1, 2, 3)
+SOME, FIRST, AGREE, DIGITS = 12, 5, 1e-2, (1, 2, 3)
 
 
 def added(evidence: Sequence[Evidence], atlas: Atlas) -> Iterator[tuple[Mutant, ...]]:
-    """Each of the terms, alone or beside another mean, where one coefficient accounts for most of a few wrong answers."""
+    """Each of the terms, alone or beside a mistake, where one coefficient accounts for most of a few wrong answers."""
     few = spread([item for item in evidence if not item.right and not item.row.odd], atlas, SOME)
-    for beside, term, mode in product(BESIDE, TERMS, MODES):
-        parts = tuple(map(find, beside))
-        shares = [share for item in few if (share := _share(item, parts, _with(term, mode, 1.0), atlas)) is not None]
-        middle = float(np.median(shares)) if shares else 0.0
-        agreeing = [share for share in shares if abs(share - middle) <= AGREE * abs(middle)]
-        if middle and 2 * len(agreeing) > len(few):
-            yield (*parts, _with(term, mode, _short(float(np.median(agreeing)))))
+    for beside in _beside():
+        without = [atlas.fresh(beside[0], item.question) if beside else atlas.right(item.question) for item in few]
+        for term, mode in product(TERMS, MODES):
+            mutant = _with(term, mode, 1.0)
+            whole = compose(beside[0], mutant) if beside else mutant
+            shares = (
+                _share(item.row, row, atlas.fresh(whole, item.question)) for item, row in zip(few, without, strict=True)
+            )
+            if coefficient := _common(shares, len(few)):
+                yield (*beside, _with(term, mode, _short(coefficient)))
 
 
-def _share(item: Evidence, beside: tuple[Mutant, ...], mutant: Mutant, atlas: Atlas) -> float | None:
+@cache
+def _beside() -> tuple[tuple[Mutant, ...], ...]:
+    """Nothing; another mean; GRPO, which most losses with a KL term are."""
+    means = (find("aggregation.token-mean"), find("aggregation.token-sum"))
+    grpo = (one for one in objectives() if one.name.startswith("grpo") and not one.name.endswith((REDUCED[-1], WIDTH)))
+    return ((), *((one,) for one in (*means, *grpo)))
+
+
+def _common(shares: Iterable[float | None], number: int) -> float:
+    """The coefficient that more than half of them agree on; 0 where there is none, or where the first few are all apart."""
+    found: list[float] = []
+    for share in shares:
+        found += [] if share is None else [share]
+        if len(found) == FIRST and not _agreeing(found):
+            return 0.0
+    agreed = _agreeing(found)
+    return float(np.median(agreed)) if 2 * len(agreed) > number else 0.0
+
+
+def _agreeing(shares: Sequence[float]) -> list[float]:
+    """Those near one of them, the one that has most near it; one alone agrees with nobody."""
+    near = [[other for other in shares if abs(other - one) <= AGREE * abs(one)] for one in shares if one]
+    most = max(near, key=len, default=[])
+    return most if len(most) > 1 else []
+
+
+def _share(got: Row, without: Row, moved: Row) -> float | None:
     """How much of the term makes up for what is off, by least squares; None where it has no part in the answer."""
-    without = atlas.fresh(beside[0], item.question) if beside else atlas.right(item.question)
-    moved = atlas.fresh(compose(beside[0], mutant) if beside else mutant, item.question)
-    if moved.numbers.shape != without.numbers.shape:
+    if not got.numbers.shape == moved.numbers.shape == without.numbers.shape:
         return None
     with np.errstate(invalid="ignore", over="ignore"):
-        basis, off = moved.numbers - without.numbers, item.row.numbers - without.numbers
+        basis, off = moved.numbers - without.numbers, got.numbers - without.numbers
         known = np.isfinite(basis) & np.isfinite(off)
         size, part = float(basis[known] @ basis[known]), float(off[known] @ basis[known])
     return part / size if 0 < size < inf and isfinite(part) else None
