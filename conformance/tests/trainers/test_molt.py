@@ -88,7 +88,7 @@ def test_the_recipe_is_the_papers_but_for_the_mean() -> None:
         ({"algo.kl.init_coef": None}, "kl-ignored"),
         ({"algo.kl.init_coef": None, ESTIMATOR: "reinforce"}, "kl-in-reward"),
         ({"algo.kl.init_coef": 0.1, "algo.kl.use_loss": True}, "penalty"),
-        ({"algo.kl.init_coef": 0.1, "algo.kl.use_loss": True, "algo.kl.target": 6.0}, "adaptive-kl"),
+        ({"algo.kl.init_coef": 0.1, "algo.kl.use_loss": True, "algo.kl.target": 6.0}, "kl-schedule"),
         ({ESTIMATOR: "reinforce_baseline"}, "whitening"),
         ({ESTIMATOR: "on_policy_distill"}, "advantages"),
         ({ESTIMATOR: "dr_grpo", "algo.advantage.no_whiten": True}, "key-ignored"),
@@ -97,11 +97,21 @@ def test_the_recipe_is_the_papers_but_for_the_mean() -> None:
         ({"reward.clip_range": (0.0, 1.0)}, "reward-clip"),
         ({"rollout.n_samples_per_prompt": 1}, "group-size"),
         ({LEVEL: "seq"}, "correction-level"),
+        ({"train.batch_size": 1024}, "no-update"),
+        ({"train.batch_size": 100}, "leftover"),
+        ({"train.dynamic_batch_enable": True}, "length-order"),
     ],
 )
 def test_findings(settings: dict[str, Any], rule: str) -> None:
     assert rule in _rules(**settings)
     assert rule not in _rules()
+
+
+def test_a_rollout_that_fills_no_step_is_not_one_update() -> None:
+    own = {"train.batch_size": 1024, "train.dynamic_batch_enable": True}
+    assert not _rules(**own) & {"one-update", "leftover", "length-order"}
+    assert "one-update" in _rules(**{"train.batch_size": 512})
+    assert "no-update" not in _rules(**own, **{"train.force_on_policy": True})
 
 
 def test_a_correction_or_force_on_policy_alone_is_not_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .. import parts
 from ..dialect import PAPER, Dialect, Inexpressible, Reading, completed
-from .findings import ACTOR, ADVANTAGE, CORRECTION, DISTILLED, FILTER, KL, REWARDS, WHITENED, findings
+from .findings import ACTOR, ADVANTAGE, CORRECTION, DISTILLED, FILTER, KL, REWARDS, WHITENED, findings, responses
 
 DEFAULTS: dict[str, Any] = {
     ACTOR + "loss_mode": "ppo",
@@ -161,8 +161,7 @@ def _correction(every: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _updates(every: Mapping[str, Any]) -> int:
     if every["train.force_on_policy"]:
         return 1
-    responses = int(every["rollout.batch_size"]) * int(every["rollout.n_samples_per_prompt"])
-    return max(1, responses // int(every["train.batch_size"])) * int(every["train.max_epochs"])
+    return responses(every) // int(every["train.batch_size"]) * int(every["train.max_epochs"])
 
 
 def _written_surrogate(surrogate: Mapping[str, Any], ratio: str) -> dict[str, Any]:

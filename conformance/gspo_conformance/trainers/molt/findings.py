@@ -21,6 +21,7 @@ def findings(every: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[
     yield from _refused(every, settings)
     yield from _kl(every, settings)
     yield from _advantages(every)
+    yield from _steps(every, settings)
     if every[FILTER]:
         low, high = settings.get("algo.dynamic_filtering_range") or (0, 1)
         told = f"groups whose mean score is not strictly between {low:g} and {high:g} are left out: equal scores between them stay"
@@ -78,7 +79,33 @@ def _kl(every: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Findi
     target = settings.get(KL + "target")
     if target and (every[KL + "use_loss"] or estimator in (*REWARDED, DISTILLED)):
         told = f"the KL coefficient is moved towards a KL of {target} from step to step"
-        yield Finding("adaptive-kl", "note", KL + "target", told, "GSPO-KL-7", fix=f"no --{KL}target")
+        yield Finding("kl-schedule", "note", KL + "target", told, "GSPO-KL-1", fix=f"no --{KL}target")
+
+
+def responses(every: Mapping[str, Any]) -> int:
+    """How many a rollout has, as long as an agent takes one turn."""
+    return int(every["rollout.batch_size"]) * int(every["rollout.n_samples_per_prompt"])
+
+
+def _steps(every: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """What does not fill an optimiser step is dropped; where microbatches are made by tokens, responses come in order of their length."""
+    key, size, drawn = "train.batch_size", int(every["train.batch_size"]), responses(every)
+    if every["train.force_on_policy"]:
+        return
+    if drawn < size:
+        told = (
+            f"a rollout of {drawn} responses fills no optimiser step of {size}: all are dropped, and nothing is learnt"
+        )
+        yield Finding("no-update", "error", key, told, fix=f"--{key} a quarter of the responses of a rollout")
+        return
+    sorted_by_length = settings.get("train.dynamic_batch_enable")
+    if rest := drawn % size:
+        told = f"{rest} of the {drawn} responses of a rollout fill no optimiser step and are dropped"
+        told += ", the shortest" * bool(sorted_by_length)
+        yield Finding("leftover", "note", key, told, fix=f"--{key} a divisor of {drawn}")
+    if sorted_by_length and drawn >= 2 * size:
+        told = "the responses of a rollout come to its optimiser steps by length, the longest first"
+        yield Finding("length-order", "note", "train.dynamic_batch_enable", told)
 
 
 def _advantages(every: Mapping[str, Any]) -> Iterator[Finding]:
