@@ -19,6 +19,7 @@ collect_ignore_glob = [
     "conformance/gspo_conformance/frameworks/mlx.py",
     "conformance/gspo_conformance/trainers/*/adapter.py",
     "conformance/gspo_conformance/trainers/liger/head.py",
+    "conformance/gspo_conformance/trainers/molt/command_line.py",
     "conformance/tests/traces/*",
     "docs/drawing/*",
     "examples/configs/*",

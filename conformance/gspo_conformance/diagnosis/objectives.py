@@ -42,7 +42,7 @@ OTHERS = (
     Other("gmpo", "token", Gmpo(), "tokens clipped, then their mean"),
     Other("vespo", "product", Vespo(), "a kernel of the product of the ratios"),
 )  # fmt: skip
-MODES = ("", "token_mean", "sequence_mean_token_sum")
+MODES = ("token_mean", "sequence_mean_token_sum")
 WIDTH = "padded width"
 PAPER = ("sequence", "gspo_token")
 
@@ -50,12 +50,13 @@ PAPER = ("sequence", "gspo_token")
 @cache
 def objectives() -> tuple[Mutant, ...]:
     """The reference with each of them in place of the paper's objective, aggregated as is asked for or otherwise."""
-    return tuple(_unlisted(other, mode) for other, mode in product(OTHERS, (*MODES, WIDTH)))
+    return tuple(_unlisted(other, mode) for other, mode in product(OTHERS, ("", *MODES, WIDTH)))
 
 
 def _unlisted(other: Other, mode: str) -> Mutant:
-    axes = Objective(other.ratio, other.surrogate, Aggregation(mode if mode in MODES[1:] else MODES[1])).to_dict()
-    changed = {axis: axes[axis] for axis in ("ratio", "surrogate", "aggregation")[: 2 + (mode in MODES[1:])]}
+    aggregation = Aggregation(mode) if mode in MODES else None
+    axes = Objective(other.ratio, other.surrogate, aggregation or Aggregation()).to_dict()
+    changed = {axis: axes[axis] for axis in ("ratio", "surrogate", *(["aggregation"] if aggregation else []))}
 
     class Elsewhere(find("aggregation.padded-divisor").kind if mode == WIDTH else Reference):
         def choose(self, objective: dict[str, Any]) -> dict[str, Any]:
