@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import inf
+from math import inf, prod
 from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..mutants.atlas import Atlas
+from ..formats import Vector
+from ..mutants.atlas import Atlas, sampled
 from ..mutants.registry import Mutant, compose, find
 from ..mutants.whole import Reference
 from ..tensors import NumPyArray
@@ -26,8 +27,12 @@ FIELDS = {
 }
 SOME, DIGITS, ROUNDS, APART, LESS = 12, 3, 6, 1.5, 0.9
 LEAST, MOST, FINE = -5, 1, 1e-5
+# A wrong constant shows in short responses too, and is tried on them some thousand times.
+LONG = 4096
 # Both ends of a range move the loss at once: one alone may look best where neither is right.
 USUAL = (0.05, 0.1, 0.15, 0.2, 0.25, 0.27, 0.28, 0.3, 0.35, 0.4, 0.5)
+# No ratio is outside of the one, every ratio is outside of the other.
+OPEN, SHUT = {"low": 1e30, "high": 1e30, "dual": 1e30}, {"low": -1e30, "high": -1e30}
 
 Values: TypeAlias = Mapping[str, float]
 
@@ -72,12 +77,37 @@ class Fit:
 
     def distance(self, values: Values, most: float = inf) -> float:
         """How unlike the answers are with these numbers; beyond `most`, that it is more."""
-        found, total = constants(self.kind, values, self.asked), 0.0
+        mutant, total = self._with(values), 0.0
+        for item in self.few:
+            total += float(self._off(item, mutant).sum()) if total < most else 0.0
+        return total
+
+    def attainable(self) -> float:
+        """How unlike the answers are with the best of ranges: one only chooses which tokens have a gradient."""
+        if self.kind != "clip":
+            return 0.0
+        return sum(self._attainable(item, self._with({}), self._with(OPEN), self._with(SHUT)) for item in self.few)
+
+    def _attainable(self, item: Evidence, asked: Mutant, *ends: Mutant) -> float:
+        """A loss whose gradient no range has is not mended by one either."""
+        gradient = np.minimum(*(self._off(item, end) for end in ends)) * self._is_gradient(item)
+        return float(
+            np.where(self._is_gradient(item) | (not (gradient >= 1).any()), gradient, self._off(item, asked)).sum()
+        )
+
+    def _with(self, values: Values) -> Mutant:
+        found: Mutant = constants(self.kind, values, self.asked)
         for mutant in self.beside:
             found = compose(mutant, found)
-        for item in self.few:
-            total += _apart(item, self.atlas.fresh(found, item.question).numbers) if total < most else 0.0
-        return total
+        return found
+
+    def _off(self, item: Evidence, mutant: Mutant) -> NumPyArray:
+        return _off(item, self.atlas.fresh(mutant, item.question).numbers)
+
+    def _is_gradient(self, item: Evidence) -> NumPyArray:
+        vector = self.atlas.bench.questions[item.question].vector
+        sizes = [sampled(np.empty(vector.expected[name].shape)).size for name in vector.outputs]
+        return np.repeat([name.startswith("gradient") for name in vector.outputs], sizes)
 
     def nearest(self, least: float) -> tuple[dict[str, float], float]:
         """The numbers nearest to the answers, from those asked for and from a usual range."""
@@ -123,6 +153,8 @@ def fitted(evidence: list[Evidence], atlas: Atlas) -> tuple[tuple[Mutant, ...], 
     level = replace(fit, beside=(find("ratio.token-level"),))
     if (far := level.distance({}, least)) < LESS * least:
         fit, least = level, far
+    if fit.attainable() >= LESS * least:
+        return None
     values, least = fit.nearest(least)
     # A number in whose place another is as good is not told by the answers.
     near = [{**values, name: value * times} for name, value in values.items() for times in (APART, 1 / APART)]
@@ -142,8 +174,13 @@ def _fit(evidence: list[Evidence], atlas: Atlas) -> Fit | None:
     surrogates = [surrogate for surrogate in told.values() if surrogate["kind"] == kind]
     asked = surrogates[0] if all(surrogate == surrogates[0] for surrogate in surrogates) else {}
     wrong = [item for item in evidence if told.get(item.question, {}).get("kind") == kind and not item.row.odd]
-    few = spread([*{questions[item.question].vector.id: item for item in wrong}.values()], atlas, SOME)
+    each = {vector.id: item for item in wrong if _size(vector := questions[item.question].vector) <= LONG}
+    few = spread([*each.values()], atlas, SOME)
     return Fit(kind, asked, few, atlas)
+
+
+def _size(vector: Vector) -> int:
+    return max(prod(vector.expected[name].shape) for name in vector.outputs)
 
 
 def _numbers(digits: int, near: float | None) -> Iterator[float]:
@@ -155,12 +192,12 @@ def _numbers(digits: int, near: float | None) -> Iterator[float]:
     yield from (float(f"{near + n * step:.{digits}g}") for n in range(-10, 11) if near + n * step > 0)
 
 
-def _apart(item: Evidence, numbers: NumPyArray) -> float:
-    """How many digits of how many numbers differ: a few numbers that agree tell more than many that nearly do."""
+def _off(item: Evidence, numbers: NumPyArray) -> NumPyArray:
+    """How many digits of each number differ: a few numbers that agree tell more than many that nearly do."""
     got = item.row.numbers
     if numbers.shape != got.shape:
-        return float(got.size)
+        return np.ones(got.shape)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         off = np.abs(got - numbers) / np.maximum(np.abs(got), np.abs(numbers))
     same = (got == numbers) | (~np.isfinite(got) & ~np.isfinite(numbers)) | ~item.row.present
-    return float(np.where(same, 0.0, np.log1p(np.fmin(off, 1.0) / FINE)).sum())
+    return np.where(same, 0.0, np.log1p(np.fmin(off, 1.0) / FINE))

@@ -45,7 +45,7 @@ class Bench:
 
     questions: Sequence[Question]
     _traced: dict[int, tuple[Answer, frozenset[str]]] = field(default_factory=dict)
-    _last: tuple[str, str, Answer] = ("", "", Refused(""))
+    _last: dict[str, tuple[str, Answer]] = field(default_factory=dict)
 
     def right(self, index: int) -> Answer:
         """The reference's answer."""
@@ -74,9 +74,11 @@ class Bench:
         vector, case = self.questions[index]
         if not mutant.kind.wide or "float64" not in vector.dtype:
             return attempt(mutant.kind, case)
-        if self._last[:2] != (mutant.name, vector.id):
-            self._last = (mutant.name, vector.id, attempt(mutant.kind, replace(case, dtype="float64")))
-        return cast(self._last[2], case.dtype)
+        name, answer = self._last.get(vector.id, ("", Refused("")))
+        if name != mutant.name:
+            answer = attempt(mutant.kind, replace(case, dtype="float64"))
+            self._last[vector.id] = (mutant.name, answer)
+        return cast(answer, case.dtype)
 
 
 def bench(vectors: Iterable[Vector]) -> Bench:
