@@ -47,6 +47,10 @@ format: setup  ## apply the format and the fixes that ruff knows
 types: setup  ## basedpyright: strict on gspo_core and on uses of the packages, standard on the suite
 	$(BIN)/basedpyright
 
+# A program that JAX compiled for one test serves the others, and the next run.
+unit: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax
+unit: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+unit: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 unit: setup  ## the tests and every example in the documentation
 	$(BIN)/pytest -q -n $(JOBS) gspo_core
 	$(BIN)/pytest -q -n $(JOBS) backends
