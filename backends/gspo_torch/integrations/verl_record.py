@@ -4,7 +4,7 @@ A module that every worker imports (`VERL_USE_EXTERNAL_MODULES=mine`) wraps the 
 
     from gspo_torch.integrations import verl_record
 
-    verl_record.record("gspo", "trace", every=10)
+    verl_record.record("gspo", "trace", every=10, steps_per_rollout=4)
 
 What is recorded is what verl's own function was given and what it returned, and, as the run's claim, the configuration
 that it was called with. Rewards and groups never reach it, so advantages are taken as they come; a KL term is
@@ -45,12 +45,15 @@ def record(
     path: str | os.PathLike[str],
     *,
     settings: Mapping[str, Any] | None = None,
+    steps_per_rollout: int | None = None,
     **options: Any,
 ) -> TorchRecorder:
     """Wraps the policy loss that verl has registered under `name`; `options` as of `gspo_torch.record`.
 
-    `settings`: flat, keys as verl spells them; they win over what the actor's configuration says at the first call. The
-    recorder closes when the process ends.
+    `settings`: flat, keys as verl spells them; they win over what the actor's configuration says at the first call.
+    `steps_per_rollout`: `data.train_batch_size / ppo_mini_batch_size * ppo_epochs`, which no worker is told: in the first
+    of them the policies are the same, so stale or mismatched log-probabilities show. The recorder closes when the
+    process ends.
     """
     algorithms = import_trainer("verl.trainer.ppo.core_algos", tested="verl 0.9.1", command="pip install verl==0.9.1")
     version = import_trainer("verl", tested="verl 0.9.1", command="pip install verl==0.9.1").__version__
@@ -59,7 +62,8 @@ def record(
         "version": version,
         "settings": {_ACTOR + "policy_loss.loss_mode": name} | dict(settings or {}),
     }
-    recorder = VerlRecorder(path, trainer=described, micro_batches="sum", rank_losses="mean", **_ranked(options))
+    claimed = {"trainer": described, "micro_batches": "sum", "rank_losses": "mean"}
+    recorder = VerlRecorder(path, steps_per_rollout=steps_per_rollout, **claimed, **_ranked(options))
     algorithms.register_policy_loss(name)(recorder.wrapped(algorithms.get_policy_loss_fn(name)))
     register_optimizer_step_post_hook(lambda *_: recorder.advance())
     atexit.register(recorder.close)
@@ -74,7 +78,21 @@ def _ranked(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class VerlRecorder(TorchRecorder):
-    """Wraps a function with the arguments that verl passes."""
+    """Wraps a function with the arguments that verl passes; a rollout begins after every `steps_per_rollout` steps."""
+
+    def __init__(self, path: str | os.PathLike[str], *, steps_per_rollout: int | None = None, **options: Any) -> None:
+        if steps_per_rollout is not None and (not isinstance(steps_per_rollout, int) or steps_per_rollout < 1):
+            raise ValueError(f"steps_per_rollout: expected a positive integer, got {steps_per_rollout!r}")
+        super().__init__(path, **options)
+        self._steps_per_rollout = steps_per_rollout
+        if steps_per_rollout is not None:
+            self.rollout()
+
+    def advance(self) -> None:
+        """The optimiser step ends, and with the last one its rollout."""
+        super().advance()
+        if self.minibatch == self._steps_per_rollout:
+            self.rollout()
 
     def wrapped(self, function: Any) -> Any:
         """`function`, with every call recorded."""

@@ -132,6 +132,22 @@ def test_a_gradient_with_verls_kl_term_in_it_is_left_out(tmp_path: Path) -> None
     assert right.names - left.names == {"gradient"}
 
 
+def test_the_first_step_of_a_rollout_of_verl_is_known_by_their_number(tmp_path: Path) -> None:
+    """Hunts log-probabilities of two temperatures that agree, since nobody says where the policies are the same."""
+    from gspo_torch.integrations.verl_record import VerlRecorder
+
+    recorder = VerlRecorder(tmp_path, trainer={"name": "verl", "settings": {}}, steps_per_rollout=2)
+    loss = recorder.wrapped(lambda old, new, a, m, config=None: (new.sum(), {}))
+    for _ in range(5):
+        loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 3))
+        recorder.advance()
+    recorder.close()
+    steps = [read_trace(tmp_path).step(index) for index in range(5)]
+    assert [(step.rollout, step.minibatch) for step in steps] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    with pytest.raises(ValueError, match="steps_per_rollout: expected a positive integer"):
+        VerlRecorder(tmp_path / "other", steps_per_rollout=0.5)  # pyright: ignore[reportArgumentType]
+
+
 def _trainer(**settings: Any) -> Any:
     """What the recorder asks of TRL's trainer."""
     args = SimpleNamespace(off_policy_mask_threshold=None)

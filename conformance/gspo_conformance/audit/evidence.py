@@ -107,6 +107,8 @@ class Evidence:
     misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
     unscored: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     repeated: dict[tuple[str, str], int] = field(default_factory=dict)
+    # How many tokens at the end of each response have no log-probability; nothing once a token is masked.
+    ends: list[int] | None = field(default_factory=list)
     minibatches_known: bool = False
     # Later mini-batches with ratios of 1 behind a learning rate of 0; steps that score the responses of an earlier one: as it did, or not.
     idle: list[int] = field(default_factory=list)
@@ -159,6 +161,8 @@ class Evidence:
         unscored = dict(_unscored(tokens))
         for name, count in unscored.items():
             self.unscored.setdefault(name, []).append((part.step, count))
+        ends = _ends(part)
+        self.ends = None if self.ends is None or ends is None else self.ends + ends
         for apart in () if unscored else _misaligned(tokens):
             self.misaligned.setdefault(apart, part.step)
         self._add_rounding(part.step, tokens)
@@ -271,6 +275,15 @@ def _unscored(tokens: Tokens) -> Iterator[tuple[str, int]]:
         unlike = int(np.count_nonzero(zero & (other < -SURE)))
         if 2 * unlike > np.count_nonzero(zero):
             yield name, unlike
+
+
+def _ends(part: Part) -> list[int] | None:
+    """How many tokens at the end of each padded row are exactly 0 in both policies; None where a token is masked, or a row all 0."""
+    mask, new, old = (part.array(name) for name in ("mask", "logp", "old_logp"))
+    if mask is None or new is None or old is None or mask.ndim != 2 or not mask.all():
+        return None
+    scored = (new != 0) | (old != 0)
+    return scored[:, ::-1].argmax(axis=1).tolist() if scored.any(axis=1).all() else None
 
 
 def _are_of_one_text(new: NumPyArray, old: NumPyArray) -> bool:

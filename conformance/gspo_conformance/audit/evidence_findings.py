@@ -21,6 +21,7 @@ def evidence_findings(evidence: Evidence, claim: Claim) -> list[Finding]:
         *_not_finite(evidence),
         *_positive(evidence),
         *_unscored(evidence),
+        *_unscored_ends(evidence),
         *_repeated(evidence),
         *_misaligned(evidence),
         *(tempered or ([] if evidence.misaligned or evidence.unscored or evidence.repeated else _stale(evidence))),
@@ -63,6 +64,21 @@ def _unscored(evidence: Evidence) -> Iterator[Finding]:
         costs = "their ratio is made of one policy alone; a loss that leaves them out is not that of the mask that was recorded"
         fix = "count the tokens that are scored, and score those that count: one mask for both"
         yield Finding("unscored-tokens", "error", name, told, "GSPO-DATA-4", costs, fix)
+
+
+def _unscored_ends(evidence: Evidence) -> Iterator[Finding]:
+    """No token is masked, and most responses end in tokens that neither policy scored."""
+    ends = [count for count in evidence.ends or () if count]
+    if sum(ends) >= ENOUGH and 2 * len(ends) > len(evidence.ends or ()) and min(ends) < max(ends):
+        told = (
+            f"nothing is masked, and the last {min(ends)} to {max(ends)} tokens of {len(ends)} of "
+            f"{plural(len(evidence.ends or ()), 'response')} have log-probabilities of exactly 0 in both policies"
+        )
+        costs = (
+            "where these are padding, |y_i| is the padded width: ratios are pulled to 1, short responses count for less"
+        )
+        fix = "end the mask where the response ends; a policy that is sure of so many tokens has collapsed"
+        yield Finding("unscored-ends", "warning", "mask", told, "GSPO-DATA-4", costs, fix)
 
 
 def _repeated(evidence: Evidence) -> Iterator[Finding]:
@@ -124,13 +140,14 @@ def _temperature(what: str, key: str, bad: list[Gap]) -> Finding:
 def _stale(evidence: Evidence) -> Iterator[Finding]:
     """First mini-batches in which s is far from 1 where it was 1 before, or where the sampler agrees with the new policy."""
     sampler = {one.step: one for one in evidence.sampler}
-    clean = [one.std for one in evidence.first if one.largest <= EXACT]
-    floor = max(float(np.median(clean)) if clean else 0.0, EXACT / JUMP)
+    clean = [one for one in evidence.first if one.largest <= EXACT]
+    floor = max(float(np.median([one.std for one in clean])) if clean else 0.0, EXACT / JUMP)
     moved = [one for one in evidence.first if one.std > JUMP * floor or abs(one.mean) > JUMP * floor]
     sure = [one for one in moved if one.step in sampler and sampler[one.step].std < NEAR * one.std]
     bad = moved if clean else sure
     # Noise that comes and goes is not staleness: from its first step on it stays.
     if not bad or len(bad) < 0.8 * sum(one.step >= bad[0].step for one in evidence.first):
+        yield from _mixed(clean, bad)
         return
     if sum(one.count for one in bad) >= ENOUGH and _are_unrelated(bad):
         yield _unrelated(bad)
@@ -146,6 +163,21 @@ def _stale(evidence: Evidence) -> Iterator[Finding]:
     costs = "the clip range is spent before the first update: responses are held for what earlier updates did"
     fix = "score old_logp with the weights that sampled, at the start of each rollout"
     yield Finding("stale-old-logp", "error", "old_logp", told, "GSPO-DATA-5", costs, fix)
+
+
+def _mixed(clean: list[Gap], moved: list[Gap]) -> Iterator[Finding]:
+    """First mini-batches of which some are exact, again and again, and others are not."""
+    if min(len(clean), len(moved)) < 2 or clean[-1].step < moved[0].step:
+        return
+    steps = ", ".join(str(one.step) for one in moved[:4]) + (", ..." if len(moved) > 4 else "")
+    told = (
+        f"every ratio is 1 in {len(clean)} of {plural(len(clean) + len(moved), 'first mini-batch', 'first mini-batches')}, and log-ratios of tokens "
+        f"have a spread of {np.median([one.std for one in moved]):.2g} in the others (steps {steps}): these are not the first of their "
+        "rollouts, or their old_logp is stale"
+    )
+    costs = "marks in the wrong places make learning look like mismatch"
+    fix = "mark a rollout where it begins (trace.rollout(), steps_per_rollout of verl's recorder); where it is, score old_logp there"
+    yield Finding("mixed-first-minibatches", "error", "old_logp", told, "GSPO-DATA-5", costs, fix)
 
 
 def _are_unrelated(bad: list[Gap]) -> bool:

@@ -144,7 +144,8 @@ def with_noise(found: Audit) -> Audit:
     known = {one.rule for one in found.findings}
     other_tokens = {"unscored-tokens", "repeated-logp"}
     same = {"rounded-logp": {"bfloat16-logp", "coarse-record"}, "inert-ratio": {"frozen-ratio"}}
-    same |= {"first-minibatch": other_tokens, "sample-size": other_tokens}
+    causes = {"bfloat16-logp", "temperature", "mixed-first-minibatches"}
+    same |= {"first-minibatch": other_tokens | causes, "sample-size": other_tokens}
     more = [one for one in more if not known & {one.rule, *same.get(one.rule, ())}]
     found.findings = _sorted([*found.findings, *(replace(one, rule=f"noise/{one.rule}") for one in more)])
     return found

@@ -54,7 +54,7 @@ WEIGHTS = (0.1, 0.2, 0.28, 0.3, 1.0, 2.0, 3.0, 5.0)
 LIKELY = ("clip.default-range", "mask.eos-dropped", "ratio.token-level")
 # They differ from a simpler mistake where a weight is outside its band, or a batch has several groups.
 NARROW = ("aggregation.by-group", "correction.mask-unweighted")
-MOST_PARTS, MOST_TOKENS = 5, 400_000
+MOST_PARTS, MORE_PARTS, MOST_TOKENS = 5, 64, 400_000
 # A loss that is less than this share of what it is a sum of is what is left of terms that cancel.
 CANCELLED = 0.1
 _CLIPPED = "metrics.clip_fraction"
@@ -171,7 +171,7 @@ def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
 
 def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
     few, right = _few(parts), partial(_right_loss, precision=precision)
-    found = [*by_groups(few, right), *_by_mutants(few, precision)] if few else []
+    found = [*by_groups(few, right), *_by_mutants(few, parts, precision)] if few else []
     return sorted(found, key=lambda one: (one.name in NARROW, one.name == _less_likely(parts), one.name not in LIKELY))
 
 
@@ -278,10 +278,14 @@ def _few(parts: Sequence[Recomputed]) -> list[Recomputed]:
     return sorted(few, key=lambda one: one.part.step)
 
 
-def _by_mutants(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
-    for mutant in known_mutants(FAMILIES, None):
-        if _all(few, mutant, ("loss",), partial(_right_answer, precision=precision)):
-            yield _told(mutant, few)
+def _by_mutants(few: Sequence[Recomputed], parts: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """Who gives the losses of a few, of more where that tells them apart."""
+    right = partial(_right_answer, precision=precision)
+    found = [mutant for mutant in known_mutants(FAMILIES, None) if _all(few, mutant, ("loss",), right)]
+    more = [one for one in parts if one.part.tokens.count <= MOST_TOKENS // MORE_PARTS][:: -(-len(parts) // MORE_PARTS)]
+    kept = [mutant for mutant in found if more and len(found) > 1 and _all(more, mutant, ("loss",), right)]
+    for mutant in kept or found:
+        yield _told(mutant, more if kept else few)
 
 
 def _told(mutant: Mutant, few: Sequence[Recomputed]) -> Explanation:

@@ -226,6 +226,38 @@ def test_tokens_that_both_policies_are_sure_of_are_no_finding(tmp_path: Path) ->
     assert "unscored-tokens" not in {one.rule for one in _changed(tmp_path, sure).findings}
 
 
+def test_padding_that_counts_is_warned_of(tmp_path: Path) -> None:
+    """Hunts "agrees" without a word of a run whose mask is all ones: every number follows from the recorded arrays."""
+
+    def counted(lengths: Any) -> list[str]:
+        def change(_: Any, fields: dict[str, Any], arrays: dict[str, Any]) -> None:
+            rows, width = arrays["mask"].shape
+            inside = np.arange(width) < np.asarray(lengths)[:rows, None]
+            for name in ("logp", "old_logp"):
+                arrays[name] = np.where(inside, np.where(arrays["mask"], arrays[name], -1.0), 0.0).astype(np.float32)
+            arrays["mask"] = np.ones((rows, width), bool)
+
+        found = _changed(tmp_path / str(lengths), change).findings
+        return [one.message for one in found if one.rule == "unscored-ends"]
+
+    (told,) = counted([3, 5, 12, 4])
+    assert "nothing is masked, and the last " in told
+    assert "have log-probabilities of exactly 0 in both policies" in told
+    assert counted([99] * 4) == counted([5] * 4) == []
+
+
+def test_rollouts_that_are_marked_in_the_wrong_places_are_told(tmp_path: Path) -> None:
+    """Hunts advice to score `old_logp` otherwise, for the learning of mini-batches that are marked as first."""
+
+    def marked(_: Any, fields: dict[str, Any], arrays: dict[str, Any]) -> None:
+        fields |= {"rollout": fields["step"], "minibatch": 0}
+
+    found = with_noise(_changed(tmp_path, marked)).errors
+    assert [one.rule for one in found] == ["mixed-first-minibatches"]
+    assert "every ratio is 1 in 3 of 6 first mini-batches" in found[0].message
+    assert "in the others (steps 1, 3, 5)" in found[0].message
+
+
 def test_a_micro_batch_that_was_scored_as_another_is_told(tmp_path: Path) -> None:
     kept: dict[int, Any] = {}
 

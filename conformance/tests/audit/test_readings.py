@@ -76,7 +76,7 @@ def as_it_is(arrays: Arrays, step: int, at: int) -> Arrays:
 
 @pytest.mark.parametrize(
     ("preset", "moved", "words"),
-    [("gspo", 0.01, "nothing is clipped in the 5"), ("gspo", 0.5, "33 % of the tokens"), ("grpo", 0.2, "12 % of the")],
+    [("gspo", 0.01, "nothing is clipped in the 9"), ("gspo", 0.5, "33 % of the tokens"), ("grpo", 0.2, "12 % of the")],
 )
 def test_a_default_range_that_clips_is_not_said_to_clip_nothing(
     preset: str, moved: float, words: str, tmp_path: Path
