@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
 
-from gspo_core import Aggregation, Cispo, Correction, Objective
-from gspo_core.aggregation import MODES
-from gspo_core.objective import PRESETS
+from gspo_core import Objective
 
 from ..mutants.registry import Mutant, mutants
 from ..noise.words import percent, plain
@@ -25,6 +22,7 @@ from .exact import NotComputable, exact, inputs_of, own_name
 from .factors import by_factor, by_one_factor, by_rough_factor
 from .fitted import by_numbers
 from .nearby import by_groups, by_lengths, by_other_batches, by_responses, by_rounding
+from .neighbours import neighbours
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_sampler, by_terms
 from .shards import LOGPS
 from .steps import Recomputed, exact_gradient
@@ -48,8 +46,6 @@ FAMILIES = (
     "numerics",
     "distribution",
 )
-BOUNDS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)
-WEIGHTS = (0.1, 0.2, 0.28, 0.3, 1.0, 2.0, 3.0, 5.0)
 # Of several that give the same numbers, what people leave on comes before what they would have to write.
 LIKELY = ("clip.default-range", "mask.eos-dropped", "ratio.token-level")
 # They differ from a simpler mistake where a weight is outside its band, or a batch has several groups.
@@ -365,38 +361,9 @@ def _by_objectives(few: Sequence[Recomputed], precision: float) -> Iterator[Expl
                 yield Explanation("objective", "", f"it is the loss with {told}", axes=other)
 
 
-def _bounded(claimed: Objective, high: float) -> tuple[Correction, ...]:
-    """The claimed corrections, the first of them with another upper bound."""
-    return tuple(replace(one, high=high) if at == 0 else one for at, one in enumerate(claimed.correction))
-
-
 def _loss_of(objective: Objective, one: Recomputed) -> float:
     """With the normaliser of the run, or with the other objective's own where that gives the recorded loss."""
     truth = exact(objective, one.part.tokens)
     scale = one.truth.count / one.normalizer if one.normalizer else 1.0
     choices = (truth.loss(one.normalizer), truth.loss() * scale, truth.loss())
     return min(choices, key=lambda loss: abs(loss - (one.part.loss or 0.0)))
-
-
-def neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
-    """What differs from an objective in one axis, in words, and the objective."""
-    presets = (Objective.gspo(), Objective.grpo(), Objective.ppo(), Objective.dapo(), Objective.luspo())
-    changes: list[tuple[str, dict[str, Any]]] = [(f"{name}()", vars(getattr(Objective, name)())) for name in PRESETS]
-    changes += [(f"the aggregation {mode}", {"aggregation": Aggregation(mode)}) for mode in MODES]
-    changes += [(f"the {ratio} ratio", {"ratio": ratio}) for ratio in ("token", "sequence", "gspo_token", "product")]
-    changes += [(f"the range of {one.surrogate}", {"surrogate": one.surrogate}) for one in presets]
-    changes += [(f"the surrogate of {name}()", {"surrogate": getattr(Objective, name)().surrogate}) for name in PRESETS]
-    if isinstance(claimed.surrogate, Cispo):
-        weights = product((claimed.surrogate.low, None, *WEIGHTS), (claimed.surrogate.high, *WEIGHTS))
-        changes += [(f"the weights of {Cispo(*ends)}", {"surrogate": Cispo(*ends)}) for ends in weights]
-    changes += [("no penalty", {"penalty": None}), ("no correction", {"correction": ()})]
-    changes += [(f"its correction bounded by {high:g}", {"correction": _bounded(claimed, high)}) for high in BOUNDS]
-    for level, high in product(("token", "geometric", "sequence"), (2.0, 3.0, 5.0, None)):
-        bound = "no bound" if high is None else f"the bound {high:g}"
-        weight = {"correction": (Correction(level, high=high),)}
-        changes.append((f"a correction for the sampler, of the level {level}, with {bound}", weight))
-    for told, change in changes:
-        with suppress(ValueError, TypeError):
-            other = claimed.replace(**change)
-            if other != claimed:
-                yield told, other

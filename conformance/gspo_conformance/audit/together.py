@@ -10,8 +10,8 @@ from contextlib import suppress
 from .claim import Claim
 from .differences import Ledger, Series
 from .exact import NotComputable, exact, total
+from .neighbours import neighbours
 from .steps import StepAudit, audit_step, by_rank, claim_tolerance, reduce_losses
-from .suspects import neighbours
 from .trace import Trace
 from .variants import Explanation
 

@@ -19,7 +19,7 @@ BELIEVED = 3.0
 FEWEST = 8
 # In units of the mean square of a token: what is less is rounding.
 _LEAST = 1e-18
-# A mean log-ratio below this is the rounding of float32, and a hundredth of the paper's clip width at most.
+# A log-ratio below this is the rounding of float32, and a hundredth of the paper's clip width at most.
 NEGLIGIBLE = 3e-6
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..audit.trace import Trace
 from ..trainers.dialect import SEVERITIES, Finding
 from .analysis import Analysis, analyse
-from .estimate import BELIEVED, Estimate
+from .estimate import BELIEVED, NEGLIGIBLE, Estimate
 from .forecast import CORRECT, LOUD, QUIET, RECOMPUTE, widen
 from .health import HEALTH
 from .model import effective_share, required_clip
@@ -73,7 +73,7 @@ def _first_minibatch(run: Analysis) -> list[Finding]:
             message,
             "GSPO-DATA-5",
             _costs(run, run.first, clipped, rows.clip_fraction),
-            RECOMPUTE if clipped is None or clipped >= QUIET else "",
+            RECOMPUTE if run.first.std.value >= NEGLIGIBLE and (clipped is None or clipped >= QUIET) else "",
         )
     ]
 
@@ -129,7 +129,7 @@ def _systematic(run: Analysis) -> list[Finding]:
 def _dependence(run: Analysis) -> list[Finding]:
     """Noise that does not average out as independent noise does."""
     one = run.first if run.first is not None and not run.first.exact else run.engine
-    if one is None or one.exact:
+    if one is None or max(one.std.value, one.mismatch.between) < NEGLIGIBLE:
         return []
     where = "old_logp" if one is run.first else "behavior_logp"
     slope = (

@@ -99,6 +99,14 @@ def test_a_clean_run_is_told_so(tmp_path: Path) -> None:
     assert clean["rollout-mismatch"].message.count("clip") == 1
 
 
+def test_rounding_is_no_noise_to_do_something_about(tmp_path: Path) -> None:
+    """Hunts "no length averages this out" of log-ratios of 1e-8, which two batch shapes of one kernel have."""
+    fields = {"ratio": "token", "surrogate": {"kind": "reinforce", "gate": None}}
+    clean = found(Run(std=8e-8, between=1e-7, prompts=64, objective=fields).write(tmp_path))
+    assert {one.severity for one in clean.values()} == {"note"}
+    assert not clean["first-minibatch"].fix
+
+
 PLANTED = {
     "noise": (Run(std=0.05), "first-minibatch", "error", "s is 1 unless an older policy sampled it, the log-ratio"),
     "noise explains the clips": (Run(std=0.05, drift=1e-4), "clip-explained", "warning", "mismatch alone predicts"),
