@@ -90,10 +90,10 @@ class Fit:
 
     def _attainable(self, item: Evidence, asked: Mutant, *ends: Mutant) -> float:
         """A loss whose gradient no range has is not mended by one either."""
-        gradient = np.minimum(*(self._off(item, end) for end in ends)) * self._is_gradient(item)
-        return float(
-            np.where(self._is_gradient(item) | (not (gradient >= 1).any()), gradient, self._off(item, asked)).sum()
-        )
+        gradient = self._is_gradient(item)
+        reached = np.minimum(*(self._off(item, end) for end in ends))[gradient]
+        rest = self._off(item, asked)[~gradient] if (reached >= 1).any() else np.zeros(0)
+        return float(reached.sum() + rest.sum())
 
     def _with(self, values: Values) -> Mutant:
         found: Mutant = constants(self.kind, values, self.asked)
