@@ -12,12 +12,13 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "elsewhere"
 # The kinds of device of DLPack.
@@ -50,6 +51,13 @@ def _here(value: Any) -> Any:
     return torch.device("cpu") if isinstance(value, torch.device) and value.type == DEVICE else value
 
 
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """`function` of a value, or of every one in a list, tuple or dict: operations take and return nothing deeper."""
+    if isinstance(value, dict):
+        return {name: _each(function, one) for name, one in value.items()}
+    return type(value)([_each(function, one) for one in value]) if isinstance(value, (list, tuple)) else function(value)
+
+
 def _copy(source: Tensor, target: Tensor, *_: Any) -> Tensor:
     _here(target).copy_(_here(source))
     return target
@@ -69,25 +77,34 @@ def _run(operation: Any, *args: Any, **options: Any) -> Any:
     name = operation._schema.name.removeprefix("aten::")
     if name in _OWN:
         return _OWN[name](*args, **options)
-    tensors = [value for value in tree_leaves((args, options)) if isinstance(value, Tensor)]
-    # An index may be the host's: PyTorch copies it.
-    if name != "index" and any(tensor.device.type == "cpu" and tensor.ndim > 0 for tensor in tensors):
-        raise RuntimeError(f"{name}: expected one device, got {[str(tensor.device) for tensor in tensors]}")
+    if name != "index":  # an index may be the host's: PyTorch copies it
+        _each(partial(_refuse_host, name), (args, options))
     options.pop("pin_memory", None)
     return _by_host(operation, args, options)
 
 
+def _refuse_host(name: str, value: Any) -> None:
+    if isinstance(value, Tensor) and value.device.type == "cpu" and value.ndim:
+        raise RuntimeError(f"{name}: expected one device, got a tensor of the CPU beside one of {DEVICE!r}")
+
+
+@cache
+def _signature(operation: Any) -> tuple[list[str], list[str], list[str]]:
+    """Names: of all arguments, of those that the operation writes into, and which of these are its `out`."""
+    arguments = operation._schema.arguments
+    written = [each for each in arguments if each.alias_info is not None and each.alias_info.is_write]
+    return [each.name for each in arguments], [each.name for each in written], [e.name for e in written if e.kwarg_only]
+
+
 def _by_host(operation: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """The host's result; what the operation writes into, it writes into, and `out` takes the shape that it needs."""
-    arguments = operation._schema.arguments
-    given = dict(zip([each.name for each in arguments], args, strict=False)) | options
-    written = [each for each in arguments if each.alias_info is not None and each.alias_info.is_write]
-    outs = {each.name: torch.empty(0, dtype=given[each.name].dtype) for each in written if each.kwarg_only}
-    args, options = tree_map(_here, (args, options))
-    found = operation(*args, **(options | outs))
+    names, written, outs = _signature(operation)
+    given = dict(zip(names, args, strict=False)) | options
+    args, options = _each(_here, (args, options))
+    found = operation(*args, **(options | {name: torch.empty(0, dtype=given[name].dtype) for name in outs}))
     if len(written) != len(operation._schema.returns):
-        return tree_map(_there, found)
-    targets = [given[each.name] for each in written]
+        return _each(_there, found)
+    targets = [given[name] for name in written]
     if outs:
         for target, value in zip(targets, found if isinstance(found, tuple) else (found,), strict=True):
             _here(_resize(target, value.shape)).copy_(value)
