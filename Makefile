@@ -23,8 +23,8 @@ setup: $(STAMP)  ## create .venv with the pinned versions
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling torch
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt hatchling torch
+	$(BIN)/python -m pip install --quiet --no-compile --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 check: setup  ## run the conformance suite on NumPy, PyTorch and JAX
@@ -47,7 +47,10 @@ format: setup  ## apply the format and the fixes that ruff knows
 types: setup  ## basedpyright: strict on gspo_core and on uses of the packages, standard on the suite
 	$(BIN)/basedpyright
 
-# A program that JAX compiled for one test serves the others, and the next run.
+# Of the time of JAX's tests most is compilation: programs that run once are not optimised, and what was compiled is kept
+# for the other tests and the next run. `pytest` by itself optimises; XLA_FLAGS= too, for a jaxlib that knows other flags.
+unit: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 unit: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax
 unit: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 unit: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
@@ -56,7 +59,7 @@ unit: setup  ## the tests and every example in the documentation
 	$(BIN)/pytest -q -n $(JOBS) backends
 	$(BIN)/pytest -q -n $(JOBS) conformance
 	$(BIN)/pytest -q -n $(JOBS) examples
-	$(BIN)/pytest -q README.md docs
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile README.md docs
 
 vectors: setup  ## recompute every golden vector and the table of clauses; fail where one differs
 	$(BIN)/gspo vectors regen --check --jobs $(JOBS)

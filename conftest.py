@@ -1,6 +1,6 @@
 """Runs every Python block of README.md and docs/, in order, each page in a namespace of its own.
 
-The blocks of a page build on each other, so they are run in one process (not with -n).
+The blocks of a page build on each other, so they are run in one process (with -n, by --dist loadfile).
 """
 
 from __future__ import annotations
