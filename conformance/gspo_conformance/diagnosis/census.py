@@ -157,7 +157,7 @@ def compatible(atlas: Atlas, one: Mutant, other: Mutant) -> bool:
         acting = [mutant for mutant in (one, other) if atlas.bench.reaches(mutant, index)]
         if not acting:
             continue
-        row = atlas.fresh(pair, index) if len(acting) == 2 else atlas.row(acting[0], index) or atlas.right(index)
+        row = atlas.made(pair, index) if len(acting) == 2 else atlas.row(acting[0], index) or atlas.right(index)
         unseen = [mutant for mutant in unseen if _same(atlas, index, row, mutant)]
         if not unseen:
             return True

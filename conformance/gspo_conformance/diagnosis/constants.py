@@ -102,7 +102,7 @@ class Fit:
         return found
 
     def _off(self, item: Evidence, mutant: Mutant) -> NumPyArray:
-        return _off(item, self.atlas.fresh(mutant, item.question).numbers)
+        return _off(item, self.atlas.made(mutant, item.question).numbers)
 
     def _is_gradient(self, item: Evidence) -> NumPyArray:
         vector = self.atlas.bench.questions[item.question].vector

@@ -75,7 +75,6 @@ class Search:
 
     def __init__(self, atlas: Atlas, evidence: Sequence[Evidence]) -> None:
         self.atlas = atlas
-        self._composed: dict[tuple[str, ...], Row] = {}
         self.rounded = [item for item in evidence if not item.right and self._is_rounding(item)]
         beside = {item.question for item in self.rounded}
         evidence = [item for item in evidence if item.question not in beside]
@@ -174,7 +173,7 @@ class Search:
     def _in_its_dtype(self, parts: tuple[Mutant, ...], item: Evidence) -> bool:
         if not all(part.kind.wide for part in parts):
             return False
-        row = self.atlas.fresh(together((*parts, NARROW)), item.question)
+        row = self.atlas.made(together((*parts, NARROW)), item.question)
         return self.atlas.matches(item.question, item.row, [row])[0]
 
     def predicted(self, parts: tuple[Mutant, ...], question: int) -> Row | None:
@@ -184,10 +183,7 @@ class Search:
             return self.atlas.row(reached[0], question) if reached else None
         if all(self.atlas.row(part, question) is None for part in reached):
             return None
-        place = (*(part.name for part in reached), str(question))
-        if place not in self._composed:
-            self._composed[place] = self.atlas.fresh(together(reached), question)
-        return self._composed[place]
+        return self.atlas.made(together(reached), question)
 
     def _pairs(self) -> list[tuple[Mutant, ...]]:
         """Pairs that fit the sample: first by what each does alone, then by running both."""

@@ -33,12 +33,12 @@ def added(evidence: Sequence[Evidence], atlas: Atlas) -> Iterator[tuple[Mutant, 
     """Each of the terms, alone or beside a mistake, where one coefficient accounts for most of a few wrong answers."""
     few = spread([item for item in evidence if not item.right and not item.row.odd], atlas, SOME)
     for beside in _beside():
-        without = [atlas.fresh(beside[0], item.question) if beside else atlas.right(item.question) for item in few]
+        without = [atlas.made(beside[0], item.question) if beside else atlas.right(item.question) for item in few]
         for term, mode in product(TERMS, MODES):
             mutant = _with(term, mode, 1.0)
             whole = compose(beside[0], mutant) if beside else mutant
             shares = (
-                _share(item.row, row, atlas.fresh(whole, item.question)) for item, row in zip(few, without, strict=True)
+                _share(item.row, row, atlas.made(whole, item.question)) for item, row in zip(few, without, strict=True)
             )
             if coefficient := _common(shares, len(few)):
                 yield (*beside, _with(term, mode, _short(coefficient)))

@@ -21,6 +21,7 @@ from .registry import Mutant
 Slack: TypeAlias = tuple[NumPyArray, NumPyArray]
 
 SAMPLE = 256
+KEPT = 1 << 15
 _TINY = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
@@ -40,6 +41,7 @@ class Atlas:
     bench: Bench
     mutants: Sequence[Mutant]
     _rows: dict[tuple[str, int], Row | None] = field(default_factory=dict)
+    _made: dict[tuple[str, int], Row] = field(default_factory=dict)
     _right: dict[int, Row] = field(default_factory=dict)
     _slack: dict[int, Slack] = field(default_factory=dict)
 
@@ -60,9 +62,14 @@ class Atlas:
         """Rows of a mutant that were worked out elsewhere."""
         self._rows |= {(name, question): row for question, row in rows.items()}
 
-    def fresh(self, mutant: Mutant, question: int) -> Row:
-        """The answer of a mutant, worked out anew: there are too many combinations to keep."""
-        return row_of(self.bench.questions[question], self.bench.ask(mutant, question))
+    def made(self, mutant: Mutant, question: int) -> Row:
+        """The answer of a mutant that was put together for a search: there are too many to keep all of them."""
+        place = (mutant.name, question)
+        if place not in self._made:
+            if len(self._made) == KEPT:
+                self._made.clear()
+            self._made[place] = row_of(self.bench.questions[question], self.bench.ask(mutant, question))
+        return self._made[place]
 
     def active(self, mutant: Mutant, question: int) -> bool:
         """Whether the mutant's answer differs from the right one by more than rounding."""
