@@ -51,7 +51,7 @@ class Exact:
     """One call, or the union of several, under the claimed objective, before its division by M.
 
     `numerator` / `count` + `apart` is the loss; `scale` / `count` + `apart_scale` bounds what rounding errors are measured against.
-    What is apart is a penalty with an M of its own.
+    What is apart is a penalty with an M of its own, of which `share` is a micro-batch's: 1 where that is the micro-batch's count.
     """
 
     numerator: float
@@ -60,16 +60,17 @@ class Exact:
     reference: _Recount
     apart: float = 0.0
     apart_scale: float = 0.0
+    share: float = 1.0
 
     def loss(self, normalizer: float | None = None) -> float:
         """L, divided by M or by another normaliser."""
         divisor = self.count if normalizer is None else normalizer
-        return self.numerator / divisor + self.apart if divisor else 0.0
+        return self.numerator / divisor + self.share * self.apart if divisor else 0.0
 
     def tolerance(self, precision: float, normalizer: float | None = None) -> float:
         """How far the loss of arithmetic with unit roundoff `precision` may be off."""
         divisor = abs(self.count if normalizer is None else normalizer) or 1.0
-        return self.reference.k * precision * (self.scale / divisor + self.apart_scale)
+        return self.reference.k * precision * (self.scale / divisor + self.share * self.apart_scale)
 
     def gradient(self, normalizer: float | None = None) -> NumPyArray:
         """d L / d log π_θ."""
@@ -84,7 +85,7 @@ class Exact:
     def _divisors(self, normalizer: float | None) -> tuple[float, float]:
         """Of the policy's term and of the penalty's, as `_Recount` has them."""
         divisor = normalizer or self.count or 1.0
-        return divisor, divisor if self.reference.shares_divisor() else 1.0
+        return divisor, divisor if self.reference.shares_divisor() else 1.0 / (self.share or 1.0)
 
 
 class _Recount(Reference):
@@ -108,6 +109,11 @@ class _Recount(Reference):
         """M; 1 where the objective leaves it to the caller."""
         aggregation = self.objective["aggregation"]
         return 1.0 if aggregation["count"] == "given" else float(self.count(aggregation))
+
+    def own_divisor(self) -> float:
+        """The M of a penalty that has its own."""
+        penalty = self.objective["penalty"]
+        return 0.0 if self.shares_divisor() else float(self.count(penalty["aggregation"]))
 
     def shares_divisor(self) -> bool:
         """Whether a penalty is divided by the M of the loss."""
@@ -229,6 +235,12 @@ def additive(objective: Objective) -> bool:
     """Whether the numerators of parts add up to that of their union."""
     own = None if objective.penalty is None else objective.penalty.aggregation
     return objective.aggregation.mode != "group_token_mean" and own in (None, objective.aggregation)
+
+
+def by_token(objective: Objective) -> bool:
+    """Whether the M of its penalty counts tokens."""
+    own = None if objective.penalty is None else objective.penalty.aggregation
+    return (own or objective.aggregation).mode == "token_mean"
 
 
 def own_name(name: str) -> str:

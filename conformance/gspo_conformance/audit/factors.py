@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .steps import Recomputed
+from .recomputed import Recomputed
 from .trace import Trace
 from .variants import Explanation, Right
 

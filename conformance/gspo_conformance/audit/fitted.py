@@ -15,8 +15,8 @@ from gspo_core import Correction, Objective
 
 from ..mutants.tape import stop
 from ..tensors import NumPyArray
-from .exact import NotComputable, exact
-from .steps import Recomputed
+from .exact import NotComputable
+from .recomputed import Recomputed
 from .trace import Tokens
 from .variants import Explanation, Right
 
@@ -48,7 +48,7 @@ class Family:
 
     def loss(self, one: Recomputed, number: float) -> float:
         """The loss of a micro-batch with that number."""
-        return exact(*self.changed(one, number)).loss(one.normalizer)
+        return one.anew(*self.changed(one, number)).loss(one.normalizer)
 
     def explained(self, one: Recomputed, number: float) -> Explanation:
         """With the number."""

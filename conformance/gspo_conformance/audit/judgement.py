@@ -23,8 +23,9 @@ from .exact import NotComputable
 from .handed import audit_handed, explain_handed
 from .likeness import resembling
 from .rearranged import rearranged
+from .recomputed import Recomputed
 from .reported import by_call_before, by_multiple
-from .steps import Recomputed, StepAudit, audit_step
+from .steps import StepAudit, audit_step
 from .suspects import explain_gradient, explain_loss, explain_metric
 from .together import explain_step
 from .trace import Trace
@@ -34,6 +35,8 @@ MANY = 6
 NO_KNOWN = "no known deviation gives these numbers"
 # A metric that is right by another definition than the specification's says nothing against the run.
 OTHER_DEFINITIONS = ("metrics.clip-by-response",)
+# Where advantages differ within responses, no sequence ratio says whose gradient a token gets.
+OF_TOKENS = "gradient.gspo-token-broadcast"
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,9 @@ def _differences(found: Audit, of_advantages: Callable[[], list[Explanation]]) -
         for one in told:
             del series[one.what]
         like = resembling(_again(found, primary)) if primary.what == "loss" and not explained else ""
-        yield _finding(_rule(primary), told, explained, like)
+        finding = _finding(_rule(primary), told, explained, like)
+        unsaid = finding.rule == OF_TOKENS and found.claim.objective.ratio == "sequence"
+        yield replace(finding, severity="warning") if unsaid else finding
 
 
 def _factors(found: Audit) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 from ..noise.words import percent, plain
 from ..tensors import NumPyArray
 from .exact import NotComputable
-from .steps import Recomputed
+from .recomputed import Recomputed
 from .suspects import FAMILIES, LIKELY, NARROW, answer_of, known_mutants
 
 # So many losses are near those of another by chance in none of a thousand runs.

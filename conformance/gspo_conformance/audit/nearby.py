@@ -10,9 +10,9 @@ import numpy as np
 
 from ..spec_numbers import round_to
 from ..tensors import NumPyArray
-from .exact import NotComputable, exact
+from .exact import NotComputable
+from .recomputed import Recomputed
 from .shards import TOKEN_ARRAYS, Broken
-from .steps import Recomputed
 from .trace import Part, Tokens, Trace
 from .variants import Explanation, Right
 
@@ -44,7 +44,7 @@ def _response(one: Recomputed, times: int, right: Right) -> int | None:
     """The response that must be left out, or added once more, for the recorded loss."""
     tokens, whole = one.part.tokens, one.truth.numerator
     for at in range(tokens.number):
-        left = exact(one.objective, without(tokens, np.arange(tokens.number) == at))
+        left = one.anew(one.objective, without(tokens, np.arange(tokens.number) == at))
         changed = whole + times * (whole - left.numerator)
         count = one.truth.count + times * (one.truth.count - left.count)
         if abs(changed - whole) and any(
@@ -75,7 +75,7 @@ def _loss_over(one: Recomputed, more: int) -> float:
         raise NotComputable("logp, old_logp not recorded, or a penalty that needs both")
     d = np.asarray(tokens.logp, np.float64) - tokens.old_logp
     d = d * tokens.spread(tokens.lengths / (tokens.lengths + more))
-    return exact(one.objective, replace(tokens, logp=d, old_logp=np.zeros(tokens.count))).loss(one.normalizer)
+    return one.anew(one.objective, replace(tokens, logp=d, old_logp=np.zeros(tokens.count))).loss(one.normalizer)
 
 
 def by_groups(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
@@ -98,7 +98,7 @@ def _missing_group(one: Recomputed, right: Right) -> Iterator[int]:
     keys = np.unique(tokens.groups)
     for key in keys[:MOST_GROUPS] if len(keys) > 1 else []:
         try:
-            left = exact(one.objective, without(tokens, tokens.groups == key))
+            left = one.anew(one.objective, without(tokens, tokens.groups == key))
         except NotComputable:
             return
         options = [left.loss(), left.loss(one.truth.count), left.loss(one.normalizer)]
@@ -150,7 +150,7 @@ def _rounded(one: Recomputed, what: str, name: str) -> float:
     else:
         values = np.asarray(round_to(d if together else np.asarray(getattr(tokens, what)), name), np.float64)
     changed = {"logp": values, "old_logp": np.zeros(tokens.count)} if together else {what: values}
-    return exact(one.objective, replace(tokens, **changed)).loss(one.normalizer)
+    return one.anew(one.objective, replace(tokens, **changed)).loss(one.normalizer)
 
 
 def by_other_batches(trace: Trace, few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
@@ -182,7 +182,7 @@ def _loss_with(one: Recomputed, other: Part) -> float:
     own, advantages = one.part.tokens.advantages, other.tokens.advantages
     if own is None or advantages is None or own.shape != advantages.shape:
         raise NotComputable("another number of responses")
-    return exact(one.objective, replace(one.part.tokens, advantages=advantages)).loss(one.normalizer)
+    return one.anew(one.objective, replace(one.part.tokens, advantages=advantages)).loss(one.normalizer)
 
 
 def _rollout_before(trace: Trace, part: Part) -> int | None:

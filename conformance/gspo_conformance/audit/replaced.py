@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -12,9 +13,9 @@ from gspo_core import Aggregation, Penalty
 
 from ..spec_numbers import round_to
 from ..tensors import NumPyArray
-from .exact import Exact, NotComputable, exact
+from .exact import Exact, NotComputable
+from .recomputed import Recomputed, exact_gradient
 from .shards import Broken
-from .steps import Recomputed, exact_gradient
 from .variants import Explanation, Right
 
 SAME = 1e-4
@@ -63,7 +64,7 @@ def _loss_corrected_twice(one: Recomputed) -> float:
         raise NotComputable("old_logp, behavior_logp not recorded, or weights of the current policy")
     sampler = np.asarray(tokens.behavior_logp, np.float64)
     moved = replace(tokens, old_logp=sampler, behavior_logp=2 * sampler - tokens.old_logp)
-    return exact(one.objective, moved).loss(one.normalizer)
+    return one.anew(one.objective, moved).loss(one.normalizer)
 
 
 def _loss_to_sampler(one: Recomputed, low: float, high: float) -> float:
@@ -73,7 +74,7 @@ def _loss_to_sampler(one: Recomputed, low: float, high: float) -> float:
     weights = np.asarray(tokens.old_logp, np.float64) - tokens.behavior_logp
     with np.errstate(divide="ignore"):
         other = tokens.old_logp - np.clip(weights, np.log(low), np.log(high))
-    return exact(one.objective, replace(tokens, old_logp=other)).loss(one.normalizer)
+    return one.anew(one.objective, replace(tokens, old_logp=other)).loss(one.normalizer)
 
 
 def by_advantages(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
@@ -92,7 +93,7 @@ def _loss_with(one: Recomputed, change: Change) -> float:
     recorded = one.part.tokens.advantages
     if recorded is None:
         raise NotComputable("advantages not recorded")
-    return exact(one.objective, replace(one.part.tokens, advantages=change(recorded, one))).loss(one.normalizer)
+    return one.anew(one.objective, replace(one.part.tokens, advantages=change(recorded, one))).loss(one.normalizer)
 
 
 def _rewards(recorded: NumPyArray, one: Recomputed) -> NumPyArray:
@@ -124,9 +125,21 @@ _ADVANTAGES: tuple[tuple[str, str, Change], ...] = (
 
 def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     """A KL term or an entropy bonus beside what is claimed: one coefficient makes up for every difference."""
-    if few[0].objective.penalty is not None:
-        yield from _other_penalties(few, right)
-        return
+    for ones in _divided_both_ways(few):
+        explained = _other_penalties(ones, right) if few[0].objective.penalty is not None else _added_terms(ones, right)
+        if found := next(explained, None):
+            yield found
+            return
+
+
+def _divided_both_ways(few: Sequence[Recomputed]) -> Iterator[Sequence[Recomputed]]:
+    """A term of its own divided as the losses are, and by what its micro-batch counts."""
+    yield few
+    if any(one.together for one in few):
+        yield [replace(one, together=None) for one in few]
+
+
+def _added_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     for told, reference, estimator, aggregation in _TERMS:
         with suppress(NotComputable, ValueError):
             terms = [
@@ -143,28 +156,35 @@ def by_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
 
 def _other_penalties(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
     """The claimed KL term with another coefficient, or of another policy."""
-    for policy, words in (("ref_logp", ""), ("old_logp", " of the old policy in place of the reference policy")):
+    for policy, estimator, words in _OTHERS:
         with suppress(NotComputable, ValueError):
-            plain = [exact(one.objective.replace(penalty=None), one.part.tokens).loss(one.normalizer) for one in few]
-            terms = [_penalised(one, policy) - loss for one, loss in zip(few, plain, strict=True)]
+            plain = [one.anew(one.objective.replace(penalty=None), one.part.tokens).loss(one.normalizer) for one in few]
+            terms = [_penalised(one, policy, estimator) - loss for one, loss in zip(few, plain, strict=True)]
             excess = np.array([(one.part.loss or 0.0) - loss for one, loss in zip(few, plain, strict=True)])
             factor = _least_squares(excess, np.array(terms)) or float(policy == "old_logp" and np.any(terms))
             if factor and all(
                 right(one, loss + factor * term) for one, loss, term in zip(few, plain, terms, strict=True)
             ):
                 claimed = float(getattr(few[0].objective.penalty, "coefficient", 1.0))
-                told = f"its KL term is {factor * claimed:.4g} times the estimator{words}, where {claimed:g} is claimed"
+                told = f"its KL term is {factor * claimed:.4g} times {words}, where {claimed:g} is claimed"
                 yield Explanation(
                     "penalty", "GSPO-KL-7", told, "the policy is held nearer or less near than was asked for"
                 )
                 return
 
 
-def _penalised(one: Recomputed, policy: str) -> float:
-    """The claim's loss with the KL to that policy."""
-    return exact(one.objective, replace(one.part.tokens, ref_logp=getattr(one.part.tokens, policy))).loss(
-        one.normalizer
-    )
+_OTHERS = (
+    ("ref_logp", "", "the estimator"),
+    ("old_logp", "", "the estimator of the old policy in place of the reference policy"),
+    *(("ref_logp", name, f"{name}, another estimator") for name in ("k1", "k2", "k3", "abs")),
+)
+
+
+def _penalised(one: Recomputed, policy: str, estimator: str) -> float:
+    """The claim's loss with the KL to that policy, by another estimator where one is named."""
+    tokens, penalty = replace(one.part.tokens, ref_logp=getattr(one.part.tokens, policy)), one.objective.penalty
+    other = replace(penalty, estimator=estimator) if penalty and estimator else penalty
+    return one.anew(one.objective.replace(penalty=other), tokens).loss(one.normalizer)
 
 
 def _added(coefficient: float, told: str) -> Explanation:
@@ -179,7 +199,7 @@ def _with_term(one: Recomputed, reference: str, estimator: str, aggregation: Agg
     if values is None:
         raise NotComputable(f"{reference} not recorded")
     penalty = Penalty(estimator, coefficient=1.0, aggregation=aggregation)
-    return exact(one.objective.replace(penalty=penalty), replace(tokens, ref_logp=values))
+    return one.anew(one.objective.replace(penalty=penalty), replace(tokens, ref_logp=values))
 
 
 def _least_squares(excess: NumPyArray, terms: NumPyArray) -> float:
@@ -193,10 +213,11 @@ def by_gradient_terms(few: Sequence[Recomputed], precision: float) -> Iterator[E
     """A term that is too small to show in the loss: the gradient is the claim's and one coefficient times the term's."""
     if not few or few[0].objective.penalty is not None:
         return
-    for told, reference, estimator, aggregation in _TERMS:
+    for ones, (told, reference, estimator, aggregation) in product(list(_divided_both_ways(few)), _TERMS):
         with suppress(NotComputable, ValueError, np.linalg.LinAlgError):
             found = [
-                _gradient_coefficient(one, _with_term(one, reference, estimator, aggregation), precision) for one in few
+                _gradient_coefficient(one, _with_term(one, reference, estimator, aggregation), precision)
+                for one in ones
             ]
             known = [value for value in found if value is not None]
             middle = float(np.median(known)) if known else 0.0

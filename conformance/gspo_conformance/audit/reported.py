@@ -9,7 +9,8 @@ from itertools import pairwise
 from .claim import Claim
 from .differences import FEWEST, TELLING, Difference, Ledger, Series
 from .exact import metric
-from .steps import Recomputed, audit_step
+from .recomputed import Recomputed
+from .steps import audit_step
 from .trace import Trace
 from .variants import Explanation
 

@@ -14,31 +14,12 @@ from ..words import cut
 from .claim import Claim
 from .coverage import absent_parts
 from .differences import Difference, Ledger
-from .exact import LEARNING_RATES, Exact, NotComputable, additive, exact, metric, needs_groups, total
+from .exact import LEARNING_RATES, NotComputable, additive, exact, metric, needs_groups, total
+from .recomputed import Recomputed, as_share, exact_gradient
 from .shards import Broken
 from .trace import Part, Step, joined
 
 FACTOR = 1e-3
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """A micro-batch and its truth. `normalizer` is what it divides by: as recorded, or what fits of what it may be.
-
-    `choices` are all that it may be where nothing was recorded, None for its own count; `sure` whether one of them alone fits.
-    """
-
-    part: Part
-    objective: Objective
-    truth: Exact
-    normalizer: float | None = None
-    choices: tuple[float | None, ...] = ()
-    sure: bool = True
-
-    @property
-    def expected(self) -> float:
-        """The loss of the claim."""
-        return self.truth.loss(self.normalizer)
 
 
 @dataclass
@@ -71,6 +52,7 @@ def audit_step(step: Step, claim: Claim, ledger: Ledger) -> StepAudit:
     if len(found.parts) == len(step.parts) and found.parts:
         _union(found, claim)
         found.parts = _with_normalizers(found, claim, ledger)
+        found.parts = [as_share(one, found.parts) for one in found.parts]
     factors = [_compare_part(one, claim, ledger) for one in found.parts if not _left_out(one, found, claim, ledger)]
     factors += [None] * (len(found.parts) - len(factors))
     whole = found.whole and len(found.parts) == len(step.parts)
@@ -287,16 +269,6 @@ def _compare_masked(one: Recomputed, ledger: Ledger) -> None:
     worst = float(outside.max(initial=0.0))
     place = (one.part.rank, one.part.microbatch)
     ledger.compare(Difference("gradient at uncounted tokens", one.part.step, worst, 0.0, 0.0, *place))
-
-
-def exact_gradient(one: Recomputed, precision: float) -> tuple[np.ndarray | None, np.ndarray]:
-    """d loss / d logp of the claim, and the tokens where rounding may decide a gate."""
-    reference = one.truth.reference
-    with np.errstate(all="ignore"):
-        gradient = one.truth.gradient(one.normalizer)
-        slack = 4 * reference.k * precision
-        uncertain = reference.near(slack)
-    return gradient, uncertain
 
 
 def _compare_step(found: StepAudit, claim: Claim, ledger: Ledger) -> None:

@@ -18,14 +18,14 @@ from ..noise.words import percent, plain
 from ..target import Case
 from ..tensors import NumPyArray
 from ..words import plural
-from .exact import NotComputable, exact, inputs_of, own_name
+from .exact import NotComputable, inputs_of, own_name
 from .factors import by_factor, by_one_factor, by_rough_factor
 from .fitted import by_numbers
 from .nearby import by_groups, by_lengths, by_other_batches, by_responses, by_rounding
 from .neighbours import neighbours
+from .recomputed import Recomputed, exact_gradient
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_sampler, by_terms
 from .shards import LOGPS
-from .steps import Recomputed, exact_gradient
 from .trace import Trace
 from .variants import Explanation, by_definitions, by_divisors, by_masks, by_precision, by_record, from_mutant
 
@@ -125,7 +125,7 @@ def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision
         known = explained.name in {one.name for one in mutants()}
         return bool(explain_gradient(few, precision, frozenset((explained.name,)))) if known else None
     with suppress(NotComputable):
-        wrong = [replace(one, truth=exact(explained.axes, one.part.tokens)) for one in few]
+        wrong = [replace(one, truth=one.anew(explained.axes, one.part.tokens)) for one in few]
         return all(_gradient_is_right(one, precision) for one in wrong)
     return None
 
@@ -342,8 +342,9 @@ def answer_of(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normali
     inputs = {name: one.part.array(name) for name in LOGPS if name in arrays or name in one.part.names}
     inputs |= {name: one.part.array(name) for name in ("mask", "offsets") if name in one.part.names}
     inputs |= {"advantages": arrays["advantages"]} | ({"groups": arrays["groups"]} if "groups" in arrays else {})
-    if len(arrays["advantages"]) != one.part.tokens.number:
-        inputs["advantages"] = one.part.array("advantages")
+    recorded = one.part.array("advantages")
+    if recorded is not None and recorded.shape == one.part.shape and not objective.per_sequence:
+        inputs["advantages"] = recorded
     parameters: dict[str, Any] = {"objective": objective.to_dict()}
     if normalized and one.normalizer is not None:
         parameters["normalizer"] = one.normalizer
@@ -363,7 +364,7 @@ def _by_objectives(few: Sequence[Recomputed], precision: float) -> Iterator[Expl
 
 def _loss_of(objective: Objective, one: Recomputed) -> float:
     """With the normaliser of the run, or with the other objective's own where that gives the recorded loss."""
-    truth = exact(objective, one.part.tokens)
+    truth = one.anew(objective, one.part.tokens)
     scale = one.truth.count / one.normalizer if one.normalizer else 1.0
     choices = (truth.loss(one.normalizer), truth.loss() * scale, truth.loss())
     return min(choices, key=lambda loss: abs(loss - (one.part.loss or 0.0)))

@@ -172,7 +172,7 @@ class Part:
             return self._without_tokens()
         lengths = mask.sum(axis=1)
         arrays = {name: self._selected(name, mask) for name in TOKEN_ARRAYS}
-        return Tokens(_offsets(lengths), **arrays, **self._per_response(mask))
+        return Tokens(_offsets(lengths), **arrays, **self._per_response(mask, lengths))
 
     def _packed(self, offsets: NumPyArray, mask: NumPyArray | None) -> Tokens:
         size = (self.shape or (0,))[0]
@@ -182,7 +182,7 @@ class Part:
         counted[offsets[-1] :] = False
         lengths = np.diff(np.append(0, np.cumsum(counted))[offsets])
         arrays = {name: self._selected(name, counted) for name in TOKEN_ARRAYS}
-        return Tokens(_offsets(lengths), **arrays, **self._per_response(counted))
+        return Tokens(_offsets(lengths), **arrays, **self._per_response(counted, lengths))
 
     def _without_tokens(self) -> Tokens:
         found = {name: self.array(name) for name in ("rewards", "groups", "advantages")}
@@ -193,14 +193,14 @@ class Part:
         values = self.array(name)
         return None if values is None else values[counted]
 
-    def _per_response(self, counted: NumPyArray) -> dict[str, NumPyArray | None]:
+    def _per_response(self, counted: NumPyArray, lengths: NumPyArray) -> dict[str, NumPyArray | None]:
         advantages = self.array("advantages")
         if (
             advantages is not None
             and advantages.shape == counted.shape
             and (counted.ndim == 2 or self._by_token(advantages))
         ):
-            advantages = advantages[counted]
+            advantages = _once_each(advantages[counted], lengths)
         return {"advantages": advantages, "rewards": self.array("rewards"), "groups": self.array("groups")}
 
     def _by_token(self, advantages: NumPyArray) -> bool:
@@ -369,6 +369,14 @@ def _at_tokens(values: NumPyArray | None, tokens: Tokens) -> NumPyArray | None:
 def _joined(arrays: list[NumPyArray | None]) -> NumPyArray | None:
     present = [values for values in arrays if values is not None]
     return np.concatenate(present) if present and len(present) == len(arrays) else None
+
+
+def _once_each(values: NumPyArray, lengths: NumPyArray) -> NumPyArray:
+    """One value per response where all its tokens have the same, 0 for an empty one; else as they are."""
+    first = (np.cumsum(lengths) - lengths)[lengths > 0]
+    found = np.zeros(len(lengths), values.dtype)
+    found[lengths > 0] = values[first]
+    return found if np.array_equal(np.repeat(found, lengths), values) else values
 
 
 def _offsets(lengths: NumPyArray) -> NumPyArray:

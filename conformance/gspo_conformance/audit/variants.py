@@ -15,8 +15,8 @@ from ..judge import UNIT_ROUNDOFF
 from ..mutants.registry import Mutant, find
 from ..tensors import NumPyArray
 from .exact import NotComputable, exact
+from .recomputed import Recomputed, exact_gradient
 from .shards import LOGPS, TOKEN_ARRAYS, Broken
-from .steps import Recomputed, exact_gradient
 from .trace import Part, Tokens
 
 SAME = 1e-4
@@ -57,7 +57,7 @@ def by_masks(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
 
 
 def _losses(one: Recomputed, tokens: Tokens) -> Iterator[float]:
-    truth = exact(one.objective, tokens)
+    truth = one.anew(one.objective, tokens)
     divisor = one.normalizer or one.truth.count
     yield truth.loss(divisor)
     yield truth.loss()
@@ -106,7 +106,9 @@ def _masked(part: Part, change: Callable[[NumPyArray], NumPyArray]) -> Tokens:
     if not all(np.isfinite(values).all() for values in arrays.values()):
         raise NotComputable("nothing is recorded where this mask counts")
     offsets = np.append(0, np.cumsum(other.sum(axis=1))).astype(np.int64)
-    return Tokens(offsets, advantages=part.tokens.advantages, groups=part.tokens.groups, **arrays)
+    # Advantages of tokens are those that were recorded where the other mask counts, such as 0 behind the response.
+    advantages = arrays.pop("advantages", part.tokens.advantages)
+    return Tokens(offsets, advantages=advantages, groups=part.tokens.groups, **arrays)
 
 
 def _padded(part: Part) -> tuple[NumPyArray, dict[str, NumPyArray]]:
@@ -114,6 +116,9 @@ def _padded(part: Part) -> tuple[NumPyArray, dict[str, NumPyArray]]:
     mask, offsets = part.array("mask"), part.array("offsets")
     arrays = {name: part.array(name) for name in LOGPS if name in part.names}
     rows = {name: values for name, values in arrays.items() if values is not None}
+    advantages = part.array("advantages")
+    if advantages is not None and advantages.shape == part.shape != part.tokens.lengths.shape:
+        rows["advantages"] = advantages
     if mask is None:
         raise NotComputable("no mask")
     if offsets is None:

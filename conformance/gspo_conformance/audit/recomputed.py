@@ -1,0 +1,72 @@
+"""A micro-batch and its truth, and what it has of the step that it is a part of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gspo_core import Objective
+
+from .exact import Exact, by_token, exact, total
+from .trace import Part, Tokens
+
+SAME, NEARER = 1e-3, 0.01
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A micro-batch and its truth. `normalizer` is what it divides by: as recorded, or what fits of what it may be.
+
+    `choices` are all that it may be where nothing was recorded, None for its own count; `sure` whether one of them alone fits.
+    `together` are the tokens and responses of all micro-batches that a recorded normaliser counts, where it counts more than this one.
+    """
+
+    part: Part
+    objective: Objective
+    truth: Exact
+    normalizer: float | None = None
+    choices: tuple[float | None, ...] = ()
+    sure: bool = True
+    together: tuple[int, int] | None = None
+
+    @property
+    def expected(self) -> float:
+        """The loss of the claim."""
+        return self.truth.loss(self.normalizer)
+
+    def anew(self, objective: Objective, tokens: Tokens) -> Exact:
+        """The truth of another objective, or of other tokens; a penalty with an M of its own is divided as far as this one's losses are."""
+        truth = exact(objective, tokens)
+        own = truth.reference.own_divisor()
+        return replace(truth, share=own / self.together[not by_token(objective)]) if own and self.together else truth
+
+
+def as_share(one: Recomputed, parts: Sequence[Recomputed]) -> Recomputed:
+    """With what its losses are shares of, where their M is that of all parts, or of all of the rank.
+
+    Some loops divide a penalty by what the micro-batch counts all the same, which their losses are then much nearer to.
+    """
+    for others in (parts, [other for other in parts if other.part.rank == one.part.rank]):
+        count = total(other.truth.count for other in others) or 1.0
+        if len(others) > 1 and abs((one.normalizer or 0.0) / count - 1) < SAME:
+            tokens = [other.part.tokens for other in others]
+            shared = replace(one, together=(sum(t.count for t in tokens), sum(t.number for t in tokens)))
+            shared = replace(shared, truth=shared.anew(one.objective, one.part.tokens))
+            return one if _off(one) < NEARER * _off(shared) else shared
+    return one
+
+
+def _off(one: Recomputed) -> float:
+    return abs(one.expected - (one.expected if one.part.loss is None else one.part.loss))
+
+
+def exact_gradient(one: Recomputed, precision: float) -> tuple[np.ndarray | None, np.ndarray]:
+    """d loss / d logp of the claim, and the tokens where rounding may decide a gate."""
+    reference = one.truth.reference
+    with np.errstate(all="ignore"):
+        gradient = one.truth.gradient(one.normalizer)
+        slack = 4 * reference.k * precision
+        uncertain = reference.near(slack)
+    return gradient, uncertain
