@@ -17,6 +17,7 @@ from ..trainers.dialect import Finding
 from ..words import plural
 from .claim import Claim
 from .differences import Difference, Ledger
+from .shaped import LINE, OTHERWISE, shaped
 from .shards import Broken
 from .trace import Part, Step, Tokens
 
@@ -225,10 +226,15 @@ def _differs(
     rollout: Rollout, arrays: Mapping[str, NumPyArray], settings: Mapping[str, Any], claim: Claim, ledger: Ledger
 ) -> bool:
     valid = np.isfinite(arrays["rewards"])
-    want = advantages(arrays, settings)
-    tolerance = tolerances(arrays, want, claim.precision) + rollout.stored * np.abs(want)
+    want, grown = shaped(arrays["advantages"], advantages(arrays, settings), claim.shapes)
+    tolerance = grown * tolerances(arrays, want, claim.precision) + rollout.stored * np.abs(want)
     errors = np.where(valid, np.abs(arrays["advantages"] - want) - tolerance, -np.inf)
     worst = int(np.argmax(errors))
+    if LINE in claim.shapes:
+        ledger.miss("advantages: the mean and the spread of what normalises them once more")
+    if OTHERWISE in claim.shapes and errors[worst] > 0:
+        ledger.miss("advantages: the settings make them of more than rewards and groups")
+        return False
     got, expected, allowed = (float(values[worst]) for values in (arrays["advantages"], want, tolerance))
     return ledger.compare(Difference("advantages", rollout.step, got, expected, allowed))
 

@@ -21,6 +21,7 @@ from ..lint.detection import recognised
 from ..trainers.dialect import Finding, Inexpressible, Reading
 from ..trainers.room import find_room, rooms
 from ..words import UsageError, choices, cut
+from .shaped import shapes_of
 from .trace import Trace
 
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -31,7 +32,7 @@ class Claim:
     """The objective and what surrounds it; `source` says in words who claims it.
 
     `advantages` are the keyword arguments of `group_advantages`, None where the run does not say, or says that they are
-    `ungrouped`. `micro_batches` and `rank_losses` ("sum" or "mean") say how losses become that of a step, None where the
+    `ungrouped`; `shapes` are what else its settings do to them. `micro_batches` and `rank_losses` ("sum" or "mean") say how losses become that of a step, None where the
     run does not say.
     """
 
@@ -42,6 +43,7 @@ class Claim:
     micro_batches: str | None = None
     rank_losses: str | None = None
     ungrouped: bool = False
+    shapes: frozenset[str] = frozenset()
 
     @property
     def precision(self) -> float:
@@ -163,4 +165,5 @@ def _from_reading(reading: Reading, source: str) -> Claim:
     objective = _objective({**reading.objective}, reading.trainer)
     dtype = _SHORT.get(reading.dtype, reading.dtype)
     known = dtype if dtype in UNIT_ROUNDOFF else "float32"
-    return Claim(objective, source, reading.advantages, known, ungrouped=reading.advantages is None)
+    shapes = shapes_of(reading)
+    return Claim(objective, source, reading.advantages, known, ungrouped=reading.advantages is None, shapes=shapes)

@@ -11,8 +11,9 @@ import numpy as np
 from ..judge import UNIT_ROUNDOFF
 from ..spec_numbers import round_to
 from ..tensors import NumPyArray
-from .advantages import DEFAULTS, Rollout, advantages, tolerances
+from .advantages import DEFAULTS, Rollout, advantages, fits, tolerances
 from .differences import TELLING
+from .shaped import NO_LINE, line
 from .variants import Explanation
 
 MOST_ANCHORS = 32
@@ -31,7 +32,7 @@ class Pair(NamedTuple):
 
 def rearranged(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
     """What was done to the right advantages of every one of these rollouts."""
-    ways = (_over_batch, _of_right_ones, _of_others, _in_other_groups)
+    ways = (_over_batch, _of_right_ones, _another_eps, _in_blocks, _normalised_again, _of_others, _in_other_groups)
     found = (list(way(rollouts, claimed, precision)) for way in ways)
     yield from next((one for one in found if one), [])
 
@@ -53,6 +54,65 @@ def _over_batch(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precisi
             told = f"they are r minus the mean of its group, over the standard deviation of that in the whole rollout (ddof {ddof})"
             yield Explanation("advantage.scale", "GSPO-ADV-1", told)
             return
+
+
+def _another_eps(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
+    """Divided by a standard deviation and a number, which is found: what the largest advantage says of it."""
+    settings = DEFAULTS | dict(claimed)
+    if settings["scale"] not in ("std", "batch_std") or settings["eps_placement"] != "std" or not rollouts:
+        return
+    centred = _pair(rollouts[0], {**claimed, "scale": "none"}, precision)
+    whole = _pair(rollouts[0], {**claimed, "eps": 0.0}, precision)
+    at = int(np.argmax(np.abs(centred.got))) if len(centred.got) else 0
+    if not len(centred.got) or not centred.got[at] * whole.want[at]:
+        return
+    eps = float(centred.want[at] / centred.got[at] - centred.want[at] / whole.want[at])
+    for number in (float(f"{eps:.{digits}g}") for digits in range(1, 6)):
+        if number > 0 and fits(list(rollouts), {**settings, "eps": number}, precision):
+            yield Explanation(
+                "advantage.eps", "GSPO-ADV-2", f"they are those of eps {number:g} where {settings['eps']:g} is claimed"
+            )
+            return
+
+
+def _in_blocks(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
+    """Right in groups of another size: so many responses in a row."""
+    number = min((len(one.arrays()["rewards"]) for one in rollouts), default=0)
+    for size in (size for size in range(2, number + 1) if number % size == 0):
+        moved = {"groups": lambda groups, size=size: np.arange(len(groups)) // size}
+        pairs = [_pair(one, claimed, precision, moved) for one in rollouts]
+        if all(_equal(pair.got, pair.want, pair.allowed) for pair in pairs):
+            told = f"they are right in groups of {size} responses in a row, which are not the recorded groups"
+            yield Explanation("advantage.order", "GSPO-ADV-1", told, COST)
+            return
+
+
+def _normalised_again(
+    rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float
+) -> Iterator[Explanation]:
+    """On a rising line over what is right, or right before it is divided, or over the rewards: normalised over what is no group."""
+    for words, settings in _BEFORE.items():
+        pairs = [_pair(one, {**claimed, **settings}, precision) for one in rollouts]
+        lines = [line(pair.got, pair.want, np.ones(len(pair.got), bool)) for pair in pairs]
+        if any(found == NO_LINE for found in lines):
+            continue
+        made = (slope * pair.want + offset for pair, (slope, offset) in zip(pairs, lines, strict=True))
+        if all(
+            _equal(pair.got, values, max(slope, 1.0) * pair.allowed)
+            for pair, values, (slope, _) in zip(pairs, made, lines, strict=True)
+        ):
+            slope, offset = lines[0]
+            less = f"{'plus' if offset > 0 else 'less'} {abs(offset):.3g}"
+            told = f"they are {words}, normalised over the batch: {slope:.4g} times that {less} in {rollouts[0].name}"
+            yield Explanation("advantage.whitened", "GSPO-ADV-10", told, "what is one prompt's alone is shared by all")
+            return
+
+
+_BEFORE: dict[str, Mapping[str, Any]] = {
+    "the right advantages": {},
+    "r minus the mean of its group": {"scale": "none"},
+    "the rewards": {"center": "none", "scale": "none"},
+}
 
 
 def _of_others(rollouts: Sequence[Rollout], claimed: Mapping[str, Any], precision: float) -> Iterator[Explanation]:
@@ -101,7 +161,13 @@ _MOVED = (
 
 def of_pairs(pairs: Sequence[Pair]) -> Iterator[Explanation]:
     """What makes the recorded advantages of the right ones, in every pair."""
-    for name, told, made in (*_orders(pairs), *_rounded(pairs), *_bounds(pairs), *_factors(pairs), *_lengths(pairs)):
+    for name, told, made in (
+        *_orders(pairs),
+        *_rounded(pairs),
+        *_bounds(pairs),
+        *_factors(pairs),
+        *_lengths(pairs),
+    ):
         if all(_equal(pair.got, made(pair), pair.allowed) for pair in pairs):
             yield Explanation(name, "GSPO-ADV-1", told, COST if name == "advantage.order" else "")
             return

@@ -198,7 +198,8 @@ def _advantages(every: Mapping[str, Any]) -> dict[str, Any] | None:
         "center": center,
         "scale": {"group": "std", "batch": "batch_std", None: "none"}[std],
         "ddof": int(bool(unbiased)),
-        "eps": eps,
+        # It is added to the spread of scaled rewards.
+        "eps": eps / (abs(every[f"{ACTOR}reward_scaling"]) or 1.0),
     }
 
 

@@ -20,6 +20,10 @@ def findings(every: Mapping[str, Any], settings: Mapping[str, Any], reading: Rea
     if "actor.group_size" in reading.given:
         told = f"group_size = {every['actor.group_size']} is the group of dynamic sampling alone; the baseline has reward_norm.group_size"
         yield Finding("group-size", "note", "actor.group_size", told, "GSPO-REWARD-6")
+    scaled = (every["actor.reward_scaling"], every["actor.reward_bias"]) != (1.0, 0.0)
+    if scaled and not (reading.advantages and reading.advantages["scale"] == "std"):
+        told = "rewards are scaled and shifted before anything else, and no standard deviation of a group undoes that"
+        yield Finding("reward-scale", "note", "actor.reward_scaling", told, "GSPO-REWARD-1")
     if every["actor.mask_no_eos_with_zero"]:
         told = "the reward of a truncated response becomes 0 after the normalisation, not before"
         yield Finding("truncated-reward", "note", "actor.mask_no_eos_with_zero", told, "GSPO-REWARD-7")
