@@ -21,6 +21,7 @@ from ..words import plural
 from .exact import NotComputable, inputs_of, own_name
 from .factors import by_factor, by_one_factor, by_rough_factor
 from .fitted import by_numbers
+from .implied import by_gradients
 from .nearby import by_groups, by_lengths, by_other_batches, by_responses, by_rounding
 from .neighbours import neighbours
 from .recomputed import Recomputed, exact_gradient
@@ -112,7 +113,8 @@ def _of_losses(parts: Sequence[Recomputed], precision: float, trace: Trace) -> l
     if not few:
         return []
     found = list(by_other_batches(trace, few, partial(_right_loss, precision=precision)))
-    return found or list(by_record(few, precision)) or list(by_precision(few, precision))
+    found = found or list(by_record(few, precision)) or list(by_precision(few, precision))
+    return found or list(by_gradients(trace, few))
 
 
 def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:

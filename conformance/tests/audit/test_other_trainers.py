@@ -13,7 +13,7 @@ import gspo_core as gspo
 from gspo_conformance.audit import audit_trace
 from gspo_conformance.tensors import NumPyArray
 
-from .test_right_runs import Calls, batch, compute, write
+from .test_right_runs import Calls, batch, compute, gradient_of, write
 
 Arrays = dict[str, NumPyArray]
 GSPO = gspo.Objective.gspo(gspo.Clip(3e-3, 4e-3))
@@ -191,5 +191,53 @@ def test_other_advantages_are_named(
 ) -> None:
     claimed = {"objective": GSPO.to_dict(), "group_size": 4, "advantages": {"ddof": 1, "eps": 1e-6}}
     found = audit_trace(write(tmp_path, _rollouts(made), **claimed))
+    assert [one.rule for one in found.errors] == [rule]
+    assert words in found.errors[0].message
+
+
+def _trained_on(other: Callable[[list[Arrays]], list[NumPyArray]]) -> Iterator[Calls]:
+    """Two steps of two micro-batches of one rollout, with the loss and the gradient of other advantages, which a loop multiplies by 3."""
+    for step in range(2):
+        ones = [batch(5, 10 * step + at, moved=1e-4) for at in range(2)]
+        calls: Calls = []
+        for one, advantages in zip(ones, other(ones), strict=True):
+            used = one | {"advantages": advantages.astype(np.float32)}
+            fields = {"loss": compute(GSPO, used, normalizer=np.float32(10))[0], "normalizer": 10.0, "rollout": 0}
+            gradient = 3 * gradient_of(GSPO, used, normalizer=np.float32(10))
+            calls.append((one | {"gradient": gradient}, fields))
+        yield calls
+
+
+def _shuffled(ones: list[Arrays]) -> list[NumPyArray]:
+    order = np.random.default_rng(len(ones)).permutation(10)
+    return np.split(np.concatenate([one["advantages"] for one in ones])[order], 2)
+
+
+@pytest.mark.parametrize(
+    ("other", "rule", "words"),
+    [
+        (_shuffled, "advantage.order", "advantages that other responses of the rollout have"),
+        (
+            lambda ones: [one["advantages"] * (1.5 - one["mask"].sum(1) / 10) for one in ones],
+            "response-weights",
+            "each has a weight of its own, the smaller the longer it is",
+        ),
+        (
+            lambda ones: [one["advantages"] * (np.arange(5) % 2) for one in ones],
+            "dropped-response",
+            "without 12 responses of 20",
+        ),
+        (
+            lambda ones: [np.cos(np.arange(5) + one["advantages"]) for one in ones],
+            "advantage.unrecorded",
+            "other advantages than the recorded ones",
+        ),
+    ],
+)
+def test_gradients_tell_whose_advantages_they_have(
+    other: Callable[[list[Arrays]], list[NumPyArray]], rule: str, words: str, tmp_path: Path
+) -> None:
+    """Hunts a loss that differs for no known reason, where each response's gradient says what its advantage was."""
+    found = audit_trace(write(tmp_path, list(_trained_on(other)), objective=GSPO.to_dict()))
     assert [one.rule for one in found.errors] == [rule]
     assert words in found.errors[0].message
