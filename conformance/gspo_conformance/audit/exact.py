@@ -110,11 +110,6 @@ class _Recount(Reference):
         aggregation = self.objective["aggregation"]
         return 1.0 if aggregation["count"] == "given" else float(self.count(aggregation))
 
-    def own_divisor(self) -> float:
-        """The M of a penalty that has its own."""
-        penalty = self.objective["penalty"]
-        return 0.0 if self.shares_divisor() else float(self.count(penalty["aggregation"]))
-
     def shares_divisor(self) -> bool:
         """Whether a penalty is divided by the M of the loss."""
         penalty, own = self.objective["penalty"], self.objective["aggregation"]
@@ -235,12 +230,6 @@ def additive(objective: Objective) -> bool:
     """Whether the numerators of parts add up to that of their union."""
     own = None if objective.penalty is None else objective.penalty.aggregation
     return objective.aggregation.mode != "group_token_mean" and own in (None, objective.aggregation)
-
-
-def by_token(objective: Objective) -> bool:
-    """Whether the M of its penalty counts tokens."""
-    own = None if objective.penalty is None else objective.penalty.aggregation
-    return (own or objective.aggregation).mode == "token_mean"
 
 
 def own_name(name: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gspo_core import Objective
+from gspo_core import Aggregation, Objective
 
-from .exact import Exact, by_token, exact, total
+from .exact import Exact, exact, total
 from .trace import Part, Tokens
 
 SAME, NEARER = 1e-3, 0.01
@@ -20,7 +20,7 @@ class Recomputed:
     """A micro-batch and its truth. `normalizer` is what it divides by: as recorded, or what fits of what it may be.
 
     `choices` are all that it may be where nothing was recorded, None for its own count; `sure` whether one of them alone fits.
-    `together` are the tokens and responses of all micro-batches that a recorded normaliser counts, where it counts more than this one.
+    `together` are all micro-batches that a recorded normaliser counts, where it counts more than this one.
     """
 
     part: Part
@@ -29,7 +29,7 @@ class Recomputed:
     normalizer: float | None = None
     choices: tuple[float | None, ...] = ()
     sure: bool = True
-    together: tuple[int, int] | None = None
+    together: tuple[Tokens, ...] = ()
 
     @property
     def expected(self) -> float:
@@ -39,8 +39,19 @@ class Recomputed:
     def anew(self, objective: Objective, tokens: Tokens) -> Exact:
         """The truth of another objective, or of other tokens; a penalty with an M of its own is divided as far as this one's losses are."""
         truth = exact(objective, tokens)
-        own = truth.reference.own_divisor()
-        return replace(truth, share=own / self.together[not by_token(objective)]) if own and self.together else truth
+        if objective.penalty is None or not self.together:
+            return truth
+        own = objective.penalty.aggregation or objective.aggregation
+        return replace(truth, share=_counted(own, [tokens]) / (_counted(own, self.together) or 1.0))
+
+
+def _counted(aggregation: Aggregation, several: Sequence[Tokens]) -> float:
+    """The M of several micro-batches, where it adds up; 1 where it does not, or is 1."""
+    if aggregation.mode == "token_mean":
+        return float(sum(one.count for one in several))
+    if not aggregation.mode.startswith("sequence"):
+        return 1.0
+    return float(sum(one.number if aggregation.count == "all" else np.count_nonzero(one.lengths) for one in several))
 
 
 def as_share(one: Recomputed, parts: Sequence[Recomputed]) -> Recomputed:
@@ -51,8 +62,7 @@ def as_share(one: Recomputed, parts: Sequence[Recomputed]) -> Recomputed:
     for others in (parts, [other for other in parts if other.part.rank == one.part.rank]):
         count = total(other.truth.count for other in others) or 1.0
         if len(others) > 1 and abs((one.normalizer or 0.0) / count - 1) < SAME:
-            tokens = [other.part.tokens for other in others]
-            shared = replace(one, together=(sum(t.count for t in tokens), sum(t.number for t in tokens)))
+            shared = replace(one, together=tuple(other.part.tokens for other in others))
             shared = replace(shared, truth=shared.anew(one.objective, one.part.tokens))
             return one if _off(one) < NEARER * _off(shared) else shared
     return one

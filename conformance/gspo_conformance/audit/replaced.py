@@ -136,7 +136,7 @@ def _divided_both_ways(few: Sequence[Recomputed]) -> Iterator[Sequence[Recompute
     """A term of its own divided as the losses are, and by what its micro-batch counts."""
     yield few
     if any(one.together for one in few):
-        yield [replace(one, together=None) for one in few]
+        yield [replace(one, together=()) for one in few]
 
 
 def _added_terms(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
