@@ -5,7 +5,7 @@
 
 `shards.py` reads the files of a trace, trusting nothing; `trace.py` is the trace as its optimiser steps; `claim.py` what the run
 says it computes; `recomputed.py`, `steps.py` and `advantages.py` recompute it with `exact.py`; what explains a loss is found by `suspects.py`, which asks
-mutants, `variants.py`, `replaced.py`, `nearby.py`, `factors.py`, `fitted.py` and `implied.py`, what it is only like by `likeness.py`, what explains a metric by
+mutants, `variants.py`, `replaced.py`, `nearby.py`, `factors.py`, `fitted.py`, `paired.py` and `implied.py`, what it is only like by `likeness.py`, what explains a metric by
 `reported.py`, a step by `together.py`, and advantages by `shaped.py`, `rearranged.py` and `handed.py`;
 `evidence.py` and `coverage.py` what the log-probabilities and the files say of themselves; `judgement.py` puts it together.
 """

@@ -27,6 +27,7 @@ FEWEST, SHORT = 3, 2
 NEAR, MOST_WEIGHTS = 10.0, 400
 _WIDTHS = np.geomspace(1e-6, 1.0, 25)
 _BOUNDS = np.geomspace(1e-3, 50.0, 48)
+_CAPS = 1 + np.geomspace(1e-3, 9.0, 25)
 _POWERS = np.linspace(-2.0, 2.0, 17)
 _DISCOUNTS = 1 - np.geomspace(1e-5, 0.9, 24)
 _REWARDED = "the policy is rewarded for something else than the trace says"
@@ -81,7 +82,7 @@ def _number(family: Family, few: Sequence[Recomputed], right: Right) -> float | 
         # One loss may not move with the number, and all together may move back.
         small = _small(few)
         found = chain.from_iterable(
-            _roots(partial(_off, family, ones), family.grid) for ones in (small, small[:1], small[1:2])
+            roots(partial(_off, family, ones), family.grid) for ones in (small, small[:1], small[1:2])
         )
     digits = DIGITS if len(few) >= FEWEST else range(1, SHORT + 1)
     shortened = (float(f"{number:.{places}g}") for number in found for places in digits)
@@ -100,7 +101,7 @@ def _off(family: Family, ones: Sequence[Recomputed], number: float) -> float:
     return sum(family.loss(one, number) - (one.part.loss or 0.0) for one in ones)
 
 
-def _roots(off: Callable[[float], float], grid: NumPyArray) -> Iterator[float]:
+def roots(off: Callable[[float], float], grid: NumPyArray) -> Iterator[float]:
     """Where a function changes its sign: from both sides, as it may jump there."""
     values = [off(float(x)) for x in grid]
     for low, high, one, other in zip(grid[:-1], grid[1:], values[:-1], values[1:], strict=True):
@@ -144,7 +145,14 @@ def _ranges(objective: Objective) -> Iterator[Family]:
 
 
 def _caps(objective: Objective, few: Sequence[Recomputed]) -> Iterator[Family]:
-    """Another bound of a correction."""
+    """Another bound of a correction, or one of weights that are not claimed."""
+    for level in ("token", "geometric", "sequence") if not objective.correction else ():
+
+        def weighted(one: Recomputed, bound: float, level: str = level) -> tuple[Objective, Tokens]:
+            return one.objective.replace(correction=(Correction(level, high=bound),)), one.part.tokens
+
+        told = f"it is the loss with a correction for the sampler, of the level {level}, bounded above by {{:.5g}}"
+        yield Family("objective", "GSPO-CORR-2", told, _CAPS, weighted)
     for at, correction in enumerate(objective.correction):
         for name, claimed in (("high", correction.high), ("low", correction.low)):
             if claimed is None:

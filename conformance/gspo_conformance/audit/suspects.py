@@ -24,6 +24,7 @@ from .fitted import by_numbers
 from .implied import by_gradients
 from .nearby import by_groups, by_lengths, by_other_batches, by_responses, by_rounding
 from .neighbours import neighbours
+from .paired import by_pairs
 from .recomputed import Recomputed, exact_gradient
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_sampler, by_terms
 from .shards import LOGPS
@@ -199,6 +200,7 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
     found = found or [*by_sampler(few, right), *by_advantages(few, right), *by_rounding(few, right)]
     found = found or [*by_lengths(few, right), *by_numbers(few, right), *by_responses(few, right)]
+    found = found or list(by_pairs(few, right))
     terms = [*by_rough_factor(few, right), *by_terms(few, right)] if not found else []
     return found or [*terms, *by_divisors(parts, neighbours(few[0].objective), precision)]
 

@@ -241,3 +241,51 @@ def test_gradients_tell_whose_advantages_they_have(
     found = audit_trace(write(tmp_path, list(_trained_on(other)), objective=GSPO.to_dict()))
     assert [one.rule for one in found.errors] == [rule]
     assert words in found.errors[0].message
+
+
+def _loss(objective: gspo.Objective, one: Arrays) -> float:
+    """Divided by 10, with the weights of the sampler where the objective has them."""
+    given = {name: one[name] for name in ("logp", "old_logp", "advantages")}
+    given |= {"behavior_logp": one["behavior_logp"]} if objective.correction else {}
+    return float(gspo.policy_loss(objective, **given, sequences=one["mask"], normalizer=np.float32(10)).loss)
+
+
+def _of(claimed: gspo.Objective, used: gspo.Objective, tmp_path: Path) -> tuple[str, str]:
+    """The one error of a run that claims one objective and has another."""
+    steps: list[Calls] = []
+    for step in range(3):
+        ones = [batch(5, 10 * step + at) for at in range(2)]
+        for at, one in enumerate(ones):
+            moved = 0.05 * np.random.default_rng(100 + 10 * step + at).normal(size=one["logp"].shape)
+            one["behavior_logp"] = (one["old_logp"] + moved).astype(np.float32)
+        steps.append([(one, {"loss": _loss(used, one), "normalizer": 10.0}) for one in ones])
+    (error,) = audit_trace(write(tmp_path, steps, objective=claimed.to_dict())).errors
+    return error.rule, error.message
+
+
+WIDE = GSPO.replace(surrogate=gspo.Clip(0.2, 0.28))
+PPO = WIDE.replace(ratio="token", aggregation=BY_TOKEN)
+
+
+def _weighted(level: str, low: float | None, high: float | None) -> gspo.Objective:
+    return GSPO.replace(correction=(gspo.Correction(level, low=low, high=high),))
+
+
+@pytest.mark.parametrize(
+    ("claimed", "used", "words"),
+    [
+        (WIDE, GSPO, "with the range ε_low = 0.003, ε_high = 0.004 where 0.2 and 0.28 are claimed"),
+        (PPO, GSPO, "with the sequence ratio, the aggregation sequence_mean_token_mean and the range ε_low = 0.003"),
+        (_weighted("token", 0.5, 2), _weighted("token", 0.97, 1.04), "its correction held between 0.97 and 1.04"),
+        (GSPO, _weighted("token", None, 1.04), "of the level token, bounded above by 1.04"),
+        (_weighted("token", None, 1.5), _weighted("sequence", None, 1.5), "weights of the level sequence where token"),
+        (PPO, gspo.Objective.luspo(), "luspo(): the sequence ratio, the surrogate Clip(low="),
+    ],
+)
+def test_two_numbers_are_found_together(
+    claimed: gspo.Objective, used: gspo.Objective, words: str, tmp_path: Path
+) -> None:
+    """Hunts a run whose both widths, or both bounds of weights, are others than those of the claim."""
+    rule, message = _of(claimed, used, tmp_path)
+    assert rule == "objective"
+    assert words in message
