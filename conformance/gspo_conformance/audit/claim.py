@@ -144,6 +144,24 @@ def findings_of_settings(run: Mapping[str, Any]) -> list[Finding]:
     return [replace(one, rule=f"settings/{one.rule}", severity="note") for one in (reading.findings if reading else ())]
 
 
+def as_announced(findings: list[Finding]) -> list[Finding]:
+    """With what the settings themselves say, and no objective expresses, as warnings: the run does what they say."""
+    said = {name for one in findings for name in _ANNOUNCED.get(one.rule, ())}
+    return [replace(one, severity="warning") if one.rule in said else one for one in findings]
+
+
+# What a finding on settings announces of the losses.
+_ANNOUNCED = {
+    "settings/overlong-filter": ("truncated-dropped",),
+    "settings/dynamic-sampling": ("dropped-group",),
+    "settings/filter": ("correction.shrinks-response", "dropped-response", "dropped-group"),
+    "settings/sequence-mask": ("dropped-response",),
+    "settings/response-weight": ("response-weights",),
+    "settings/correction-ignored": ("sampler-as-old",),
+    "settings/sampler-as-old": ("sampler-as-old",),
+}
+
+
 def _advantages_of_trainer(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What the trainer's settings say of advantages, where the objective comes from elsewhere."""
     try:

@@ -14,7 +14,7 @@ from ..noise.responses import gate_of
 from ..trainers.dialect import SEVERITIES, Finding
 from ..words import plural, uncapitalised
 from .advantages import Rollout, Rollouts, audit_advantages, candidates, fits, local, small_groups
-from .claim import Claim, findings_of_settings
+from .claim import Claim, as_announced, findings_of_settings
 from .coverage import Coverage, coverage_findings, usual_parts
 from .differences import TELLING, Difference, Ledger, Series
 from .evidence import Evidence
@@ -24,7 +24,7 @@ from .handed import audit_handed, explain_handed
 from .likeness import resembling
 from .rearranged import rearranged
 from .recomputed import Recomputed
-from .reported import by_call_before, by_multiple
+from .reported import by_call_before, by_multiple, by_no_gradient
 from .steps import StepAudit, audit_step
 from .suspects import explain_gradient, explain_loss, explain_metric
 from .together import explain_step
@@ -155,7 +155,7 @@ def with_noise(found: Audit) -> Audit:
 
 
 def _sorted(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda one: SEVERITIES.index(one.severity))
+    return sorted(as_announced(findings), key=lambda one: SEVERITIES.index(one.severity))
 
 
 def _row(audited: StepAudit) -> StepRow:
@@ -241,6 +241,8 @@ def _explain(found: Audit, series: Series, only: frozenset[str] | None = None) -
         known = [one for one in known if only is None or one.name in only]
         return known or ([] if only else list(by_multiple(series)))
     if what == "gradient":
+        if only is None and (lost := list(by_no_gradient(series, _again(found, series)))):
+            return lost
         return explain_gradient(_again(found, series), precision, only)
     if what != "loss":
         return []

@@ -87,7 +87,7 @@ def by_groups(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
             return
         told.append(f"{group} at step {one.part.step}")
     if told:
-        words = f"the responses of group {', of group '.join(told)} are in the trace and not in the loss"
+        words = f"the responses of group {', of group '.join(dict.fromkeys(told))} are in the trace and not in the loss"
         yield Explanation("dropped-group", "GSPO-AGG-2", words, "what these prompts teach is lost, without a word")
 
 

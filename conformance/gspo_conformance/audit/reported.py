@@ -1,9 +1,9 @@
-"""Metrics that are right numbers and reported wrong: in another unit, of another sign, of the call before."""
+"""Metrics that are right numbers and reported wrong: in another unit, of another sign, of the call before; gradients that never arrive."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from .claim import Claim
@@ -68,3 +68,15 @@ def _is(one: Difference, other: Recomputed, claim: Claim) -> bool:
     """Whether a reported number is what was due of another call."""
     due = metric(other.truth, one.what.removeprefix("metrics."), claim.precision, other.normalizer)
     return due is not None and abs(one.got - due[0]) <= due[1]
+
+
+def by_no_gradient(series: Series, parts: Sequence[Recomputed]) -> Iterator[Explanation]:
+    """Some micro-batches of every step have no gradient at all, and the others theirs."""
+    alone = series.seen[1] - series.off[1]
+    gradients = [one.part.tokens.gradient for one in parts]
+    if parts and alone and all(gradient is not None and not gradient.any() for gradient in gradients):
+        which = ", ".join(map(str, sorted(one for one in alone if one is not None)))
+        told = f"no gradient arrives but from micro-batch {which} of a step: the losses of the others are not differentiated"
+        yield Explanation(
+            "no-gradient", "GSPO-AGG-8", told, "their responses are sampled and scored, and train nothing"
+        )

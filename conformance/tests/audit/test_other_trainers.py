@@ -289,3 +289,31 @@ def test_two_numbers_are_found_together(
     rule, message = _of(claimed, used, tmp_path)
     assert rule == "objective"
     assert words in message
+
+
+def test_a_loss_that_is_not_differentiated_is_told(tmp_path: Path) -> None:
+    """Hunts "the ratio detached" said of a loop that differentiates the last micro-batch alone."""
+    steps = list(_trained_on(lambda ones: [one["advantages"] for one in ones]))
+    for calls in steps:
+        calls[0][0]["gradient"] *= 0
+    (error,) = audit_trace(write(tmp_path, steps, objective=GSPO.to_dict())).errors
+    assert error.rule == "no-gradient"
+    assert "no gradient arrives but from micro-batch 1 of a step" in error.message.lower()
+
+
+def _untruncated(one: Arrays, responses: int, tokens: int) -> float:
+    """Without responses that reach the last column."""
+    kept = {name: values[~one["mask"][:, -1]] for name, values in one.items()}
+    return compute(GSPO, kept, normalizer=np.float32(responses))[0]
+
+
+@pytest.mark.parametrize(("masked", "verdict"), [(True, "agrees"), (False, "differs")])
+def test_what_settings_announce_is_no_error(masked: bool, verdict: str, tmp_path: Path) -> None:
+    steps = list(_steps(_untruncated))
+    assert any(one["mask"][:, -1].any() for calls in steps for one, _ in calls)
+    trainer = {"name": "roll", "version": "8eb27cc2", "settings": ROLL | {"max_len_mask": masked}}
+    found = audit_trace(write(tmp_path, steps, trainer=trainer))
+    assert found.verdict == verdict
+    assert [one.severity for one in found.findings if one.rule == "truncated-dropped"] == [
+        "warning" if masked else "error"
+    ]
