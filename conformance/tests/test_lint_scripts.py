@@ -272,3 +272,73 @@ def test_a_file_of_supervised_training_or_of_preferences_is_not_read_either(
 def test_a_script_that_trains_both_ways_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = "swift sft --model a\nswift rlhf --rlhf_type grpo --epsilon 3e-4\n"
     assert "ratio" in _errors(capsys, written(tmp_path, "run.sh", script))
+
+
+OWN = """
+from trl import GRPOConfig, GRPOTrainer
+parser = argparse.ArgumentParser()
+parser.add_argument("--importance_sampling_level", default="token")
+parser.add_argument("--num_generations", type=int, default=8)
+args = parser.parse_args()
+config = GRPOConfig(
+    importance_sampling_level=args.importance_sampling_level, num_generations=args.num_generations,
+    loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4, gradient_accumulation_steps=2, steps_per_generation=8,
+)
+"""
+RUN = "accelerate launch --num_processes 4 train.py --importance_sampling_level sequence --num_generations 16\n"
+
+
+def test_a_script_stands_on_the_program_that_it_gives_flags_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hunts defaults of TRL told of a program that sets what the script does not."""
+    script = written(tmp_path, "run.sh", RUN)
+    apart = lint(capsys, script, "--dialect", "trl")
+    assert apart["code"] == 0
+    assert "aggregation" in rules(apart, "warning")
+    written(tmp_path, "train.py", OWN)
+    record = lint(capsys, script)
+    assert not rules(record, "error", "warning")
+    assert record["objective"]["surrogate"]["low"] == 3e-4
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "swift rlhf --external_plugins plugin.py --importance_sampling_level sequence",
+        "torchrun swift/cli/rlhf.py --rlhf_type grpo --importance_sampling_level sequence",
+    ],
+)
+def test_a_program_of_the_trainer_is_no_base(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "one-update" in rules(lint(capsys, written(tmp_path, "run.sh", command)), "error")
+
+
+def test_a_parser_of_the_family_has_the_defaults_of_the_trainer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, "train.py", "from trl import GRPOConfig, TrlParser\nparser = TrlParser((Own, GRPOConfig))\n")
+    script = written(tmp_path, "run.sh", RUN)
+    assert "aggregation" in rules(lint(capsys, script), "error")
+
+
+def test_what_a_program_declares_is_no_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hunts `--delta` of somebody's own loop read as a setting of TRL."""
+    flags = ("epsilon-high", "delta", "max-prompt-length", "gradient-accumulation-steps")
+    text = "\n".join(f'parser.add_argument("--{flag}", type=float)' for flag in flags)
+    text = f"parser = argparse.ArgumentParser()\n{text}\nif '--delta' in sys.argv: pass\n"
+    program = written(tmp_path, "loop.py", text)
+    assert main(["lint", program]) == 2
+    assert "it takes its settings from a command line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_target_: verl.workers.config.CriticConfig\nppo_epochs: 2\nloss_agg_mode: token-mean\n",
+        "rl: ebft\ntrl:\n  beta: 0.0\n  num_generations: 4\n  loss_type: grpo\n  epsilon: 0.2\n  max_completion_length: 9\n",
+        "data:\n  train_batch_size: 64\n  max_response_length: 2048\n",
+    ],
+)
+def test_a_file_beside_the_policys_is_told_apart(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", written(tmp_path, "part.yaml", text)]) == 2
+    assert "no policy optimisation that" in capsys.readouterr().err

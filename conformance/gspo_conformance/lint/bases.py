@@ -1,4 +1,4 @@
-"""The files that a configuration stands on: `defaults: ../base.yaml`, `--config run.yaml`, `bash base.sh KEY=VALUE`."""
+"""The files that a configuration stands on: `defaults: ../base.yaml`, `--config run.yaml`, `bash base.sh KEY=VALUE`, `python train.py --beta 0`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ ENDINGS = (".yaml", ".yml", ".json", ".toml")
 # Marks a file that was not found where other marks say which keys are computed.
 ABSENT = "**"
 _LAUNCH = re.compile(r"^(accelerate|bash|deepspeed|megatron|python3?|ray|sh|srun|swift|torchrun|trl|uv)$")
+# Flags that a program of somebody's own hands on to `GRPOConfig`: what is not given has the default of that program.
+_HANDED_ON = re.compile(
+    r"--(beta|epsilon([_-]high)?|importance[_-]sampling[_-]level|loss[_-]type|num[_-](generations|iterations)|scale[_-]rewards)(=|$)"
+)
+_PYTHON = re.compile(r"^(accelerate|deepspeed|python3?|torchrun|uv)$")
+_OF_TRAINER = re.compile(r"\$|\b(swift/cli|trl/scripts)/")
 # Configurations that come with a trainer: their values are its defaults.
 _OWN = ("ppo", "one_step_off", "fully_async", "_self_")
 
@@ -51,7 +57,7 @@ def command_bases(settings: Mapping[str, Any]) -> list[str]:
 
 
 def script_bases(commands: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The scripts that are run with settings of their own behind them, and those that are left to start the training."""
+    """The scripts and programs that are run with settings of their own behind them, and the scripts that are left to start the training."""
     launched = any(_LAUNCH.match(word) for words in commands for word in words)
     for words in commands:
         if words and words[-1].endswith(".sh") and not launched:
@@ -59,6 +65,14 @@ def script_bases(commands: Sequence[Sequence[str]]) -> Iterator[str]:
         settings = [word for word in words[2:] if "=" in word or word.startswith("--")]
         if settings and words[0] in ("bash", "sh") and words[1].endswith(".sh"):
             yield words[1]
+        yield from _program(words)
+
+
+def _program(words: Sequence[str]) -> Iterator[str]:
+    """The program of somebody's own to which a command hands settings."""
+    flag = next((i for i, word in enumerate(words) if _HANDED_ON.match(word)), 0)
+    if flag and _PYTHON.match(words[0]):
+        yield from [word for word in words[:flag] if word.endswith(".py") and not _OF_TRAINER.search(word)][:1]
 
 
 def is_given(name: str, words: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ OVERRIDES = 5
 MAX_LINE = 10_000
 NONE: Mapping[str, str] = {}
 _OVERRIDE = re.compile(r"^(?:\+\+|\+|~)?([A-Za-z_][\w.@/\-\[\]]*)=(.*)$", re.S)
+_HANDS_ON = re.compile(r"\b(TrlParser|HfArgumentParser)\b.*Config\b")
 _PARSERS = re.compile(r"\b(TrlParser|HfArgumentParser|ArgumentParser|OmegaConf|hydra)\b")
 
 
@@ -115,7 +116,8 @@ def _read_file(path: Path, given: Sequence[str], depth: int = DEPTH, above: Mapp
         try:
             read = _read_file(base, given, depth - 1) if base else _absent(path, name)
         except UsageError:
-            read = _absent(path, name)
+            hands_on = base is not None and _HANDS_ON.search(_text(base))
+            read = Configuration({}) if hands_on else _absent(path, name)
         below = below.merged(read)
     return below.merged(own)
 

@@ -81,6 +81,8 @@ ELSEWHERE: dict[str, str] = {
     "slime": r"--loss-type[ =]sft_loss\b",
     "verl": r"\bverl\.trainer\.(\w*sft\w*|main_generation\w*)|\bsft_trainer\w*|^data\.messages_key$|^model\.partial_pretrain$",
 }
+# Keys whose values say that a file is of another part, or of another method.
+BESIDE: dict[str, str] = {"_target_": r"verl\.workers\.config\.(?!\w*Actor)\w+", "rl": r"(?!grpo|gdpo)\w+"}
 POLICY = r"(?i)g[rs]po|main_ppo|train_ppo"
 # Fewer keys than this tell a trainer only where they are one in ten or more of all there are.
 ENOUGH, SHARE = 5, 10
@@ -123,9 +125,10 @@ def _refuse(trainers: Mapping[str, str], text: str) -> None:
 
 def _policy(name: str, words: Sequence[str], settings: Mapping[str, Any], text: str) -> str:
     """The name; a `UsageError` where this is other training, such as on demonstrations or on pairs, or a file beside the training."""
+    beside = [f"{key}: {settings[key]}" for key, other in BESIDE.items() if re.match(other, str(settings.get(key, "")))]
     match = re.search(ELSEWHERE.get(name, r"(?!)"), text, re.M)
-    if (match or _unread(name, words, settings)) and not re.search(POLICY, text):
-        told = match[0] if match else cut(", ".join(words), 400)
+    if beside or ((match or _unread(name, words, settings)) and not re.search(POLICY, text)):
+        told = cut(beside[0]) if beside else match[0] if match else cut(", ".join(words), 400)
         raise UsageError(
             f"{told}: no policy optimisation that the dialect of {name} reads; --dialect {name} reads it all the same"
         )
@@ -133,10 +136,10 @@ def _policy(name: str, words: Sequence[str], settings: Mapping[str, Any], text: 
 
 
 def _unread(name: str, words: Sequence[str], settings: Mapping[str, Any]) -> bool:
-    """Whether files of keys, which stand on no others, have none that the trainer's policy optimisation reads."""
+    """Whether files of keys, which stand on no others, have none that the trainer's policy optimisation reads, or those of data alone."""
     bare = rooms()[name].dialect.read({}, rooms()[name].default)
     alone = all(word.endswith(ENDINGS) for word in words) and "defaults" not in settings
-    return alone and not any(counts(key, bare) for key in settings)
+    return alone and not any(counts(key, bare) and not key.startswith("data.") for key in settings)
 
 
 def _candidates(first: Sequence[str], most: int, keys: int) -> str:

@@ -21,6 +21,8 @@ OTHERS = ("SFT", "DPO", "KTO", "ORPO", "CPO", "Reward", "Lora", "BitsAndBytes", 
 ROOTS = ("actor", "actor_rollout_ref", "algorithm", "grpo", "loss_fn")
 # Arguments of a trainer that is put together from functions.
 FUNCTIONS = ("loss_fn", "advantage_fn")
+# Calls that declare an argument of the program itself.
+DECLARATIONS = ("add_argument", "add_option", "argument", "option", "Argument", "Option")
 _ALGORITHM = re.compile(r"GRPO|GSPO|CISPO|PPO|RLHF|gspo")
 _FUNCTION = re.compile(r"policy_loss|advantages")
 _FLAT = re.compile(r"^(actor|actor_rollout_ref|algorithm|grpo|loss_fn|trainer\.algorithm)\.\w")
@@ -108,10 +110,16 @@ def _repeated(calls: Iterable[ast.Call]) -> dict[str, int]:
 
 
 def command_lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """The words of every list or string that begins as the arguments of a command do, `--flag` or `a.b=`; what is put into it stands as `$`."""
+    """The words of every list or string that begins as the arguments of a command do, `--flag` or `a.b=`; what is put into it stands as `$`.
+
+    Flags that the program declares or looks for are none.
+    """
     inside: set[int] = set()
     for node in ast.walk(parsed(text)):
         if id(node) in inside:
+            continue
+        if isinstance(node, ast.Compare) or (isinstance(node, ast.Call) and called(node) in DECLARATIONS):
+            inside |= set(map(id, ast.walk(node)))
             continue
         parts = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
         words = [_written(part) for part in parts]
