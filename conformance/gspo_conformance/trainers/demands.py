@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..target import Case, Skip
 from ..tensors import NumPyArray
-from .adapter import tensor
+from .adapter import Settings, tensor
+
+
+def had(settings: Settings, has: Collection[str], without: Mapping[str, Any], trainer: str) -> Settings:
+    """The settings that this release has; a skip where another one is to be something else than what holds `without` it."""
+    for name, value in settings.items():
+        if name not in has and (name not in without or without[name] != value):
+            raise Skip(f"{trainer} has no setting {name}")
+    return {name: value for name, value in settings.items() if name in has}
 
 
 def count(case: Case, trainer: str) -> Any:

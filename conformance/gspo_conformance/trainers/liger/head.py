@@ -5,6 +5,7 @@ The gradient at the second logit is -g (1 - π), which gives g = d loss / d log 
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from ...targets.two_tokens import candidates
 
 WEIGHT = torch.eye(2)
+FORWARD = LigerFusedLinearPPOBase.chunk_forward
+# Up to 0.7 it returns the log-probabilities of all tokens, and the logits.
+SELECTS = "selected_token_ids" in signature(FORWARD).parameters
 
 
 def hidden_states(logp: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,4 +41,5 @@ def _logps(states: Tensor) -> Tensor:
     """Liger's log-probabilities of the first token, `[B, T, K]`."""
     rows = states.reshape(1, -1, 2)
     tokens = torch.zeros(rows.shape[:2], dtype=torch.int64)
-    return LigerFusedLinearPPOBase.chunk_forward(rows, WEIGHT, tokens).reshape(states.shape[:-1]).detach()
+    found = FORWARD(rows, WEIGHT, tokens) if SELECTS else FORWARD(rows, WEIGHT)[0][..., 0]
+    return found.reshape(states.shape[:-1]).detach()

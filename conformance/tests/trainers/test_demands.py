@@ -1,0 +1,21 @@
+"""What a case demands of a release that was not pinned: its settings, or a skip that names the one it lacks."""
+
+from __future__ import annotations
+
+import pytest
+
+from gspo_conformance.target import Skip
+from gspo_conformance.trainers import demands
+
+DEFAULTS = {"beta": 0.04, "delta": None}
+
+
+def test_a_setting_that_a_release_has_not_is_left_out_where_it_changes_nothing() -> None:
+    assert demands.had({"beta": 0.1, "delta": None}, ["beta"], DEFAULTS, "Acme 1.0") == {"beta": 0.1}
+
+
+@pytest.mark.parametrize("settings", [{"delta": 3.0}, {"gamma": None}])
+def test_a_setting_that_a_release_has_not_and_would_need_is_a_skip(settings: dict[str, float | None]) -> None:
+    (name,) = settings
+    with pytest.raises(Skip, match=f"Acme 1.0 has no setting {name}"):
+        demands.had({"beta": 0.1, **settings}, ["beta"], DEFAULTS, "Acme 1.0")
