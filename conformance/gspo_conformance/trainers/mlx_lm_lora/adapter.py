@@ -17,11 +17,17 @@ from mlx_lm_lora.trainer import grpo_trainer
 
 from ...frameworks.mlx import array
 from ...target import INPUT_DTYPES, Case, Skip
+from ...words import HarnessError
 from .. import demands
 from ..adapter import Settings, TrainerTarget, mlx_loss, offered
 from .dialect import DEFAULTS, DIALECT
 
 RELEASE = version("mlx-lm-lora")
+if not hasattr(grpo_trainer, "_get_token_logps"):
+    raise HarnessError(
+        f"mlx-lm-lora {RELEASE} has no policy that sampled: up to 3.1.3 its ratio is that to the reference model, "
+        "of float16 log-probabilities without the prompt; 5.8.6 is the first release that can be checked"
+    )
 # A model is its log-probabilities here, a batch its mask: one prompt of one token, and the responses behind it.
 grpo_trainer._get_token_logps = lambda model, inputs, mask, start: model
 grpo_trainer._prepare_grpo_inputs = lambda batch, mask, indices: (None, mask, mask.sum(axis=1))

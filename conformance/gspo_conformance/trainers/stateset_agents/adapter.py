@@ -6,22 +6,31 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from ...words import HarnessError
 from ..adapter import Settings, TrainerTarget, offered, tensor, torch_loss
 from ..stubs import without_init
 
 without_init("stateset_agents", "stateset_agents.training")
 
+RELEASE = version("stateset-agents")
+if find_spec("stateset_agents.training.objectives") is None:
+    raise HarnessError(
+        f"StateSet Agents {RELEASE} has no training.objectives: 0.50.0 is the first release whose losses are there"
+    )
+
 from stateset_agents.training import objectives
 
 from .dialect import ADVANTAGES, AGGREGATIONS, DEFAULTS, DIALECT, OVERRIDES, RATIOS
 
-RELEASE = version("stateset-agents")
+COUNTS = "total_rows" in signature(objectives.policy_loss).parameters
 KINDS = {value: key for key, value in RATIOS.items()}
 
 
@@ -51,8 +60,11 @@ def _objective(settings: tuple[tuple[str, Any], ...]) -> Any:
 
 def _counts(objective: Any, case: Case) -> dict[str, float]:
     normalizer = case.parameters.get("normalizer")
-    name = "total_tokens" if objective.aggregate == "token_mean" else "total_rows"
-    return {} if normalizer is None else {name: float(normalizer)}
+    if normalizer is None:
+        return {}
+    if not COUNTS:
+        raise Skip(f"StateSet Agents {RELEASE} takes no counts of the whole step")
+    return {"total_tokens" if objective.aggregate == "token_mean" else "total_rows": float(normalizer)}
 
 
 def group_advantages(case: Case) -> Mapping[str, Any]:

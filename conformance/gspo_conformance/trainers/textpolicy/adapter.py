@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from inspect import signature
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +25,7 @@ from ..adapter import Settings, TrainerTarget, mlx_loss, offered
 from .dialect import DIALECT
 
 RELEASE = version("textpolicy")
+OPTIONS = signature(grpo.policy_loss).parameters
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -38,8 +40,19 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
         given = array(advantages)
         return _spread(case, counted, lambda logp: gspo.gspo_policy_loss(old, logp, given, lengths, **options))
     tokens = Trainer._expand_advantages(None, array(advantages), lengths) if each else array(advantages[counted])
-    options = {key: value for key, value in settings.items() if key != "loss_fn"}
+    options = _options(settings)
     return _spread(case, counted, lambda logp: grpo.policy_loss(old, logp, tokens, **options))
+
+
+def _options(settings: Settings) -> Settings:
+    """The arguments of `policy_loss`, which has a range of two sides and a constant from 0.1.3 on."""
+    options = {key: value for key, value in settings.items() if key != "loss_fn"}
+    if "clip_ratio_low" in OPTIONS:
+        return options
+    low, high, constant = (options[key] for key in ("clip_ratio_low", "clip_ratio_high", "normalize_constant"))
+    if low != high or constant is not None:
+        raise Skip(f"TextPolicy {RELEASE} has one clip range for both sides, and no normalize_constant")
+    return {"clip_ratio": low}
 
 
 def as_trained(settings: Settings, case: Case) -> Mapping[str, Any]:
