@@ -13,25 +13,44 @@ import torch
 
 from ...target import INPUT_DTYPES, Case, Skip
 from ...tensors import NumPyArray
+from ...words import HarnessError
 from .. import demands
 from ..adapter import Settings, TrainerTarget, offered, tensor, torch_kl, torch_loss
 from ..stubs import stub, without_init
-from .dialect import DIALECT
+from .dialect import DIALECT, NO_MASKS
 
 stub("accelerate", "transformers", "peft", "wandb", "pettingzoo", "PIL", "safetensors", "tokenizers", "huggingface_hub")
+stub("requests")
 without_init("agilerl.algorithms")  # it imports them all
 
 from agilerl.algorithms.grpo import GRPO
 from agilerl.utils.llm_utils import calculate_k3_kl, masked_whiten
 
 RELEASE = version("agilerl")
+NAME = f"AgileRL {RELEASE}"
 # Without liger-kernel, as installed here, an agent takes its standard path.
 OPTIONS = {name: one.default for name, one in signature(GRPO.__init__).parameters.items()} | {"use_liger_loss": False}
+if "importance_sampling_level" not in OPTIONS:
+    raise HarnessError(
+        f"{NAME} has no importance_sampling_level: 2.7.1 is the first release whose sequence ratio can be asked"
+    )
+# What holds in earlier releases, which have no such options.
+WITHOUT = {
+    "loss_norm": "micro_batch",
+    "kl_clamp": None,
+    "use_bias_correction_kl": False,
+    "old_logprobs_source": "trainer",
+    **NO_MASKS,
+}
+# Up to 2.52 a step of one micro-batch counts the tokens of its mask.
+COUNTS = hasattr(GRPO, "_token_loss_weights")
+# Up to 2.31 its loss calls it with the policy first.
+REFERENCE_FIRST = next(iter(signature(calculate_k3_kl).parameters)) == "reference_log_probs"
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
     """The loss of one micro-batch that is the whole window."""
-    agent = _agent(tuple(sorted(settings.items())))
+    agent = _agent(tuple(sorted(demands.had(settings, OPTIONS, WITHOUT, NAME).items())))
     mask = tensor(case.inputs["mask"])
     old = tensor(case.inputs["old_logp"], case.input_dtype)
     rest = {}
@@ -41,7 +60,10 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 
     def loss(logp: Any) -> Any:
         ref = tensor(case.inputs["ref_logp"], case.input_dtype) if "ref_logp" in case.inputs else logp.detach()
-        return agent._loss_fn(mask, logp, old, ref, advantages, **rest)[0]
+        try:
+            return agent._loss_fn(mask, logp, old, ref, advantages, **rest)[0]
+        except RuntimeError as error:
+            raise RuntimeError(f"{NAME}'s own loss fails: {error}") from error
 
     return torch_loss(case, loss)
 
@@ -53,15 +75,24 @@ def _agent(settings: tuple[tuple[str, Any], ...]) -> Any:
     agent = GRPO.__new__(GRPO)
     plain = "beta kl_clamp use_bias_correction_kl off_policy_token_mask_bounds off_policy_sequence_mask_threshold"
     for name in (*plain.split(), "use_liger_loss", "vllm_importance_sampling_cap"):
-        setattr(agent, name, given[name])
+        setattr(agent, name, given.get(name))
     agent.gradient_accumulation_steps, agent.device = 1, "cpu"
+    agent._uses_deepspeed, agent.accelerator = False, None
     agent.clip_coef, agent.clip_coef_min, agent.clip_coef_max = agent._resolve_clip_coef(given["clip_coef"])
-    agent.loss_norm = agent._resolve_loss_norm(given["loss_norm"])
-    kinds = ("adv_norm", "group_size", "advantage_granularity", "whiten_advantages", "adv_clip_range")
-    kinds += ("filter_zero_adv", "adv_filter_eps", "turn_advantage_trajectory_fallback")
-    agent._setup_advantage_options(*(given[name] for name in kinds))
-    agent._setup_objective(given["loss_type"], given["importance_sampling_level"], given["use_kl_advantage_shaping"])
+    agent.loss_norm = _loss_norm(agent, given)
+    for setup in (agent._setup_advantage_options, agent._setup_objective):
+        setup(**{name: given[name] for name in signature(setup).parameters})
     return agent
+
+
+def _loss_norm(agent: Any, given: Settings) -> str:
+    """What is averaged over; a skip where this release does not know it. Before 2.10 there is `micro_batch` alone."""
+    if "loss_norm" not in given:
+        return "micro_batch"
+    try:
+        return agent._resolve_loss_norm(given["loss_norm"])
+    except ValueError as error:
+        raise Skip(f"{NAME} has no loss_norm {given['loss_norm']}") from error
 
 
 def _window(agent: Any, case: Case, mask: Any, advantages: Any) -> Any:
@@ -70,10 +101,13 @@ def _window(agent: Any, case: Case, mask: Any, advantages: Any) -> Any:
     if agent.loss_norm == "episode":
         tokens = agent._row_episode_action_tokens(mask, rows)
         return agent._episode_balanced_advantages(advantages, mask, rows, tokens)
-    agent._record_global_window_action_tokens(mask, rows)
+    if COUNTS:
+        agent._record_global_window_action_tokens(mask, rows)
     if normalizer is not None:
         if agent.loss_norm == "micro_batch":
             raise Skip("loss_norm micro_batch divides by the responses of the micro-batch")
+        if not COUNTS:
+            raise Skip(f"{NAME} takes no count where a step has one micro-batch")
         agent._window_action_tokens = float(normalizer)
     return advantages
 
@@ -101,7 +135,7 @@ def group_advantages(case: Case) -> Mapping[str, Any]:
 def kl_penalty(case: Case) -> Mapping[str, Any]:
     """`calculate_k3_kl`."""
     demands.estimator(case, "AgileRL", ("k3",))
-    return torch_kl(case, lambda logp, ref: calculate_k3_kl(ref, logp))
+    return torch_kl(case, lambda logp, ref: calculate_k3_kl(*((ref, logp) if REFERENCE_FIRST else (logp, ref))))
 
 
 def whiten(case: Case) -> Mapping[str, Any]:
