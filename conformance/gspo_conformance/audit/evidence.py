@@ -282,6 +282,8 @@ def _ends(part: Part) -> list[int] | None:
     mask, new, old = (part.array(name) for name in ("mask", "logp", "old_logp"))
     if mask is None or new is None or old is None or mask.ndim != 2 or not mask.all():
         return None
+    if not len(mask):
+        return []
     scored = (new != 0) | (old != 0)
     return scored[:, ::-1].argmax(axis=1).tolist() if scored.any(axis=1).all() else None
 

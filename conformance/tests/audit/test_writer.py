@@ -187,3 +187,12 @@ def test_log_probabilities_one_place_apart_are_no_temperature(tmp_path: Path) ->
         "old_logp of a token is logp of the token before"
     )
     assert "temperature" not in rules(found)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (2, 0)])
+def test_a_micro_batch_without_a_token_is_read(shape: tuple[int, int], tmp_path: Path) -> None:
+    """Hunts a crash where the last scored token is looked for, found by the nightly fuzz."""
+    nothing = np.zeros(shape, np.float32)
+    arrays = {"logp": nothing, "old_logp": nothing, "mask": np.ones(shape, bool)}
+    arrays["advantages"] = np.zeros(shape[0], np.float32)
+    assert audit_trace(write(tmp_path / "a.safetensors", arrays, loss=0.0)).verdict != "differs"
