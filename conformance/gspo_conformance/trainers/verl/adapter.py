@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
+from ...words import HarnessError
 from ..stubs import stub
 
 stub(
@@ -16,37 +20,53 @@ stub(
     *("uvicorn", "fastapi", "cachetools"),
 )
 
+RELEASE = version("verl")
+NAME = f"verl {RELEASE}"
+if find_spec("verl.workers.config") is None:
+    raise HarnessError(f"{NAME} has no loss_mode gspo: 0.6.0 is the first release that has it")
+
 from verl.trainer.ppo import core_algos
 from verl.workers.config import ActorConfig
 from verl.workers.config.actor import PolicyLossConfig
-from verl.workers.utils import losses
 
 from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from .. import demands
 from ..adapter import PaddedBatch, Settings, TrainerTarget, offered, per_token, tensor, torch_kl, torch_loss
 from .dialect import DIALECT
 from .findings import ACTOR
 
-RELEASE = version("verl")
-# The engine hands over unpadded nested tensors; the cases are padded already.
-losses.no_padding_2_padding = lambda values, data: values
+# Up to 0.6 it lies below roles, and means are of the micro-batch alone.
+COUNTS = find_spec("verl.workers.utils") is not None
+losses: Any = import_module("verl.workers.utils.losses" if COUNTS else "verl.workers.roles.utils.losses")
+# The engine hands over unpadded nested tensors, to a function of either name; the cases are padded already.
+losses.no_padding_2_padding = losses._slice_response_from_unpad_output = lambda values, data: values
+
+MODE = "policy_loss.loss_mode"
+# What earlier releases do that have no such key, and the key whose value a release refuses with these words.
+WITHOUT = {"tau_pos": 1.0, "tau_neg": 1.05, "loss_scale_factor": None}
+REFUSED = {"Unsupported loss mode": MODE, "Invalid loss_agg_mode": "loss_agg_mode", "": "kl_loss_type"}
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
-    """`ppo_loss` under `settings`, with the global counts that the trainer hands it."""
-    config = _config(settings)
-    batch = _batch(case)
-    return torch_loss(case, lambda logp: losses.ppo_loss(config, {"log_probs": logp}, PaddedBatch(batch))[0])
-
-
-def _config(settings: Settings) -> ActorConfig:
+    """`ppo_loss` under `settings`, with the global counts that the trainer hands it; a skip where this release has not what they say."""
     own = {key.removeprefix(ACTOR): value for key, value in settings.items() if key.startswith(ACTOR)}
-    mode = own.pop("policy_loss.loss_mode")
+    batch = _batch(case)
+    try:
+        config = _config(own)
+        return torch_loss(case, lambda logp: losses.ppo_loss(config, {"log_probs": logp}, PaddedBatch(batch))[0])
+    except (ValueError, NotImplementedError) as error:
+        key = REFUSED.get(str(error).partition(":")[0])
+        raise (Skip(f"{NAME} has no {key} {own[key]}") if key else error) from error
+
+
+def _config(own: Settings) -> ActorConfig:
+    plain = {key: value for key, value in own.items() if key != MODE}
     return ActorConfig(
         strategy="fsdp",
         rollout_n=1,
         ppo_micro_batch_size_per_gpu=1,
-        policy_loss=PolicyLossConfig(loss_mode=mode),
-        **own,
+        policy_loss=PolicyLossConfig(loss_mode=own[MODE]),
+        **demands.had(plain, {one.name for one in fields(ActorConfig)}, WITHOUT, NAME),
     )
 
 
@@ -54,6 +74,8 @@ def _batch(case: Case) -> dict[str, Any]:
     """The tensors and counts of one optimiser step on one rank; the trainer counts every response, empty ones too."""
     aggregation = (case.objective or {})["aggregation"]
     normalizer = case.parameters.get("normalizer")
+    if normalizer is not None and not COUNTS:
+        raise Skip(f"{NAME} divides by the counts of the micro-batch: it takes none of the whole step")
     rows, tokens = case.inputs["mask"].shape[0], int(case.inputs["mask"].sum())
     every = aggregation["count"] == "all"
     batch = {

@@ -238,7 +238,7 @@ def _written_aggregation(mode: str, aggregation: Mapping[str, Any], version: str
     if name == "token_sum" and constant != 1:
         raise Inexpressible("verl divides a token sum by nothing")
     if _fixed(mode, version) and name != "sequence_mean_token_mean":
-        raise Inexpressible(f"loss_mode {mode} of verl {version} aggregates by seq-mean-token-mean alone")
+        raise Inexpressible(f"loss_mode {mode} of verl {version} and before aggregates by seq-mean-token-mean alone")
     if name == "sequence_mean_token_sum" and constant != 1:
         return {ACTOR + "loss_agg_mode": "seq-mean-token-sum-norm", ACTOR + "loss_scale_factor": constant}
     return {ACTOR + "loss_agg_mode": next(key for key, value in AGGREGATIONS.items() if value == name)}
