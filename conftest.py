@@ -18,6 +18,7 @@ collect_ignore_glob = [
     "backends/tests/jax/eight_devices*.py",
     "conformance/gspo_conformance/frameworks/mlx.py",
     "conformance/gspo_conformance/trainers/*/adapter.py",
+    "conformance/gspo_conformance/trainers/*/releases.py",
     "conformance/gspo_conformance/trainers/liger/head.py",
     "conformance/gspo_conformance/trainers/molt/command_line.py",
     "conformance/tests/traces/*",

@@ -20,6 +20,12 @@ def had(settings: Settings, has: Collection[str], without: Mapping[str, Any], tr
     return {name: value for name, value in settings.items() if name in has}
 
 
+def refused(error: Exception, keys: Mapping[str, str], settings: Settings, trainer: str) -> Exception:
+    """A skip where a release does not know the value of one of the `keys`, which it says with these words before a colon; else the error."""
+    key = keys.get(str(error).partition(":")[0])
+    return Skip(f"{trainer} has no {key} {settings[key]}") if key else error
+
+
 def count(case: Case, trainer: str) -> Any:
     """The count of the whole step where a case gives one; a skip where its objective needs one and it gives none."""
     given = case.parameters.get("normalizer")

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from swift.rl_core.advantage import compute_advantages
-from swift.rl_core.data import GRPOBatch
-from swift.rlhf_trainers.grpo_trainer import GRPOTrainer
 
 from ...target import DTYPES, INPUT_DTYPES, Case, Skip
 from .. import demands
 from ..adapter import Settings, TrainerTarget, offered, per_token, tensor, torch_loss
+from . import releases
 from .dialect import DIALECT
+from .releases import RELEASE
 
 PartialState()
-RELEASE = version("ms-swift")
-METHODS = (
-    "_undo_gradient_accumulation_scaling",
-    "_get_rollout_is_correction",
-    "_apply_rollout_importance_sampling",
-    "_compute_sequence_level_ratios",
-    "_compute_off_policy_sequence_mask",
-    "_compute_rollout_offpolicy_metrics",
-    "_compute_is_correction_metrics",
-)
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -38,14 +26,15 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 
     def loss(logp: Any) -> Any:
         trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logp, None)
-        batch.ref_per_token_logps = logp.detach() if batch.ref_per_token_logps is None else batch.ref_per_token_logps
-        return GRPOTrainer._compute_loss_and_metrics(trainer, trainer.model, {}, batch)[0]
+        ref = logp.detach() if batch["ref_per_token_logps"] is None else batch["ref_per_token_logps"]
+        return releases.loss(trainer, batch | {"ref_per_token_logps": ref})
 
     return torch_loss(case, loss)
 
 
 def _trainer(settings: Settings) -> SimpleNamespace:
     """What the loss reads of a trainer; the values are those that the arguments have after their defaults."""
+    releases.had(settings)
     every = DIALECT.read(settings, RELEASE).settings
     high = every["epsilon"] if every["epsilon_high"] is None else every["epsilon_high"]
     trainer = SimpleNamespace(
@@ -62,29 +51,30 @@ def _trainer(settings: Settings) -> SimpleNamespace:
         log_rollout_offpolicy_metrics=False,
         chord_sft_iterator=None,
         _has_teacher=False,
+        template=SimpleNamespace(padding_free=False),
         **{name: value for name, value in every.items() if name not in ("epsilon", "epsilon_high")},
     )
-    for name in METHODS:
-        setattr(trainer, name, getattr(GRPOTrainer, name).__get__(trainer))
-    return trainer
+    return releases.given_methods(trainer)
 
 
-def _batch(case: Case) -> GRPOBatch:
+def _batch(case: Case) -> dict[str, Any]:
     mask = tensor(case.inputs["mask"]).bool()
     tensors = {
         "ref_per_token_logps": "ref_logp",
         "old_per_token_logps": "old_logp",
         "rollout_per_token_logps": "behavior_logp",
     }
-    given = {key: tensor(case.inputs[name], case.input_dtype) for key, name in tensors.items() if name in case.inputs}
-    return GRPOBatch(
-        completion_mask=mask,
-        truncated_mask=torch.zeros(mask.shape[0], dtype=torch.bool),
-        seq_lengths=mask.sum(-1),
-        advantages=tensor(per_token(case)),
-        num_items_in_batch=_items(case, mask),
-        **given,
-    )
+    return {
+        "completion_mask": mask,
+        "truncated_mask": torch.zeros(mask.shape[0], dtype=torch.bool),
+        "seq_lengths": mask.sum(-1),
+        "advantages": tensor(per_token(case) if releases.BATCHES else case.inputs["advantages"]),
+        "num_items_in_batch": _items(case, mask),
+        **{
+            key: tensor(case.inputs[name], case.input_dtype) if name in case.inputs else None
+            for key, name in tensors.items()
+        },
+    }
 
 
 def _items(case: Case, mask: Any) -> Any:
@@ -113,7 +103,7 @@ def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
 def _computed(case: Case, estimator: str, scale: str) -> Any:
     weights = torch.ones(1, dtype=getattr(torch, case.dtype))
     return demands.by_prompt(
-        case, lambda rewards, size: compute_advantages(rewards[:, None], weights, size, estimator, scale)[0]
+        case, lambda rewards, size: releases.advantages(rewards[:, None], weights, size, estimator, scale)
     )
 
 
@@ -123,7 +113,7 @@ CAPABILITIES = offered(
     "logp old_logp advantages mask ref_logp behavior_logp groups rewards",
     "objective normalizer advantages center scale ddof eps eps_placement",
     dtypes=DTYPES,
-    token_advantages=True,
+    token_advantages=releases.BATCHES,
     input_dtypes=INPUT_DTYPES,
 )
 

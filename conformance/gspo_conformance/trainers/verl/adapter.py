@@ -55,8 +55,7 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
         config = _config(own)
         return torch_loss(case, lambda logp: losses.ppo_loss(config, {"log_probs": logp}, PaddedBatch(batch))[0])
     except (ValueError, NotImplementedError) as error:
-        key = REFUSED.get(str(error).partition(":")[0])
-        raise (Skip(f"{NAME} has no {key} {own[key]}") if key else error) from error
+        raise demands.refused(error, REFUSED, own, NAME) from error
 
 
 def _config(own: Settings) -> ActorConfig:
