@@ -21,6 +21,8 @@ from .shaped import LINE, OTHERWISE, shaped
 from .shards import Broken
 from .trace import Part, Step, Tokens
 
+# More than this is lost by no variance that is worth the name.
+MOST_COARSE = 1e-3
 DEFAULTS: dict[str, Any] = {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-6, "eps_placement": "std"}
 _GRID: dict[str, tuple[Any, ...]] = {
     "ddof": (0, 1),
@@ -253,14 +255,20 @@ def advantages(
 
 
 def tolerances(arrays: Mapping[str, NumPyArray], want: NumPyArray, precision: float) -> NumPyArray:
-    """How far the arithmetic of the run may be off: the cancellation in r - mean, over the spread."""
+    """How far the arithmetic of the run may be off: the cancellation in r - mean, over the spread, and some of that in E[r²] - E[r]²."""
     rewards = np.where(np.isfinite(arrays["rewards"]), arrays["rewards"], 0.0)
     found = np.empty(len(rewards))
     for key in np.unique(arrays["groups"]):
         at = arrays["groups"] == key
         spread = rewards[at].std() or 1.0
-        found[at] = np.abs(rewards[at]).max() / min(spread, 1.0)
-    return 16 * precision * (1.0 + found) * (1.0 + np.abs(want))
+        largest, centred = np.abs(rewards[at]).max(), np.abs(rewards[at] - rewards[at].mean())
+        # The spread of the others alone, where it is what divides.
+        own = np.minimum(
+            spread, np.divide(centred, np.abs(want[at]), out=np.full(len(centred), spread), where=want[at] != 0)
+        )
+        squared = precision * (largest / np.maximum(own, precision)) ** 2
+        found[at] = 16 * precision * (1.0 + largest / min(spread, 1.0)) + np.minimum(2 * squared, MOST_COARSE)
+    return found * (1.0 + np.abs(want))
 
 
 def candidates(claimed: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], Mutant | None]]:

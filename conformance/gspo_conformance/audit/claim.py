@@ -158,6 +158,10 @@ _ANNOUNCED = {
     "settings/sequence-mask": ("dropped-response",),
     "settings/response-weight": ("response-weights",),
     "settings/correction-ignored": ("sampler-as-old",),
+    "settings/weighted-penalty": ("penalty.corrected",),
+    "settings/ratio-forced": ("ratio.always-one", "frozen-ratio"),
+    "settings/kl-score": ("penalty-gradient",),
+    "settings/kl-gradient": ("penalty-gradient",),
     "settings/sampler-as-old": ("sampler-as-old",),
 }
 

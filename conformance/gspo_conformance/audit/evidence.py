@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -24,6 +24,14 @@ SLOPE, EXPLAINED, ENOUGH = 0.03, 0.5, 16
 UNRELATED, UNLIKE = -0.8, 0.3
 # One place apart: far from each other as they stand, and five times nearer when moved.
 APART, NEARER = 0.05, 0.2
+# How arrays of padded rows come to lie elsewhere than their tokens.
+MOVES: tuple[tuple[str, Callable[[NumPyArray], NumPyArray]], ...] = (
+    ("one token further", lambda values: np.roll(values, 1, axis=1)),
+    ("one token back", lambda values: np.roll(values, -1, axis=1)),
+    ("with its responses in reverse order", lambda values: values[::-1]),
+    ("one response further", lambda values: np.roll(values, 1, axis=0)),
+    ("one response back", lambda values: np.roll(values, -1, axis=0)),
+)
 # A log-probability that is exactly 0 is that of a sure token, or of none: the other policy tells.
 SURE, ALIKE = 0.5, 0.5
 
@@ -104,7 +112,7 @@ class Evidence:
     prompts: list[int] = field(default_factory=list)
     positive: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
-    misaligned: dict[tuple[str, int], int] = field(default_factory=dict)
+    misaligned: dict[tuple[str, str], int] = field(default_factory=dict)
     unscored: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     repeated: dict[tuple[str, str], int] = field(default_factory=dict)
     # How many tokens at the end of each response have no log-probability; nothing once a token is masked.
@@ -163,7 +171,7 @@ class Evidence:
             self.unscored.setdefault(name, []).append((part.step, count))
         ends = _ends(part)
         self.ends = None if self.ends is None or ends is None else self.ends + ends
-        for apart in () if unscored else _misaligned(tokens):
+        for apart in () if unscored else _misaligned(part, tokens):
             self.misaligned.setdefault(apart, part.step)
         self._add_rounding(part.step, tokens)
         self._add_scoring(part, tokens)
@@ -297,8 +305,8 @@ def _are_of_one_text(new: NumPyArray, old: NumPyArray) -> bool:
     return bool(np.corrcoef(*spread)[0, 1] > ALIKE)
 
 
-def _misaligned(tokens: Tokens) -> Iterator[tuple[str, int]]:
-    """Scorings that are `logp` of the next token (1) or of the one before (-1) rather than of the same."""
+def _misaligned(part: Part, tokens: Tokens) -> Iterator[tuple[str, str]]:
+    """Scorings that are `logp` of the next token, of the one before, or of another response, rather than of the same; in words."""
     for name in ("old_logp", "behavior_logp"):
         other = getattr(tokens, name)
         if tokens.logp is None or other is None or tokens.count < ENOUGH:
@@ -308,8 +316,21 @@ def _misaligned(tokens: Tokens) -> Iterator[tuple[str, int]]:
         if straight > APART:
             inner = np.ones(new.size, bool)
             inner[tokens.offsets[:-1][(tokens.offsets[:-1] < new.size) & (tokens.lengths > 0)]] = False
-            moved = {1: np.abs(new[1:] - old[:-1]), -1: np.abs(new[:-1] - old[1:])}
-            yield from ((name, way) for way, off in moved.items() if _nearer(off[inner[1:]], straight))
+            moved = {"after": np.abs(new[1:] - old[:-1]), "before": np.abs(new[:-1] - old[1:])}
+            near = [way for way, off in moved.items() if _nearer(off[inner[1:]], straight)]
+            yield from ((name, f"of a token is logp of the token {way} it") for way in near)
+            yield from ((name, f"is logp {words}") for words in _reordered(part, name, straight))
+
+
+def _reordered(part: Part, name: str, straight: float) -> Iterator[str]:
+    """In which order of the responses of a batch a scoring is `logp`, where both count."""
+    mask, new, old = (part.array(one) for one in ("mask", "logp", name))
+    if new is None or old is None or mask is None or mask.ndim != 2:
+        return
+    for words, move in MOVES[2:]:
+        if _nearer(np.abs(new - move(old))[(mask & move(mask)).astype(bool)], straight):
+            yield words
+            return
 
 
 def _nearer(off: NumPyArray, straight: float) -> bool:

@@ -91,12 +91,12 @@ def _repeated(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _misaligned(evidence: Evidence) -> Iterator[Finding]:
-    """Log-probabilities of the neighbouring token."""
-    for (name, way), step in evidence.misaligned.items():
-        told = f"{name} of a token is logp of the token {'after' if way > 0 else 'before'} it, since step {step}: they lie one place apart"
+    """Log-probabilities of the neighbouring token, or of another response."""
+    for (name, words), step in evidence.misaligned.items():
         costs = "the ratio compares different tokens, and is far from 1 whatever the policy does"
         fix = "logits at a place score the token behind it: logits[:, :-1] and tokens[:, 1:], on both sides"
-        yield Finding("misaligned-logp", "error", name, told, "GSPO-DATA-5", costs, fix)
+        fix = "take logp and old_logp through every shuffle and gather together" if "response" in words else fix
+        yield Finding("misaligned-logp", "error", name, f"{name} {words}, since step {step}", "GSPO-DATA-5", costs, fix)
 
 
 def _tempered(evidence: Evidence) -> list[Finding]:

@@ -20,7 +20,7 @@ from ..target import METRICS, Case
 from ..tensors import NumPyArray
 from .trace import Tokens
 
-K, K_LONG, LONG = 16.0, 64.0, 4096
+K, K_LONG, PER_U = 16.0, 64.0, 16
 # What other programs call the metrics of the specification.
 FOREIGN = {
     "actor/pg_clipfrac": "clip_fraction_range",
@@ -95,7 +95,8 @@ class _Recount(Reference):
         parameters = {"objective": objective.to_dict(), "normalizer": 1.0}
         super().__init__(Case("policy_loss", parameters, inputs, dtype="float64", outputs=()))
         self.read(dict(inputs), parameters)
-        self.k = K if self.lengths().max(initial=0) <= LONG else K_LONG
+        # Equal terms that are added one after the other are rounded alike, again and again.
+        self.k = float(np.clip(self.lengths().max(initial=0) / PER_U, K, K_LONG))
 
     def total(self) -> float:
         """Σ_i ω_i Σ_t l_t, without a penalty that has its own M."""

@@ -30,6 +30,8 @@ _BOUNDS = np.geomspace(1e-3, 50.0, 48)
 _CAPS = 1 + np.geomspace(1e-3, 9.0, 25)
 _POWERS = np.linspace(-2.0, 2.0, 17)
 _DISCOUNTS = 1 - np.geomspace(1e-5, 0.9, 24)
+# Whose clause has the constants of a surrogate.
+_CLAUSES = {"clip": 5, "cispo": 8, "gmpo": 9, "sapo": 10, "vespo": 11}
 _REWARDED = "the policy is rewarded for something else than the trace says"
 
 
@@ -74,7 +76,9 @@ def _number(family: Family, few: Sequence[Recomputed], right: Right) -> float | 
     """The shortest number that gives every recorded loss."""
 
     def given(number: float) -> bool:
-        return all(right(one, family.loss(one, number)) for one in few)
+        with suppress(ValueError):  # no such bound
+            return all(right(one, family.loss(one, number)) for one in few)
+        return False
 
     if family.jumps:
         found = filter(given, map(float, family.grid))
@@ -115,6 +119,7 @@ def roots(off: Callable[[float], float], grid: NumPyArray) -> Iterator[float]:
 
 def _families(objective: Objective, few: Sequence[Recomputed]) -> Iterator[Family]:
     yield from _ranges(objective)
+    yield from _constants(objective)
     yield from _caps(objective, few)
     yield from _clamps(objective)
     yield from _advantages()
@@ -144,6 +149,24 @@ def _ranges(objective: Objective) -> Iterator[Family]:
         yield Family("objective", "GSPO-SURR-2", f"it is the loss with the range {told}", _WIDTHS, changed)
 
 
+def _constants(objective: Objective) -> Iterator[Family]:
+    """Another constant of the surrogate, the widths of a clip left out; a dual clip that is not claimed."""
+    clip, kind = vars(objective)["surrogate"], objective.to_dict()["surrogate"]["kind"]
+    constants = {name: value for name, value in vars(clip).items() if isinstance(value, float | int | None)}
+    names = ["dual"] if kind == "clip" else [name for name, value in constants.items() if value]
+    for name in names:
+        claimed = constants[name]
+
+        def changed(one: Recomputed, number: float, name: str = name) -> tuple[Objective, Tokens]:
+            surrogate: Any = one.objective.surrogate
+            return one.objective.replace(surrogate=replace(surrogate, **{name: number})), one.part.tokens
+
+        grid = (1 + clip.high) * _CAPS if claimed is None else claimed * np.geomspace(1 / NEAR, NEAR, 41)
+        words = "none is claimed" if claimed is None else f"{claimed:g} is claimed"
+        told = f"it is the loss with {name} = {{:.4g}} where {words}"
+        yield Family("objective", f"GSPO-SURR-{_CLAUSES[kind]}", told, grid, changed)
+
+
 def _caps(objective: Objective, few: Sequence[Recomputed]) -> Iterator[Family]:
     """Another bound of a correction, or one of weights that are not claimed."""
     for level in ("token", "geometric", "sequence") if not objective.correction else ():
@@ -154,6 +177,7 @@ def _caps(objective: Objective, few: Sequence[Recomputed]) -> Iterator[Family]:
         told = f"it is the loss with a correction for the sampler, of the level {level}, bounded above by {{:.5g}}"
         yield Family("objective", "GSPO-CORR-2", told, _CAPS, weighted)
     for at, correction in enumerate(objective.correction):
+        yield from _bands(at, correction, few)
         for name, claimed in (("high", correction.high), ("low", correction.low)):
             if claimed is None:
                 continue
@@ -168,6 +192,21 @@ def _caps(objective: Objective, few: Sequence[Recomputed]) -> Iterator[Family]:
             jumps = correction.action != "clamp"
             grid = _weights(few, correction, claimed) if jumps else claimed * np.geomspace(1 / NEAR, NEAR, 41)
             yield Family("objective", "GSPO-CORR-2", told, grid, changed, jumps=jumps)
+
+
+def _bands(at: int, claimed: Correction, few: Sequence[Recomputed]) -> Iterator[Family]:
+    """Weights that are set to 0 outside a band with the claimed upper bound, where they are to be held at it."""
+    if claimed.action != "clamp" or claimed.high is None:
+        return
+
+    def changed(one: Recomputed, bound: float) -> tuple[Objective, Tokens]:
+        every = list(one.objective.correction)
+        every[at] = replace(every[at], action="mask", low=bound)
+        return one.objective.replace(correction=tuple(every)), one.part.tokens
+
+    told = f"it is the loss with weights set to 0 below {{:.5g}} and above {claimed.high:g}, where they are to be held"
+    weights = _weights(few, claimed, 1.0)
+    yield Family("objective", "GSPO-CORR-2", told, weights[weights < claimed.high], changed, jumps=True)
 
 
 def _weights(few: Sequence[Recomputed], correction: Correction, claimed: float) -> NumPyArray:

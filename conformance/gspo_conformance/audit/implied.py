@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..tensors import NumPyArray
-from ..words import plural
 from .exact import NotComputable
 from .recomputed import Recomputed
 from .shards import Broken
@@ -85,10 +84,6 @@ def _to_scale(known: list[Implied]) -> list[Implied]:
 
 
 def _explained(trace: Trace, known: Sequence[Implied], shares: NumPyArray) -> Explanation:
-    lost, kept = np.abs(shares) < SAME, np.abs(shares - 1) < 10 * SAME
-    if (lost | kept).all():
-        told = f"the gradients are those of the recorded advantages without {plural(int(lost.sum()), 'response')} of {len(shares)}"
-        return Explanation("dropped-response", "GSPO-AGG-2", told, "what these responses teach is lost")
     if all(_of_rollout(trace, one) for one in known):
         told = f"the gradients are those of advantages that other responses of the rollout have: {_worst(known)}"
         return Explanation("advantage.order", "GSPO-ADV-1", told, "responses are rewarded for what others did")

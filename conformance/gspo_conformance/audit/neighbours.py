@@ -12,6 +12,7 @@ from gspo_core.aggregation import MODES
 from gspo_core.objective import PRESETS
 
 LEVELS = ("token", "geometric", "sequence")
+ACTIONS = {"clamp": "held at them", "mask": "set to 0"}
 BOUNDS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)
 WEIGHTS = (0.1, 0.2, 0.28, 0.3, 1.0, 2.0, 3.0, 5.0)
 
@@ -33,6 +34,10 @@ def neighbours(claimed: Objective) -> Iterator[tuple[str, Objective]]:
     for level, one in product(LEVELS, claimed.correction[:1]):
         other = {"correction": (replace(one, level=level), *claimed.correction[1:])}
         changes.append((f"weights of the level {level} where {one.level} is claimed", other))
+    for one, low in product(claimed.correction[:1], (None, claimed.correction[0].low if claimed.correction else None)):
+        for action, words in ACTIONS.items():
+            other = {"correction": (replace(one, action=action, low=low), *claimed.correction[1:])}
+            changes.append((f"weights outside their bounds {words}", other))
     for level, high in product(LEVELS, (2.0, 3.0, 5.0, None)):
         bound = "no bound" if high is None else f"the bound {high:g}"
         weight = {"correction": (Correction(level, high=high),)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from gspo_core import Aggregation, Penalty
 
 from ..spec_numbers import round_to
 from ..tensors import NumPyArray
+from .evidence import MOVES
 from .exact import Exact, NotComputable
 from .recomputed import Recomputed, exact_gradient
 from .shards import Broken
@@ -75,6 +77,25 @@ def _loss_to_sampler(one: Recomputed, low: float, high: float) -> float:
     with np.errstate(divide="ignore"):
         other = tokens.old_logp - np.clip(weights, np.log(low), np.log(high))
     return one.anew(one.objective, replace(tokens, old_logp=other)).loss(one.normalizer)
+
+
+def by_other_tokens(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
+    """Losses of log-probabilities of one policy that are those of neighbouring tokens, or of other responses."""
+    for name, (words, move) in product(("old_logp", "ref_logp", "behavior_logp"), MOVES):
+        with suppress(NotComputable, Broken, ValueError):
+            if len(few) > 1 and all(right(one, _loss_moved(one, name, move)) for one in few):
+                told = f"the loss is that of {name} {words}, which is not how it was recorded"
+                yield Explanation("misaligned-logp", "GSPO-DATA-5", told, "the ratio compares different tokens")
+                return
+
+
+def _loss_moved(one: Recomputed, name: str, move: Callable[[NumPyArray], NumPyArray]) -> float:
+    """The loss with an array moved as it lies in its batch, padding included."""
+    mask, values = one.part.array("mask"), one.part.array(name)
+    if mask is None or values is None or mask.ndim != 2:
+        raise NotComputable(f"no {name}, or no padded rows")
+    moved = np.nan_to_num(move(values)[mask.astype(bool)])
+    return one.anew(one.objective, replace(one.part.tokens, **{name: moved})).loss(one.normalizer)
 
 
 def by_advantages(few: Sequence[Recomputed], right: Right) -> Iterator[Explanation]:
@@ -212,6 +233,7 @@ def _least_squares(excess: NumPyArray, terms: NumPyArray) -> float:
 def by_gradient_terms(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
     """A term that is too small to show in the loss: the gradient is the claim's and one coefficient times the term's."""
     if not few or few[0].objective.penalty is not None:
+        yield from _other_slopes(few, precision) if few else ()
         return
     for ones, (told, reference, estimator, aggregation) in product(list(_divided_both_ways(few)), _TERMS):
         with suppress(NotComputable, ValueError, np.linalg.LinAlgError):
@@ -224,6 +246,45 @@ def by_gradient_terms(few: Sequence[Recomputed], precision: float) -> Iterator[E
             if middle and all(abs(value / middle - 1) < 0.05 for value in known):
                 yield _added(middle, told)
                 return
+
+
+def _other_slopes(few: Sequence[Recomputed], precision: float) -> Iterator[Explanation]:
+    """The claimed KL term with another gradient than its value has, such as that of a reward."""
+    claimed: Any = few[0].objective.penalty
+    for (words, importance), estimator in product(_SLOPES, (claimed.estimator, "k1", "k2", "k3")):
+        penalty = replace(claimed, estimator=estimator, importance=importance or None)
+        with suppress(NotComputable, ValueError):
+            if (words or penalty != claimed) and all(_has_slope(one, penalty, bool(words), precision) for one in few):
+                told = f"the value of its KL term is {claimed.estimator}'s and the gradient that of {estimator}"
+                told += words or (f" times the ratio of its {importance}" if importance else "")
+                yield Explanation(
+                    "penalty-gradient", "GSPO-KL-5", told, "the policy is pulled otherwise than is reported"
+                )
+                return
+
+
+_SLOPES = (
+    (" and, its value being a reward, of the probability of the token", "token"),
+    ("", ""),
+    ("", "token"),
+)
+
+
+def _has_slope(one: Recomputed, penalty: Penalty, scored: bool, precision: float) -> bool:
+    """Whether the recorded gradient is the policy's with that of this KL term, from where the policy is where it is `scored`."""
+    tokens, got = one.part.tokens, one.part.tokens.gradient
+    plain = one.anew(one.objective.replace(penalty=None), tokens).gradient(one.normalizer)
+    moved = replace(tokens, old_logp=tokens.logp) if scored else tokens
+    both = one.objective.replace(penalty=penalty)
+    want = one.anew(both, moved).gradient(one.normalizer)
+    want = want - one.anew(both.replace(penalty=None), moved).gradient(one.normalizer) + plain
+    _, uncertain = exact_gradient(one, precision)
+    if got is None or got.shape != want.shape:
+        raise NotComputable("no gradient")
+    got, want = np.asarray(got, np.float64)[~uncertain], want[~uncertain]
+    factor = float(got @ want / max(want @ want, 1e-300))
+    slack = 64 * precision * np.abs(want).max(initial=0.0) + 16 * precision * one.truth.steepest_penalty(one.normalizer)
+    return factor > 0 and bool(np.abs(got - factor * want).max(initial=0.0) <= factor * slack)
 
 
 def _gradient_coefficient(one: Recomputed, both: Exact, precision: float) -> float | None:

@@ -26,10 +26,11 @@ from .nearby import by_groups, by_lengths, by_other_batches, by_responses, by_ro
 from .neighbours import neighbours
 from .paired import by_pairs
 from .recomputed import Recomputed, exact_gradient
-from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_sampler, by_terms
+from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_other_tokens, by_sampler, by_terms
 from .shards import LOGPS
 from .trace import Trace
 from .variants import Explanation, by_definitions, by_divisors, by_masks, by_precision, by_record, from_mutant
+from .withheld import by_lost_responses, by_ratios
 
 FAMILIES = (
     "aggregation",
@@ -113,9 +114,11 @@ def _of_losses(parts: Sequence[Recomputed], precision: float, trace: Trace) -> l
         return [replace(one, told=f"{one.told}; its gradients are not those recorded") for one in of_loss]
     if not few:
         return []
-    found = list(by_other_batches(trace, few, partial(_right_loss, precision=precision)))
-    found = found or list(by_record(few, precision)) or list(by_precision(few, precision))
-    return found or list(by_gradients(trace, few))
+    right = partial(_right_loss, precision=precision)
+    found = list(by_other_batches(trace, few, right)) or list(by_record(few, precision))
+    found = found or list(by_precision(few, precision)) or list(by_lost_responses(few, right))
+    found = found or list(by_gradients(trace, few))
+    return found or next(filter(None, (list(by_ratios(_few(chosen))) for chosen in (parts, *others))), [])
 
 
 def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:
@@ -165,7 +168,8 @@ def _divided_otherwise(parts: Sequence[Recomputed]) -> list[list[Recomputed]]:
     """The micro-batches with each of the other normalisers that they may have had."""
     number = min(len(one.choices) for one in parts)
     others = ([replace(one, normalizer=one.choices[at]) for one in parts] for at in range(number))
-    return [ones for ones in others if [one.normalizer for one in ones] != [one.normalizer for one in parts]]
+    by_divisors = {tuple(one.normalizer or one.truth.count for one in ones): ones for ones in (*others, list(parts))}
+    return list(by_divisors.values())[:-1]
 
 
 def _known_ones(parts: Sequence[Recomputed], precision: float) -> list[Explanation]:
@@ -200,6 +204,7 @@ def _variants(parts: Sequence[Recomputed], precision: float) -> list[Explanation
     found = [*by_masks(few, right), *_by_objectives(few, precision)]
     found = found or [*by_sampler(few, right), *by_advantages(few, right), *by_rounding(few, right)]
     found = found or [*by_lengths(few, right), *by_numbers(few, right), *by_responses(few, right)]
+    found = found or list(by_other_tokens(few, right))
     found = found or list(by_pairs(few, right))
     terms = [*by_rough_factor(few, right), *by_terms(few, right)] if not found else []
     return found or [*terms, *by_divisors(parts, neighbours(few[0].objective), precision)]

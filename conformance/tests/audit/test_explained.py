@@ -133,18 +133,27 @@ def test_micro_batches_that_weigh_differently_inside_a_step_are_an_error(tmp_pat
     assert "inside step 0" in error.message
 
 
-@pytest.mark.parametrize("fault", ["rows", "constant", "stale"])
-def test_old_log_probabilities_of_other_responses_are_not_called_stale(fault: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "rule"),
+    [
+        ("shuffled", "unrelated-logp"),
+        ("constant", "unrelated-logp"),
+        ("rows", "misaligned-logp"),
+        ("stale", "stale-old-logp"),
+    ],
+)
+def test_old_log_probabilities_of_other_responses_are_not_called_stale(fault: str, rule: str, tmp_path: Path) -> None:
     """Hunts `scored with the weights before` of an old_logp that was shuffled apart from its tokens."""
     calls: Calls = []
     for step in range(4):
         arrays = batch(12, step, moved=0.0)
         noise = 0.1 * np.random.default_rng(step).normal(size=arrays["logp"].shape)
         old = {"rows": np.roll(arrays["logp"], 1, axis=0), "constant": 0 * noise, "stale": arrays["logp"] + noise}
+        old["shuffled"] = arrays["logp"][np.random.default_rng(step).permutation(12)]
         arrays |= {"behavior_logp": arrays["logp"], "old_logp": old[fault].astype(np.float32)}
         calls.append((arrays, {"loss": compute(GSPO, arrays)[0], "rollout": step, "minibatch": 0}))
     rules = [rule for rule, _ in _found(tmp_path, calls)]
-    assert ("unrelated-logp" in rules, "stale-old-logp" in rules) == (fault != "stale", fault == "stale")
+    assert {"unrelated-logp", "misaligned-logp", "stale-old-logp"} & set(rules) == {rule}
 
 
 def test_gradients_that_were_not_recorded_are_said_to_be_unchecked(tmp_path: Path) -> None:
@@ -223,7 +232,8 @@ def test_few_tokens_of_other_responses_are_still_not_called_stale(tmp_path: Path
     calls: Calls = []
     for step in range(12):
         arrays = batch(4, step, moved=0.0)
-        arrays |= {"behavior_logp": arrays["logp"], "old_logp": np.roll(arrays["logp"], 1, axis=0)}
+        other = arrays["logp"][[2, 0, 3, 1]]
+        arrays |= {"behavior_logp": arrays["logp"], "old_logp": other}
         calls.append((arrays, {"loss": compute(GSPO, arrays)[0], "rollout": step, "minibatch": 0}))
     rules = [rule for rule, _ in _found(tmp_path, calls)]
     assert "unrelated-logp" in rules
