@@ -121,6 +121,24 @@ def test_a_kl_term_whose_gradient_the_settings_announce_is_no_error(tmp_path: Pa
     assert ("penalty-gradient", "warning") in {(one.rule, one.severity) for one in found.findings}
 
 
+@pytest.mark.parametrize(("name", "verdict"), [("trinity_rft", "agrees"), ("tunix", "differs")])
+def test_means_of_micro_batches_are_no_error_where_the_trainer_is_known_for_them(
+    name: str, verdict: str, tmp_path: Path
+) -> None:
+    """Hunts an error on every run of a trainer that averages each micro-batch on its own and says so."""
+    dialect = find_room(name).dialect
+    objective = gspo.Objective.gspo(gspo.Clip(3e-3, 4e-3)).replace(ratio="gspo_token") if name == "tunix" else GSPO
+    settings = dialect.write(objective.to_dict(), dialect.versions[-1])
+    steps: list[Calls] = []
+    for step in range(3):
+        ones = [batch(number, 10 * step + at, moved=1e-4) for at, number in enumerate((2, 5))]
+        steps.append([(one | {"gradient": gradient_of(GSPO, one)}, {"loss": compute(GSPO, one)[0]}) for one in ones])
+    trainer = {"name": name, "version": dialect.versions[-1], "settings": settings}
+    found = audit_trace(write(tmp_path, steps, trainer=trainer))
+    assert found.verdict == verdict
+    assert "distribution.mean-of-means" in {one.rule for one in found.findings}
+
+
 SAPO, VESPO = gspo.Objective.sapo(), gspo.Objective.vespo()
 
 
