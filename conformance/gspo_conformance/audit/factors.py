@@ -23,7 +23,8 @@ def by_factor(parts: Sequence[Recomputed], precision: float, trace: Trace) -> It
     factors = [one.part.loss / one.expected for one in usable if one.part.loss is not None]
     if len(factors) < 2:
         return
-    words, (low, high) = _factor_words(factors, usable, trace), (min(factors), max(factors))
+    slack = [EVEN + 2 * one.truth.tolerance(precision, one.normalizer) / abs(one.expected) for one in usable]
+    words, (low, high) = _factor_words(factors, slack, usable, trace), (min(factors), max(factors))
     if high - low <= 1e-4 * abs(factors[0]):
         if abs(factors[0] - 1) < NO_FACTOR:
             return
@@ -35,17 +36,17 @@ def by_factor(parts: Sequence[Recomputed], precision: float, trace: Trace) -> It
     yield Explanation("factor", "GSPO-AGG-8", told, "the learning rate is another than the one that is set")
 
 
-def _factor_words(factors: Sequence[float], parts: Sequence[Recomputed], trace: Trace) -> str:
-    """Which number of the run the factors are, at every one of these micro-batches."""
+def _factor_words(factors: Sequence[float], slack: Sequence[float], parts: Sequence[Recomputed], trace: Trace) -> str:
+    """Which number of the run the factors are, at every one of these micro-batches, up to their rounding."""
     ranks = trace.run.get("ranks") or 1
     steps = {
         index: Counter(part.rank for part in trace.step(index).parts) for index in {one.part.step for one in parts}
     }
     numbers = {"ranks": [ranks] * len(parts), "micro-batches": [steps[one.part.step][one.part.rank] for one in parts]}
     for name, counts in numbers.items():
-        if max(counts) > 1 and all(abs(f / n - 1) < 1e-3 for f, n in zip(factors, counts, strict=True)):
+        if max(counts) > 1 and all(abs(f / n - 1) < off for f, n, off in zip(factors, counts, slack, strict=True)):
             return f": the number of {name}"
-        if max(counts) > 1 and all(abs(f * n - 1) < 1e-3 for f, n in zip(factors, counts, strict=True)):
+        if max(counts) > 1 and all(abs(f * n - 1) < off for f, n, off in zip(factors, counts, slack, strict=True)):
             return f": divided by the number of {name}"
     return ""
 

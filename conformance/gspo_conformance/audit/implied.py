@@ -84,9 +84,13 @@ def _to_scale(known: list[Implied]) -> list[Implied]:
 
 
 def _explained(trace: Trace, known: Sequence[Implied], shares: NumPyArray) -> Explanation:
+    others = "responses are rewarded for what others did"
     if all(_of_rollout(trace, one) for one in known):
         told = f"the gradients are those of advantages that other responses of the rollout have: {_worst(known)}"
-        return Explanation("advantage.order", "GSPO-ADV-1", told, "responses are rewarded for what others did")
+        return Explanation("advantage.order", "GSPO-ADV-1", told, others)
+    if all(_of_rollout(trace, one, before=True) for one in known):
+        told = f"the gradients are those of advantages that responses of the rollout before have: {_worst(known)}"
+        return Explanation("advantage.batch", "GSPO-ADV-1", told, others)
     if (shares > 0).all():
         told = f"the gradients of responses are {shares.min():.3g} to {shares.max():.3g} times those that are due: "
         told += f"each has a weight of its own{_with_length(known)}, or a ratio that is not the recorded one"
@@ -95,17 +99,16 @@ def _explained(trace: Trace, known: Sequence[Implied], shares: NumPyArray) -> Ex
     return Explanation("advantage.unrecorded", "GSPO-ADV-1", told, _COST)
 
 
-def _of_rollout(trace: Trace, one: Implied) -> bool:
-    """Whether every advantage is one that some response of the rollout was recorded with."""
+def _of_rollout(trace: Trace, one: Implied, *, before: bool = False) -> bool:
+    """Whether every advantage is one that some response of the rollout, or of the one before, was recorded with."""
     part = one.one.part
     steps = [trace.step(index) for index in trace.indices if abs(index - part.step) <= 64]
-    mine = [
-        step for step in steps if step.index == part.step or (part.rollout is not None and step.rollout == part.rollout)
-    ]
+    rollout = None if part.rollout is None else part.rollout - before
+    mine = [step for step in steps if (step.index == part.step and not before) or step.rollout == rollout is not None]
     others = [other.tokens.advantages for step in mine for other in (*step.parts, *step.rollouts)]
-    every = np.concatenate([values for values in others if values is not None]).astype(np.float64)
+    every = np.concatenate([values for values in others if values is not None] or [np.zeros(0)]).astype(np.float64)
     found = one.found[np.isfinite(one.found)]
-    return bool((np.abs(found[:, None] - every).min(axis=1) <= SAME * (1 + np.abs(found))).all())
+    return bool(every.size and (np.abs(found[:, None] - every).min(axis=1) <= SAME * (1 + np.abs(found))).all())
 
 
 def _worst(known: Sequence[Implied]) -> str:

@@ -117,8 +117,14 @@ def _of_losses(parts: Sequence[Recomputed], precision: float, trace: Trace) -> l
     right = partial(_right_loss, precision=precision)
     found = list(by_other_batches(trace, few, right)) or list(by_record(few, precision))
     found = found or list(by_precision(few, precision)) or list(by_lost_responses(few, right))
-    found = found or list(by_gradients(trace, few))
-    return found or next(filter(None, (list(by_ratios(_few(chosen))) for chosen in (parts, *others))), [])
+    several = [_few(chosen) for chosen in (parts, *others)]
+    found = found or sorted((one for ones in several for one in by_gradients(trace, ones)), key=_unrecorded)[:1]
+    return found or next(filter(None, (list(by_ratios(ones)) for ones in several)), [])
+
+
+def _unrecorded(one: Explanation) -> bool:
+    """Advantages that nobody has may be those of somebody under another normaliser."""
+    return one.name == "advantage.unrecorded"
 
 
 def _gives_gradient(explained: Explanation, few: Sequence[Recomputed], precision: float) -> bool | None:

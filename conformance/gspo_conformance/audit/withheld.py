@@ -18,7 +18,7 @@ from .recomputed import Recomputed
 from .trace import Tokens
 from .variants import Explanation, Right
 
-SAME, CLEAR, AGREE = 1e-4, 1e-3, 1e-3
+SAME, CLEAR, AGREE, ALIKE = 1e-4, 1e-3, 1e-3, 1e-5
 MOST_SILENT, FEWEST = 10, 3
 
 
@@ -57,7 +57,8 @@ def by_ratios(few: Sequence[Recomputed]) -> Iterator[Explanation]:
     with suppress(NotComputable, ValueError, FloatingPointError):
         found = [_ratios(one) for one in few]
         known = [factor for _, _, factor in found if factor is not None]
-        if len(known) < FEWEST or min(known) <= 0 or max(known) > (1 + AGREE) * min(known):
+        alike = AGREE if len(known) >= FEWEST else ALIKE
+        if len(known) < 2 or min(known) <= 0 or max(known) > (1 + alike) * min(known):
             return
         used, recorded = (np.concatenate(values) for values in list(zip(*found, strict=True))[:2])
         used = used * float(np.median(known))

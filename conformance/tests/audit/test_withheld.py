@@ -59,6 +59,55 @@ def test_ratios_of_another_old_policy_are_read_off_the_gradients(objective: gspo
     assert "where the recorded log-probabilities give" in message
 
 
+@pytest.mark.parametrize("normalizer", [10.0, None])
+def test_advantages_of_the_rollout_before_are_recognised_one_by_one(normalizer: float | None, tmp_path: Path) -> None:
+    """Hunts "none that is recorded" said of shuffled advantages of the rollout before, or under another divisor."""
+    steps: list[Calls] = []
+    divisor: dict[str, Any] = {} if normalizer is None else {"normalizer": np.float32(normalizer)}
+    for rollout in range(3):
+        calls: Calls = []
+        before = (
+            np.concatenate([batch(5, 10 * (rollout - 1) + at)["advantages"] for at in range(2)]) if rollout else None
+        )
+        for at in range(2):
+            one = batch(5, 10 * rollout + at, moved=1e-4)
+            used = one if before is None else one | {"advantages": before[[3, 9, 1, 6, 0] if at else [8, 2, 5, 7, 4]]}
+            fields = {"loss": compute(GSPO, used, **divisor)[0], "rollout": rollout, "minibatch": 0}
+            gradient = gradient_of(GSPO, used, **divisor) / 2
+            calls.append((one | {"gradient": gradient}, fields | ({"normalizer": normalizer} if normalizer else {})))
+        steps.append(calls)
+    found = audit_trace(write(tmp_path, steps, objective=GSPO.to_dict(), micro_batches="sum" if normalizer else "mean"))
+    (error,) = found.errors
+    assert error.rule == "advantage.batch"
+    assert "that responses of the rollout before have" in error.message
+
+
+def test_a_bound_that_moves_losses_little_is_no_number_of_micro_batches(tmp_path: Path) -> None:
+    """Hunts "3.002 times what is claimed: the number of micro-batches" said of weights that are held lower than claimed."""
+    claimed, used = _bounded(2.0), _bounded(1.02)
+    steps: list[Calls] = []
+    for step in range(3):
+        calls: Calls = []
+        for at in range(3):
+            one = batch(6, 10 * step + at, moved=1e-3)
+            noise = 0.01 * np.random.default_rng(100 + 10 * step + at).normal(size=one["logp"].shape)
+            one["behavior_logp"] = (one["old_logp"] + noise).astype(np.float32)
+            calls.append((one, {"loss": _weighted(used, one)}))
+        steps.append(calls)
+    (error,) = audit_trace(write(tmp_path, steps, objective=claimed.to_dict(), micro_batches="mean")).errors
+    assert error.rule == "objective"
+    assert "bounded above by 1.02 where 2 is claimed" in error.message
+
+
+def _bounded(high: float) -> gspo.Objective:
+    return GRPO.replace(correction=(gspo.Correction("token", high=high),))
+
+
+def _weighted(objective: gspo.Objective, one: Arrays) -> float:
+    names = ("logp", "old_logp", "advantages", "behavior_logp")
+    return float(gspo.policy_loss(objective, **{name: one[name] for name in names}, sequences=one["mask"]).loss)
+
+
 def _drifted(one: Arrays) -> Arrays:
     """Without responses of a negative advantage that became less likely, as an off-policy mask has it."""
     d = np.where(one["mask"], one["logp"] - one["old_logp"], 0.0).sum(1)
@@ -178,9 +227,7 @@ def test_weights_that_are_set_to_0_where_they_are_to_be_held(
         one = batch(8, step)
         noise = 0.02 * np.random.default_rng(100 + step).normal(size=one["logp"].shape)
         one["behavior_logp"] = (one["old_logp"] + noise).astype(np.float32)
-        names = ("logp", "old_logp", "advantages", "behavior_logp")
-        loss = gspo.policy_loss(used, **{name: one[name] for name in names}, sequences=one["mask"]).loss
-        steps.append([(one, {"loss": float(loss)})])
+        steps.append([(one, {"loss": _weighted(used, one)})])
     rule, message = _error(tmp_path, iter(steps), claimed)
     assert rule == "objective"
     assert words in message
