@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,19 +21,27 @@ stub(
 )
 without_init("openrlhf.models", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils")
 # The experience maker names this class in its annotations; the module starts engines.
-holding("openrlhf.trainer.ray.launcher", RayActorGroup=object)
+holding("openrlhf.trainer.ray.launcher", RayActorGroup=object, PPORayActorGroup=object)
 
 from openrlhf.models.loss import PolicyLoss
 from openrlhf.models.utils import compute_approx_kl, compute_reward
-from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils import experience_maker
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from ...words import HarnessError
 from .. import demands
 from ..adapter import Settings, TrainerTarget, offered, per_token, tensor, torch_kl, torch_loss
 from .dialect import ACTOR, DIALECT
 
 RELEASE = version("openrlhf")
+NAME = f"OpenRLHF {RELEASE}"
+Experience: Any = vars(experience_maker)["Experience"]
+if "policy_loss_type" not in signature(PolicyLoss).parameters:
+    raise HarnessError(f"{NAME} has no policy_loss_type gspo: 0.8.8 is the first release that has it")
+# Up to 0.11.1 nothing on the command line says how a loss is aggregated; up to 0.10.2 it counts its micro-batch.
+AGGREGATES = "loss_agg_mode" in Path(str(getattr(find_spec("openrlhf.cli.train_ppo_ray"), "origin", ""))).read_text()
+COUNTS = "batch_num_tokens" in signature(PolicyLoss.forward).parameters
 
 
 def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -40,14 +51,24 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
         clip_eps_low=low,
         clip_eps_high=high,
         dual_clip=settings.get(ACTOR + "dual_clip"),
-        token_level_loss=settings.get(ACTOR + "loss_agg_mode", "token-mean") == "token-mean",
         policy_loss_type=settings[ACTOR + "policy_loss_type"],
+        **_aggregation(settings),
     )
     mask = tensor(case.inputs["mask"]).bool()
     old = tensor(case.inputs["old_logp"], case.input_dtype)
     advantages = tensor(per_token(case))
-    counts = {"batch_num_tokens": int(mask.sum()), "global_batch_size": mask.shape[0]}
+    counts = {"batch_num_tokens": int(mask.sum()), "global_batch_size": mask.shape[0]} if COUNTS else {}
     return torch_loss(case, lambda logp: module(logp, old, advantages, action_mask=mask, **counts)[0])
+
+
+def _aggregation(settings: Settings) -> dict[str, bool]:
+    """What the trainer hands over; without a setting for it the loss type decides."""
+    mode = settings.get(ACTOR + "loss_agg_mode", "token-mean")
+    if AGGREGATES:
+        return {"token_level_loss": mode == "token-mean"}
+    if settings[ACTOR + "policy_loss_type"] == "ppo" and mode != "token-mean":
+        raise Skip(f"{NAME} has no setting {ACTOR}loss_agg_mode: ppo is a mean over tokens")
+    return {}
 
 
 def kl_penalty(case: Case) -> Mapping[str, Any]:
@@ -85,18 +106,28 @@ def clip_rewards(case: Case) -> Mapping[str, Any]:
     return {"rewards": _computed(tensor(case.inputs["rewards"]), "reinforce", 1, bounds).returns[:, 0].numpy()}
 
 
-def _computed(rewards: Any, estimator: str, size: int, bounds: tuple[float, float] | None = None) -> Experience:
+def _computed(rewards: Any, estimator: str, size: int, bounds: tuple[float, float] | None = None) -> Any:
     """`compute_advantages_and_returns` of responses of one token, without a KL term."""
     one = torch.ones_like(rewards)[:, None]
-    experience = Experience(rewards=rewards, action_mask=one.bool(), kl=0 * one, index=list(range(len(rewards))))
+    index = list(range(len(rewards)))
+    experience = Experience(rewards=rewards, action_mask=one.bool(), kl=0 * one, index=index)
+    experience.info = {}
+    # Up to 0.10.1 the names of arguments have no dots.
     args = SimpleNamespace(
         algo=SimpleNamespace(advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=1.0, no_std_norm=False)),
         rollout=SimpleNamespace(n_samples_per_prompt=size),
         reward=SimpleNamespace(clip_range=bounds, overlong_buffer_len=None, stop_properly_penalty_coef=None),
+        advantage_estimator=estimator,
+        gamma=1.0,
+        lambd=1.0,
+        no_advantage_std_norm=False,
+        n_samples_per_prompt=size,
+        reward_clip_range=bounds,
+        overlong_buffer_len=None,
     )
-    maker = SimpleNamespace(
-        strategy=SimpleNamespace(args=args), advantage_estimator=estimator, kl_ctl=SimpleNamespace(value=0.0)
-    )
+    kl_ctl = SimpleNamespace(value=0.0)
+    strategy = SimpleNamespace(args=args)
+    maker = SimpleNamespace(args=args, strategy=strategy, advantage_estimator=estimator, kl_ctl=kl_ctl)
     maker.get_cumulative_returns = RemoteExperienceMaker.get_cumulative_returns.__get__(maker)
     return RemoteExperienceMaker.compute_advantages_and_returns(maker, [experience])[0]
 
