@@ -21,8 +21,7 @@ stub("PIL", "transformers")
 without_init("art", "art.dev", "art.preprocessing", "art.utils")
 holding("art.dev", TrainConfig=import_module("art.dev.train").TrainConfig)
 
-from art._backend_training import build_rl_train_configs
-from art.loss import loss_fn, shift_tensor
+from art.loss import shift_tensor
 from art.preprocessing import tokenize
 from art.preprocessing.pack import packed_tensors_from_tokenized_results
 
@@ -30,7 +29,8 @@ from ...target import INPUT_DTYPES, LAYOUTS, Case, Skip
 from ...tensors import NumPyArray
 from .. import demands
 from ..adapter import Settings, TrainerTarget, added, offered, parts_of, tensor, torch_loss
-from .dialect import DEFAULTS, DIALECT, is_ppo
+from . import releases
+from .dialect import DIALECT
 
 RELEASE = version("openpipe-art")
 PROMPT, PADDING, STRIDE = -1, -2, 2**32
@@ -47,13 +47,10 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 
 def _loss(settings: Settings, case: Case, rows: Rows, logp: Any, reduction: str) -> Any:
     """`loss_fn`; the model's log-probabilities stand one place before their tokens, as it computes them."""
-    given = {key: value for key, value in settings.items() if key != "loss_fn" and value != DEFAULTS[key]}
-    options = given | {"ppo": is_ppo(DEFAULTS | settings)}
-    _, config = build_rl_train_configs(learning_rate=1.0, **options)
     places = shift_tensor(rows["tokens"], PADDING)
     flat = torch.cat([logp.reshape(-1), logp.new_zeros(1)])
     new = flat[torch.where(places >= 0, places, len(flat) - 1)]
-    return loss_fn(rows, new, None, None, config, reduction=reduction).policy_loss
+    return releases.loss(rows, new, releases.config(settings), reduction)
 
 
 def _step(settings: Settings, case: Case) -> Mapping[str, Any]:
@@ -100,14 +97,14 @@ def _pack(results: list[Any], *, pack_results: bool) -> Rows:
     """`packed_tensors_from_tokenized_results`, its tensors alone."""
     lengths = [len(one.token_ids) for one in results if sum(one.assistant_mask)] or [1]
     width = sum(lengths) if pack_results else max(lengths)
-    found = packed_tensors_from_tokenized_results(results, width, PADDING, pack_results=pack_results)
+    found = packed_tensors_from_tokenized_results(results, width, PADDING, **releases.packing(pack_results))
     return {key: values for key, values in found.items() if isinstance(values, torch.Tensor)}
 
 
 def _trajectories(case: Case, base: int = 0) -> list[Any]:
     """Its responses, from their first counted token to their last: ART has no padding inside a row."""
     counted = _counted(case)
-    plain = {"reward": 0.0, "messages_and_choices": [], "tools": None, "additional_histories": []}
+    plain = {"reward": releases.nothing_won(), "messages_and_choices": [], "tools": None, "additional_histories": []}
     found: list[Any] = []
     for places in _places(case):
         kept = np.flatnonzero(counted[places])
@@ -140,14 +137,14 @@ def per_token(case: Case) -> NumPyArray:
 def _tokenized(groups: list[list[Any]], *, drop: bool, scale: bool = True) -> list[Any]:
     """`tokenize_trajectory_groups`, with the ids of the case in the place of a tokenizer's."""
     random.seed(0)
-    shuffle = {"shuffle_group_trajectories": False, "drop_zero_advantage_trajectories": drop}
+    shuffle = {"shuffle_group_trajectories": False, **releases.dropping(drop)}
     tokenize.tokenize_trajectory = _tokenize
     return list(tokenize.tokenize_trajectory_groups(None, groups, False, scale, **shuffle))
 
 
 def _tokenize(tokenizer: Any, processor: Any, history: Any, advantage: float, without: bool, one: Any, **_: Any) -> Any:
     """A response after the last token of its prompt."""
-    return tokenize.TokenizedResult(
+    return releases.result(
         advantage=advantage,
         chat="",
         token_ids=[PROMPT, *one.ids],
