@@ -26,7 +26,7 @@ stub(
 )
 without_init("cosmos_rl", "cosmos_rl.utils", "cosmos_rl.policy", "cosmos_rl.policy.trainer", "cosmos_rl.policy.model")
 if not find_spec("cosmos_rl.policy.trainer.llm_trainer"):
-    raise HarnessError(f"{NAME} has its loss among those of its processes: 0.3.7 is the first release that can be checked")
+    raise HarnessError(f"{NAME} has its loss in its processes: 0.3.7 is the first release that can be checked")
 without_init("cosmos_rl.policy.trainer.llm_trainer", "cosmos_rl.dispatcher", "cosmos_rl.dispatcher.algo")
 without_init("cosmos_rl.dispatcher.data", "cosmos_rl.dispatcher.data.packer")
 names_only("cosmos_rl.patch", "cosmos_rl.utils.distributed")
