@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,12 @@ from ..mutants.tape import stop
 from ..mutants.whole import Reference
 from ..target import METRICS, Case
 from ..tensors import NumPyArray
+from .shards import LOGPS
 from .trace import Tokens
 
 K, K_LONG, PER_U = 16.0, 64.0, 16
+# Micro-batches of so many tokens are kept as they were read: hundreds of objectives are tried on them.
+KEPT, MOST_KEPT = 32, 20_000
 # What other programs call the metrics of the specification.
 FOREIGN = {
     "actor/pg_clipfrac": "clip_fraction_range",
@@ -50,17 +55,24 @@ class NotComputable(Exception):
 class Exact:
     """One call, or the union of several, under the claimed objective, before its division by M.
 
-    `numerator` / `count` + `apart` is the loss; `scale` / `count` + `apart_scale` bounds what rounding errors are measured against.
-    What is apart is a penalty with an M of its own, of which `share` is a micro-batch's: 1 where that is the micro-batch's count.
+    `numerator` / `count` + `apart` is the loss. What is apart is a penalty with an M of its own, of which `share` is a micro-batch's: 1 where that is the micro-batch's count.
     """
 
     numerator: float
     count: float
-    scale: float
     reference: _Recount
     apart: float = 0.0
-    apart_scale: float = 0.0
     share: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """What rounding errors of the numerator are measured against."""
+        return self.reference.scales[0]
+
+    @property
+    def apart_scale(self) -> float:
+        """And those of what is apart."""
+        return self.reference.scales[1]
 
     def loss(self, normalizer: float | None = None) -> float:
         """L, divided by M or by another normaliser."""
@@ -74,7 +86,7 @@ class Exact:
 
     def gradient(self, normalizer: float | None = None) -> NumPyArray:
         """d L / d log π_θ."""
-        reference, (divisor, own) = self.reference, self._divisors(normalizer)
+        reference, (divisor, own) = self.reference.differentiable(), self._divisors(normalizer)
         policy = reference.gradient(reference.policy_term()) / divisor
         return policy + reference.gradient(reference.penalty_term()) / own
 
@@ -88,15 +100,58 @@ class Exact:
         return divisor, divisor if self.reference.shares_divisor() else 1.0 / (self.share or 1.0)
 
 
+@lru_cache(maxsize=KEPT)
+def _read(tokens: Tokens, names: tuple[str, ...]) -> dict[str, Any]:
+    """What the reference makes of these arrays, whatever the objective."""
+    reference = Reference(Case("policy_loss", {}, {}, dtype="float64"))
+    reference.read_tokens({name: getattr(tokens, name) for name in names})
+    reference.new = stop(reference.new)
+    return vars(reference) | {"unit_ratios": {}}
+
+
+# As plain values.
+_fields = lru_cache(maxsize=256)(Objective.to_dict)
+
+
 class _Recount(Reference):
     """The unmutated reference, asked for what an audit wants to know."""
 
-    def __init__(self, objective: Objective, inputs: Mapping[str, Any]) -> None:
-        parameters = {"objective": objective.to_dict(), "normalizer": 1.0}
+    unit_ratios: dict[str, Any]
+
+    def __init__(self, objective: Objective, tokens: Tokens, inputs: Mapping[str, Any]) -> None:
+        parameters = {"objective": _fields(objective), "normalizer": 1.0}
         super().__init__(Case("policy_loss", parameters, inputs, dtype="float64", outputs=()))
+        self.tokens = tokens
         self.read(dict(inputs), parameters)
-        # Equal terms that are added one after the other are rounded alike, again and again.
-        self.k = float(np.clip(self.lengths().max(initial=0) / PER_U, K, K_LONG))
+
+    def read_tokens(self, arrays: dict[str, Any]) -> None:
+        """Numbers without a tape: a loss is asked for far more often than its gradient."""
+        names = tuple(name for name in (*LOGPS, "offsets") if name in arrays)
+        kept = _read if self.tokens.count <= MOST_KEPT else _read.__wrapped__
+        vars(self).update({**kept(self.tokens, names), "case": self.case})
+
+    def differentiable(self) -> _Recount:
+        """The same on a tape."""
+        found = copy(self)
+        found.new, found.unit_ratios = self.clean(self.leaf), {}
+        return found
+
+    def unit(self, kind: str) -> Any:
+        """The log-ratio of the unit at every token, which is the same for all objectives with that ratio."""
+        if kind not in self.unit_ratios:
+            self.unit_ratios[kind] = super().unit(kind)
+        return self.unit_ratios[kind]
+
+    @cached_property
+    def k(self) -> float:
+        """How many roundings an error has: equal terms that are added one after the other are rounded alike, again and again."""
+        return float(np.clip(self.lengths().max(initial=0) / PER_U, K, K_LONG))
+
+    @cached_property
+    def scales(self) -> tuple[float, float]:
+        """What the rounding of the loss is relative to, and that of a penalty with its own M."""
+        with np.errstate(all="ignore"):
+            return self.magnitude(), 0.0 if self.shares_divisor() else self.penalty_magnitude()
 
     def total(self) -> float:
         """Σ_i ω_i Σ_t l_t, without a penalty that has its own M."""
@@ -122,7 +177,8 @@ class _Recount(Reference):
         if penalty is None:
             return 0.0
         plain = {"estimator": "k1", "importance": None, "log_ratio_clamp": None, "value_clamp": None}
-        slopes = self.gradient(self.penalty_value(penalty | plain))
+        taped = self.differentiable()
+        slopes = taped.gradient(taped.penalty_value(penalty | plain))
         return penalty["coefficient"] * float(np.abs(slopes).max(initial=0.0))
 
     def magnitude(self) -> float:
@@ -220,9 +276,8 @@ def exact(objective: Objective, tokens: Tokens) -> Exact:
     objective, arrays = inputs_of(objective, tokens)
     try:
         with np.errstate(all="ignore"):
-            reference = _Recount(objective, arrays)
-            apart = () if reference.shares_divisor() else (reference.apart(), reference.penalty_magnitude())
-            return Exact(reference.total(), reference.divisor(), reference.magnitude(), reference, *apart)
+            reference = _Recount(objective, tokens, arrays)
+            return Exact(reference.total(), reference.divisor(), reference, reference.apart())
     except ValueError as error:
         raise NotComputable(str(error)) from None
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from gspo_core import Aggregation, Objective
 
-from .exact import Exact, exact, total
+from .exact import Exact, exact, inputs_of, total
+from .shards import LOGPS
 from .trace import Part, Tokens
 
 SAME, NEARER = 1e-3, 0.01
@@ -35,6 +38,18 @@ class Recomputed:
     def expected(self) -> float:
         """The loss of the claim."""
         return self.truth.loss(self.normalizer)
+
+    @cached_property
+    def recorded(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The objective, in plain values, and the arrays as they were recorded, padding included; raises `NotComputable`."""
+        objective, arrays = inputs_of(self.objective, self.part.tokens)
+        wanted = ({*LOGPS} & arrays.keys()) | ({*LOGPS, "mask", "offsets"} & self.part.names)
+        inputs = {name: self.part.array(name) for name in wanted} | {"advantages": arrays["advantages"]}
+        inputs |= {"groups": arrays["groups"]} if "groups" in arrays else {}
+        recorded = self.part.array("advantages")
+        if recorded is not None and recorded.shape == self.part.shape and not objective.per_sequence:
+            inputs["advantages"] = recorded
+        return objective.to_dict(), inputs
 
     def anew(self, objective: Objective, tokens: Tokens) -> Exact:
         """The truth of another objective, or of other tokens; a penalty with an M of its own is divided as far as this one's losses are."""

@@ -18,7 +18,7 @@ from ..noise.words import percent, plain
 from ..target import Case
 from ..tensors import NumPyArray
 from ..words import plural
-from .exact import NotComputable, inputs_of, own_name
+from .exact import NotComputable, own_name
 from .factors import by_factor, by_one_factor, by_rough_factor
 from .fitted import by_numbers
 from .implied import by_gradients
@@ -27,7 +27,6 @@ from .neighbours import neighbours
 from .paired import by_pairs
 from .recomputed import Recomputed, exact_gradient
 from .replaced import by_advantages, by_gradient_terms, by_no_loss, by_other_tokens, by_sampler, by_terms
-from .shards import LOGPS
 from .trace import Trace
 from .variants import Explanation, by_definitions, by_divisors, by_masks, by_precision, by_record, from_mutant
 from .withheld import by_lost_responses, by_ratios
@@ -353,14 +352,8 @@ def _right(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], right: Any
 
 def answer_of(one: Recomputed, mutant: Mutant, outputs: tuple[str, ...], normalized: bool) -> dict[str, Any]:
     """What a mutant computes of a part as it was recorded, padding included."""
-    objective, arrays = inputs_of(one.objective, one.part.tokens)
-    inputs = {name: one.part.array(name) for name in LOGPS if name in arrays or name in one.part.names}
-    inputs |= {name: one.part.array(name) for name in ("mask", "offsets") if name in one.part.names}
-    inputs |= {"advantages": arrays["advantages"]} | ({"groups": arrays["groups"]} if "groups" in arrays else {})
-    recorded = one.part.array("advantages")
-    if recorded is not None and recorded.shape == one.part.shape and not objective.per_sequence:
-        inputs["advantages"] = recorded
-    parameters: dict[str, Any] = {"objective": objective.to_dict()}
+    objective, inputs = one.recorded
+    parameters: dict[str, Any] = {"objective": objective}
     if normalized and one.normalizer is not None:
         parameters["normalizer"] = one.normalizer
     answer = mutant.kind(Case("policy_loss", parameters, inputs, dtype="float64", outputs=outputs)).answer()
