@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import version
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tunix.rl import algo_core, common
-from tunix.rl.agentic.agentic_grpo_learner import GRPOConfig
 
 from ...target import INPUT_DTYPES, LAYOUTS, Case, Skip
 from ...tensors import NumPyArray
 from .. import demands
 from ..adapter import Settings, TrainerTarget, offered
+from . import releases
 from .dialect import DIALECT, ESTIMATORS
 
-RELEASE = version("google-tunix")
+NAMES = {("mean", "std"): "grpo", ("mean", "none"): "drgrpo", ("leave_one_out", "none"): "rloo"}
 WIDTHS = (16, 64, 1024, 16384, 65536)
 
 
@@ -38,14 +36,13 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 @cache
 def _program(settings: tuple[tuple[str, Any], ...]) -> Any:
     """Loss and gradient of `grpo_loss_fn` in the log-probabilities that its model would have."""
-    config = GRPOConfig(**dict(settings))
-    config.temperature = 1.0
+    config = releases.config(dict(settings))
 
     def loss(logp: jax.Array, example: Mapping[str, jax.Array]) -> jax.Array:
         ref = example.get("ref_logp", jax.lax.stop_gradient(logp) if config.beta else None)
         mask = example["mask"]
         nothing = jnp.zeros((len(mask), 0), jnp.int32)
-        batch = common.TrainExample(
+        batch = releases.common.TrainExample(
             prompt_ids=nothing,
             prompt_mask=nothing,
             completion_ids=jnp.zeros(mask.shape, jnp.int32),
@@ -53,12 +50,17 @@ def _program(settings: tuple[tuple[str, Any], ...]) -> Any:
             advantages=example["advantages"],
             ref_per_token_logps=ref,
             old_per_token_logps=example["old_logp"],
-            segment_ids=example.get("segments"),
+            **releases.segments(example.get("segments")),
         )
-        common.compute_per_token_logps = lambda *_, **__: (logp, jnp.zeros((*logp.shape, 1)))
-        return algo_core.grpo_loss_fn(nnx.Module(), batch, config, pad_id=-1, eos_id=-2)[0]
+        releases.common.compute_per_token_logps = partial(_forward, logp)
+        return releases.loss(nnx.Module(), batch, config, dict(settings))
 
     return jax.jit(jax.value_and_grad(loss))
+
+
+def _forward(logp: jax.Array, *_: Any, return_logits: bool, **__: Any) -> Any:
+    """What the model's forward pass would return."""
+    return (logp, jnp.zeros((*logp.shape, 1))) if return_logits else logp
 
 
 def _rows(case: Case) -> dict[str, NumPyArray]:
@@ -100,27 +102,23 @@ def _array(name: str, values: NumPyArray, case: Case) -> jax.Array:
 
 
 def group_advantages(case: Case) -> Mapping[str, Any]:
-    """`compute_advantages`, Dr. GRPO's or RLOO's."""
+    """Those of GRPO, Dr. GRPO or RLOO."""
     asked = {"center": "mean", "scale": "std", "ddof": 1, "eps": 1e-6} | dict(case.parameters)
-    estimators = {
-        ("mean", "std"): algo_core.compute_advantages,
-        ("mean", "none"): algo_core.compute_drgrpo_advantages,
-        ("leave_one_out", "none"): algo_core.compute_rloo_advantages,
-    }
-    estimator = estimators.get((asked["center"], asked["scale"]))
+    name = NAMES.get((asked["center"], asked["scale"]))
     form = (asked["ddof"], asked["eps"], asked.get("eps_placement", "std"))
-    if estimator is None or (asked["scale"] == "std" and form != (1, 1e-6, "std")):
-        raise Skip("Tunix has the mean with the standard deviation (ddof 1, eps 1e-6) or alone, and RLOO")
-    return {"advantages": _estimated(estimator, case)}
+    if name is None or (asked["scale"] == "std" and form != (1, releases.EPS, "std")):
+        raise Skip(f"Tunix has the mean with the standard deviation (ddof 1, eps {releases.EPS:g}) or alone, and RLOO")
+    return {"advantages": _estimated(name, case)}
 
 
 def leave_one_out_advantages(case: Case) -> Mapping[str, Any]:
-    """`compute_rloo_advantages`."""
-    return {"advantages": _estimated(algo_core.compute_rloo_advantages, case)}
+    """Those of RLOO."""
+    return {"advantages": _estimated("rloo", case)}
 
 
-def _estimated(estimator: Any, case: Case) -> NumPyArray:
+def _estimated(name: str, case: Case) -> NumPyArray:
     """One call a group: a batch of Tunix has groups of one size, side by side."""
+    estimator = releases.estimator(name)
     groups, rewards = np.asarray(case.inputs["groups"]), np.asarray(case.inputs["rewards"], case.dtype)
     found = np.empty_like(rewards)
     for group, size in zip(*np.unique(groups, return_counts=True), strict=True):
@@ -135,7 +133,7 @@ def kl_penalty(case: Case) -> Mapping[str, Any]:
     names = {value: key for key, value in ESTIMATORS.items()}
     estimator = demands.estimator(case, "Tunix", names)
     logp, ref = (_array(name, case.inputs[name], case) for name in ("logp", "ref_logp"))
-    return {"value": np.asarray(common.compute_kl_divergence(logp, ref, names[estimator]))}
+    return {"value": np.asarray(releases.common.compute_kl_divergence(logp, ref, names[estimator]))}
 
 
 OPERATIONS = {
@@ -148,15 +146,15 @@ CAPABILITIES = offered(
     "logp old_logp advantages mask offsets ref_logp groups rewards",
     "objective advantages center scale ddof eps eps_placement estimator",
     layouts=LAYOUTS,
-    token_advantages=True,
+    token_advantages=releases.PACKS,
     input_dtypes=INPUT_DTYPES,
 )
 
 
 def claims() -> TrainerTarget:
     """Every objective that `loss_algo` and `loss_agg_mode` claim, in float32: the loss casts to nothing else."""
-    versions = {"google-tunix": RELEASE, "jax": jax.__version__}
-    return TrainerTarget(versions, DIALECT, RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
+    versions = {"google-tunix": releases.RELEASE, "jax": jax.__version__}
+    return TrainerTarget(versions, DIALECT, releases.RELEASE, policy_loss, OPERATIONS, CAPABILITIES)
 
 
 def default() -> TrainerTarget:
