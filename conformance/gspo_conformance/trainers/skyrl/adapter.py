@@ -30,11 +30,12 @@ from skyrl.backends.skyrl_train.training_batch import TrainingInputBatch
 from skyrl.backends.skyrl_train.utils import ppo_utils
 from skyrl.backends.skyrl_train.workers.worker import PolicyWorkerBase
 from skyrl.train.config import AlgorithmConfig
-from skyrl.train.dataset.preprocess import compute_prompt_boundaries
+from skyrl.train.dataset import preprocess
 from skyrl.train.trainer import RayPPOTrainer
 from skyrl.train.utils.trainer_utils import zero_variance_filter
 
 from ...target import DTYPES, INPUT_DTYPES, Case, Skip
+from ...words import HarnessError
 from .. import demands
 from ..adapter import Settings, TrainerTarget, added, offered, overlaid, per_token, tensor, torch_kl, torch_loss
 from .dialect import ALGORITHM, DIALECT, ESTIMATORS
@@ -42,6 +43,12 @@ from .dialect import ALGORITHM, DIALECT, ESTIMATORS
 logger.remove()
 torch.cuda.current_device = lambda: 0  # the worker moves its batch there
 RELEASE = version("skyrl")
+NAME = f"SkyRL {RELEASE}"
+if not hasattr(RayPPOTrainer, "_normalize_advantages"):
+    raise HarnessError(
+        f"the driver of {NAME} does not scale advantages: 0.2.0 is the first release that can be checked"
+    )
+BOUNDARIES = getattr(preprocess, "compute_prompt_boundaries", None)
 SINGLE = {"regular", "dual_clip", "cispo", "rollout_is"}
 
 
@@ -54,9 +61,12 @@ def policy_loss(settings: Settings, case: Case) -> Mapping[str, Any]:
 
 
 def _algorithm(settings: Settings) -> AlgorithmConfig:
-    """The real defaults with these settings over them; a key that is not there is an error."""
+    """The real defaults with these settings over them; a skip where this release lacks one."""
     own = {key.removeprefix(ALGORITHM): value for key, value in settings.items()}
-    return overlaid(AlgorithmConfig(), own, f"AlgorithmConfig of SkyRL {RELEASE}")
+    try:
+        return overlaid(AlgorithmConfig(), own, f"AlgorithmConfig of {NAME}")
+    except KeyError as error:
+        raise Skip(error.args[0]) from None
 
 
 def _precise(algorithm: AlgorithmConfig, case: Case) -> None:
@@ -71,24 +81,27 @@ def _scaled(algorithm: AlgorithmConfig, parts: list[Any], case: Case) -> list[An
     rows = [part["mask"].shape[0] for part in parts]
     order, prompts = _prompts(parts, algorithm.loss_reduction == "prompt_mean")
     masks = torch.cat([_wide(tensor(part["mask"], "float32"), width) for part in parts])[order]
-    given = torch.cat([_wide(tensor(per_token(replace(case, inputs=part))), width) for part in parts])[order]
-    batch = TrainingInputBatch({"advantages": given, "response_mask": masks, "loss_mask": masks})
+    values = torch.cat([_wide(tensor(per_token(replace(case, inputs=part))), width) for part in parts])[order]
+    batch = TrainingInputBatch({"advantages": values, "response_mask": masks, "loss_mask": masks})
     trainer = SimpleNamespace(cfg=SimpleNamespace(trainer=SimpleNamespace(algorithm=algorithm)))
     trainer.cfg.trainer.micro_train_batch_size_per_gpu = 1
-    scaled = RayPPOTrainer._normalize_advantages(trainer, batch, [(0, sum(rows))], prompts)["advantages"]
+    given = {} if BOUNDARIES is None else {"prompt_boundaries": prompts}
+    scaled = RayPPOTrainer._normalize_advantages(trainer, batch, [(0, sum(rows))], **given)["advantages"]
     cut = scaled[torch.argsort(order)].split(rows)
     return [one[:, : part["mask"].shape[1]] for one, part in zip(cut, parts, strict=True)]
 
 
 def _prompts(parts: list[Any], needed: bool) -> tuple[Any, Any]:
     """The rows in the order of their prompts, and where each prompt begins and ends."""
-    if "groups" not in parts[0]:
+    if needed and BOUNDARIES is None:
+        raise Skip(f"{NAME} has no loss_reduction prompt_mean")
+    if "groups" not in parts[0] or BOUNDARIES is None:
         if needed:
             raise Skip("SkyRL knows the prompt of every response")
         return torch.arange(sum(part["mask"].shape[0] for part in parts)), None
     groups = np.concatenate([part["groups"] for part in parts])
     order = np.argsort(groups, kind="stable")
-    return torch.from_numpy(order), compute_prompt_boundaries([str(one) for one in groups[order]])
+    return torch.from_numpy(order), BOUNDARIES([str(one) for one in groups[order]])
 
 
 def _wide(values: Any, width: int) -> Any:
@@ -136,7 +149,8 @@ def _experience(case: Case, advantages: Any) -> SimpleNamespace:
     given = {key: tensor(case.inputs[name], case.input_dtype) for name, key in names.items() if name in case.inputs}
     mask = tensor(case.inputs["mask"], "float32")
     absent = dict.fromkeys((*names.values(), "sequences", "attention_mask", "pixel_values", "image_grid_thw"))
-    fixed = {"advantages": advantages, "loss_mask": mask, "response_mask": mask, "num_actions": mask.shape[1]}
+    masks = dict.fromkeys(("loss_mask", "response_mask", "action_mask"), mask)
+    fixed = {"advantages": advantages, "num_actions": mask.shape[1], **masks}
     return SimpleNamespace(**(absent | fixed | given), rollout_sample_support=None, to_device=lambda device: None)
 
 
@@ -244,7 +258,8 @@ def informative_groups(case: Case) -> Mapping[str, Any]:
     if case.parameters.get("low") is not None or case.parameters.get("high") is not None:
         raise Skip("SkyRL has no bounds on the mean reward of a group")
     rewards, groups = case.inputs["rewards"].tolist(), [str(one) for one in case.inputs["groups"]]
-    kept = zero_variance_filter(rewards, groups, tol=AlgorithmConfig().zero_variance_filter_tol)
+    tolerance = getattr(AlgorithmConfig(), "zero_variance_filter_tol", None)
+    kept = zero_variance_filter(rewards, groups, **({} if tolerance is None else {"tol": tolerance}))
     return {"keep": np.isin(np.arange(len(rewards)), kept)}
 
 
