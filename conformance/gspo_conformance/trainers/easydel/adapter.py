@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from ...target import INPUT_DTYPES, Case, Skip
 from ...tensors import NumPyArray
+from ...words import HarnessError
 from ..adapter import Settings, TrainerTarget, offered
 from ..stubs import holding, without_init
 
@@ -29,10 +31,13 @@ from easydel.trainers.group_relative_policy_optimization import _fn
 from .dialect import DIALECT
 
 RELEASE = version("easydel")
+if "importance_sampling_level" not in signature(_fn.grpo_step).parameters:
+    raise HarnessError(f"EasyDeL {RELEASE} has no sequence ratio: 0.2.0 is the first release that can be checked")
 WIDTHS = (16, 64, 1024, 16384, 65536)
 LOSS = ("importance_sampling_level", "loss_type", "epsilon", "epsilon_high", "delta", "beta")
 # What the model computes, it has computed already; on one device nothing is sharded.
 _fn.get_per_token_logps = lambda module, *_, **__: module.logp
+_fn.get_per_token_logps_and_entropies = lambda module, *_, **__: (module.logp, jnp.zeros_like(module.logp))
 _fn.with_sharding_constraint = lambda arr, sharding: arr
 
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ...words import HarnessError
 from ..stubs import stub, without_init
 
 os.environ["TRINITY_LOG_LEVEL"] = "CRITICAL"  # it logs to the stream of the answers
@@ -21,6 +23,11 @@ stub(
     *("sqlalchemy", "huggingface_hub", "requests", "peft", "PIL", "tqdm", "yaml", "pydantic"),
 )
 without_init("trinity.trainer", "trinity.trainer.verl")
+RELEASE = version("trinity-rft")
+if find_spec("trinity.trainer.verl.losses") is None:
+    raise HarnessError(
+        f"Trinity-RFT {RELEASE} has its loss inside a training step: 0.6.0 is the first release that can be checked"
+    )
 import transformers
 
 transformers.__version__ = "5.12.1"
@@ -38,7 +45,6 @@ from ..adapter import PaddedBatch, Settings, TrainerTarget, offered, per_token, 
 from .dialect import DIALECT
 from .functions import KINDS, MODES
 
-RELEASE = version("trinity-rft")
 # The engine hands over unpadded nested tensors; the cases are padded already.
 losses.no_padding_2_padding = lambda values, data: values
 

@@ -6,17 +6,22 @@ import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ...words import HarnessError
 from ..stubs import stub, without_init
 
 stub("datasets", "transformers", "tqdm", "huggingface_hub", "mlx_lm", "mlx_vlm", "jinja2", "PIL", "torch")
 without_init("unsloth_zoo", "unsloth_zoo.mlx")
 
+RELEASE = version("unsloth-zoo")
+if find_spec("unsloth_zoo.mlx.grpo") is None:
+    raise HarnessError(f"unsloth-zoo {RELEASE} has no GRPO on MLX: 2026.10.5 is the first release that can be checked")
 from unsloth_zoo.mlx import grpo
 
 from ...frameworks.mlx import array
@@ -25,7 +30,6 @@ from .. import demands
 from ..adapter import Settings, TrainerTarget, mlx_loss, offered
 from .dialect import DEFAULTS, DIALECT
 
-RELEASE = version("unsloth-zoo")
 SAMPLING: dict[str, Any] = {
     "temperature": 1.0,
     "top_p": 1.0,
